@@ -1,0 +1,1 @@
+//! The embedded guest: a bare-metal workload that checks its own memory.

@@ -1,0 +1,2 @@
+//! The `thermocline` binary.
+fn main() {}
