@@ -1,1 +1,18 @@
-//! Thermocline.
+//! Thermocline: a KVM virtual machine monitor that knows which guest pages the host has swapped out, migrates a running
+//! guest without waking them, and leaves both hosts as warm and as cold as they were.
+
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod devices;
+pub mod exit;
+pub mod host;
+pub mod incoming;
+pub mod kvm;
+pub mod machine;
+pub mod migration;
+pub mod monitor;
+pub mod ram;
+pub mod units;

@@ -1,2 +1,5 @@
 //! The `thermocline` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    thermocline::cli::main()
+}

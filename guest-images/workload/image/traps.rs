@@ -1,0 +1,135 @@
+//! Exceptions and interrupts. Ring 0 does the least it can: an exception continues in ring 3, which can print.
+
+use core::arch::global_asm;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::report::Panic;
+use crate::{apic, control, power, serial, sleep};
+
+global_asm!(
+    r#"
+.pushsection .text.traps, "ax"
+    .balign 16
+.globl exception_stubs
+exception_stubs:                        # 16 bytes each, for vectors 0 to 31
+.irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    .balign 16
+    .if !((0x60227d00 >> \vector) & 1)
+    pushq $0                            # vectors without an error code
+    .endif
+    pushq $\vector
+    jmp exception
+.endr
+
+exception:                              # continue in ring 3 at exception_in_ring3(vector, code, rip, cr2)
+    cld
+    pop %rdi
+    pop %rsi
+    mov (%rsp), %rdx
+    mov %cr2, %rcx
+    movq $exception_in_ring3, (%rsp)
+    movq $0x33, 8(%rsp)
+    movq $0x3202, 16(%rsp)
+    movq $exception_stack_end - 8, 24(%rsp)
+    movq $0x2b, 32(%rsp)
+    iretq
+
+.globl halt_trap
+halt_trap:                              # int3: halt until the timer has set the flag at rdi
+    cmpb $0, (%rdi)
+    jne 1f
+    sti                                 # takes effect after the next instruction: no interrupt can slip in before hlt
+    hlt
+1:  iretq
+
+.globl timer_0, timer_1
+timer_0:
+    movb $1, timer_fired
+    jmp end_of_interrupt
+timer_1:
+    movb $1, timer_fired + 1
+end_of_interrupt:
+    push %rax
+    mov $0xfee000b0, %eax
+    movl $0, (%rax)
+    pop %rax
+.globl spurious
+spurious:
+    iretq
+.popsection
+
+.pushsection .data.flags, "aw", @progbits
+.globl timer_fired
+timer_fired:
+    .byte 0, 0
+.popsection
+
+.pushsection .noinit, "aw", @nobits
+    .balign 4096
+.globl idt
+idt:
+    .skip 4096
+    .skip 16384
+exception_stack_end:
+.popsection
+"#,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static mut idt: [u128; 256];
+    static exception_stubs: u8;
+    static halt_trap: u8;
+    static timer_0: u8;
+    static timer_1: u8;
+    static spurious: u8;
+}
+
+const BREAKPOINT: u8 = 3;
+
+/// Fills the interrupt table. Until then an exception is a triple fault.
+pub fn install() {
+    for vector in 0..=255 {
+        set(vector, 0);
+    }
+    for vector in 0..32u8 {
+        let stub = (&raw const exception_stubs as u64) + u64::from(vector) * 16;
+        set(vector, gate(stub, 0));
+    }
+    set(BREAKPOINT, gate(&raw const halt_trap as u64, 3));
+    set(sleep::VECTOR, gate(&raw const timer_0 as u64, 0));
+    set(sleep::VECTOR + 1, gate(&raw const timer_1 as u64, 0));
+    set(apic::SPURIOUS, gate(&raw const spurious as u64, 0));
+}
+
+/// Empties the interrupt table, so that the next exception is a triple fault.
+pub fn remove() {
+    for vector in 0..=255 {
+        set(vector, 0);
+    }
+}
+
+fn set(vector: u8, gate: u128) {
+    // SAFETY: a gate is written before what it serves can happen, or removed on purpose.
+    unsafe { ptr::write_volatile((&raw mut idt).cast::<u128>().add(usize::from(vector)), gate) };
+}
+
+/// A 64-bit interrupt gate that the given ring may call.
+fn gate(handler: u64, ring: u128) -> u128 {
+    let handler = u128::from(handler);
+    (handler & 0xffff) | (0x10 << 16) | (0x8e00 << 32) | (ring << 45) | ((handler >> 16) << 48)
+}
+
+/// Exceptions so far. The second can only come from telling about the first.
+static EXCEPTIONS: AtomicU32 = AtomicU32::new(0);
+
+#[unsafe(no_mangle)]
+extern "C" fn exception_in_ring3(vector: u64, code: u64, rip: u64, cr2: u64) -> ! {
+    if EXCEPTIONS.fetch_add(1, Ordering::Relaxed) == 0 {
+        let cpu = apic::id();
+        control::silence();
+        serial::say_now(&Panic { vector, code, rip, cr2, cpu });
+    }
+    power::off()
+}

@@ -1,0 +1,266 @@
+//! Paging out, and making sure that it happened.
+
+use std::io;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::probe::{ProbeError, check_range, resident_runs};
+use crate::swap::{self, SwapError};
+use crate::sys;
+use crate::target::Mapping;
+
+/// Why nothing was paged out.
+#[derive(Debug, Error)]
+pub enum PageOutError {
+    /// The host has no swap.
+    #[error("nothing was paged out because no swap is active: set one up, such as zram, and enable it with swapon")]
+    NoSwap,
+    /// All swap is occupied.
+    #[error("nothing was paged out because all {0} bytes of swap are occupied: add swap")]
+    SwapFull(u64),
+    /// The kernel kept every page.
+    #[error(
+        "the kernel kept all {0} pages: they may be mapped by another process too, or locked; page out from the only process that maps them"
+    )]
+    Kept(u64),
+    /// The states of the pages could not be found out.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The swap devices could not be listed.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    /// A system call failed.
+    #[error("{call} failed on pages {pages:?}: {source}; check that the file is still mapped there, whole")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What it was asked for.
+        pages: Range<u64>,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// What paging out did, in pages. `asked` is `swapped + left`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageOutReport {
+    /// Pages that were resident when asked.
+    pub asked: u64,
+    /// Pages of these that are no longer resident: swapped, or holes again where a read had allocated a page that
+    /// nobody wrote.
+    pub swapped: u64,
+    /// Pages of these that are still resident.
+    pub left: u64,
+    /// Pages of those left that have been given to a swap device which does not free them at once: the kernel
+    /// frees them when it needs the memory, without writing them again. Known from Linux 6.5 on.
+    pub queued: u64,
+    /// How often the kernel was asked, at most, for any of them.
+    pub attempts: u32,
+}
+
+impl PageOutReport {
+    /// Both together, as if it had been one call.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            asked: self.asked + other.asked,
+            swapped: self.swapped + other.swapped,
+            left: self.left + other.left,
+            queued: self.queued + other.queued,
+            attempts: self.attempts.max(other.attempts),
+        }
+    }
+}
+
+/// How often pages that stay are asked for. The second time maps what was resident but not mapped; before the
+/// third the batches of all CPUs are drained; the fourth is for pages that were in use at that moment.
+const ATTEMPTS: u32 = 4;
+
+/// Ranges this near to one another are advised in one call if no page in between may be paged out by mistake.
+const NEAR: u64 = 512;
+
+/// Pages out the resident pages of the ranges (page numbers of the mapping, in any order), and looks whether it
+/// happened.
+///
+/// Pages that are resident but not mapped here (brought in by `pread`, say) are mapped first, since
+/// `MADV_PAGEOUT` walks page tables (mm/madvise.c `madvise_cold_or_pageout_pte_range`); holes are left alone. A page
+/// that somebody discards at that very moment can be allocated by this, as zeros.
+/// Pages that another process has mapped too stay, and are reported in [`PageOutReport::left`].
+///
+/// # Errors
+/// [`PageOutError`] when there were resident pages and not a single one could be moved, or the pages are not in
+/// the mapping.
+pub fn page_out(mapping: &Mapping<'_>, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
+    for range in ranges {
+        check_range(mapping, range)?;
+    }
+    let ranges = merged(ranges);
+    let mut left = Vec::new();
+    for range in &ranges {
+        resident_runs(mapping, range, &mut left)?;
+    }
+    let mut report = PageOutReport { asked: page_count(&left), ..PageOutReport::default() };
+    if report.asked == 0 {
+        return Ok(report);
+    }
+    advise(mapping, &spans(&left, &ranges))?;
+    report.attempts = 1;
+    loop {
+        left = still_resident(mapping, &left)?;
+        report.queued += remove_queued(mapping, &mut left)?;
+        if left.is_empty() || report.attempts == ATTEMPTS {
+            break;
+        }
+        if page_count(&left) == report.asked
+            && let error @ (PageOutError::NoSwap | PageOutError::SwapFull(_)) = why_nothing(report.asked)?
+        {
+            // Asking again would take the CPUs' time for nothing.
+            return Err(error);
+        }
+        if report.attempts == 2 {
+            // Refused by some seccomp filters, and unknown without NUMA: then those pages stay.
+            let _ = sys::drain_lru_batches();
+        }
+        for run in &left {
+            let (address, length) = mapping.bytes(run);
+            sys::populate_read(address, length).map_err(system("MADV_POPULATE_READ", run))?;
+        }
+        advise(mapping, &left)?;
+        report.attempts += 1;
+    }
+    report.left = page_count(&left) + report.queued;
+    report.swapped = report.asked - report.left;
+    if report.swapped == 0 && report.queued == 0 {
+        return Err(why_nothing(report.asked)?);
+    }
+    Ok(report)
+}
+
+fn system(call: &'static str, pages: &Range<u64>) -> impl FnOnce(rustix::io::Errno) -> PageOutError {
+    let pages = pages.clone();
+    move |e| PageOutError::System { call, pages, source: e.into() }
+}
+
+fn page_count(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// The same pages in order, with as few ranges as possible.
+fn merged(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut sorted: Vec<_> = ranges.iter().filter(|range| !range.is_empty()).cloned().collect();
+    sorted.sort_unstable_by_key(|range| range.start);
+    sorted.dedup_by(|next, kept| {
+        let touches = next.start <= kept.end;
+        if touches {
+            kept.end = kept.end.max(next.end);
+        }
+        touches
+    });
+    sorted
+}
+
+/// Joins near runs where all pages between them belong to the same range: walking over pages that are not mapped
+/// costs less than another call.
+fn spans(runs: &[Range<u64>], ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut ranges = ranges.iter();
+    let mut range_end = 0;
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for run in runs {
+        match spans.last_mut() {
+            Some(span) if run.end <= range_end && run.start - span.end <= NEAR => span.end = run.end,
+            _ => {
+                spans.push(run.clone());
+                while range_end < run.end {
+                    let Some(range) = ranges.next() else { break };
+                    range_end = range.end;
+                }
+            }
+        }
+    }
+    spans
+}
+
+fn advise(mapping: &Mapping<'_>, runs: &[Range<u64>]) -> Result<(), PageOutError> {
+    for run in runs {
+        let (address, length) = mapping.bytes(run);
+        sys::page_out(address, length).map_err(system("MADV_PAGEOUT", run))?;
+    }
+    Ok(())
+}
+
+fn still_resident(mapping: &Mapping<'_>, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, ProbeError> {
+    let mut left = Vec::new();
+    for run in runs {
+        resident_runs(mapping, run, &mut left)?;
+    }
+    Ok(left)
+}
+
+/// Takes out the pages that wait in the swap cache for their device, and says how many. Asking for them again would
+/// be in vain, and mapping them would undo it.
+fn remove_queued(mapping: &Mapping<'_>, runs: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
+    let mut queued = 0;
+    let mut kept = Vec::new();
+    let mut todo: Vec<_> = std::mem::take(runs);
+    todo.reverse();
+    while let Some(run) = todo.pop() {
+        let counts = sys::cachestat_pages(mapping, &run).map_err(|source| PageOutError::System {
+            call: "cachestat",
+            pages: run.clone(),
+            source,
+        })?;
+        let length = run.end - run.start;
+        match counts.map_or(0, |counts| counts.evicted) {
+            0 => kept.push(run),
+            evicted if evicted == length => queued += length,
+            _ => {
+                let middle = run.start + length / 2;
+                todo.push(middle..run.end);
+                todo.push(run.start..middle);
+            }
+        }
+    }
+    *runs = kept;
+    Ok(queued)
+}
+
+fn why_nothing(asked: u64) -> Result<PageOutError, SwapError> {
+    let devices = swap::active()?;
+    Ok(if devices.is_empty() {
+        PageOutError::NoSwap
+    } else if devices.iter().all(|device| device.free_bytes() == 0) {
+        PageOutError::SwapFull(devices.iter().map(|device| device.size_bytes).sum())
+    } else {
+        PageOutError::Kept(asked)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
+    fn near_runs_join_only_within_a_range() {
+        assert_eq!(spans(&[0..2, 4..6, 600..700], &[0..800]), [0..6, 600..700]);
+        assert_eq!(spans(&[0..2, 4..6], &[0..3, 4..8]), [0..2, 4..6]);
+        assert_eq!(spans(&[1..2, 5..6, 8..9], &[0..3, 4..9]), [1..2, 5..9]);
+    }
+
+    proptest! {
+        #[test]
+        fn merging_keeps_the_pages(ranges in prop::collection::vec((0..60u64, 0..8u64), 0..12)) {
+            let ranges: Vec<_> = ranges.into_iter().map(|(start, length)| start..start + length).collect();
+            let merged = merged(&ranges);
+            prop_assert!(merged.windows(2).all(|pair| pair[0].end < pair[1].start));
+            for page in 0..80 {
+                let has = |list: &[Range<u64>]| list.iter().any(|range| range.contains(&page));
+                prop_assert_eq!(has(&merged), has(&ranges));
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Reading shared memory and leaving it as warm and as cold as it was.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+use crate::page_out::{PageOutError, PageOutReport, page_out};
+use crate::page_state::{Counts, PageState};
+use crate::probe::{PageCache, Probe, ProbeError};
+use crate::residency::{Residency, Run};
+use crate::target::Mapping;
+
+/// Why memory could not be remembered or put back.
+#[derive(Debug, Error)]
+pub enum ScanError {
+    /// The states of the pages could not be found out.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// Pages could not be paged out again.
+    #[error(transparent)]
+    PageOut(#[from] PageOutError),
+}
+
+/// For whoever is about to read shared memory: remember what is swapped, read, put it back.
+///
+/// Holes should not be read at all: through a mapping that would allocate them, and only what was swapped is put back.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanGuard<'m> {
+    mapping: Mapping<'m>,
+}
+
+impl<'m> ScanGuard<'m> {
+    /// A guard for readers of `mapping`.
+    pub fn new(mapping: Mapping<'m>) -> Self {
+        Self { mapping }
+    }
+
+    /// Finds out, exactly, what the pages of the ranges are now. To be called right before reading them.
+    ///
+    /// # Errors
+    /// [`ScanError::Probe`] when pages are not in the mapping, or the kernel refuses.
+    pub fn remember(&self, ranges: &[Range<u64>]) -> Result<Remembered<'m>, ScanError> {
+        let parts = ranges.iter().filter(|range| !range.is_empty());
+        let parts = parts.map(|range| Ok((range.start, PageCache.residency(&self.mapping, range.clone())?)));
+        let parts = parts.collect::<Result<_, ProbeError>>()?;
+        Ok(Remembered { mapping: self.mapping, parts, kept: Vec::new(), done: false })
+    }
+}
+
+/// What pages were before they were read; made by [`ScanGuard::remember`].
+///
+/// Dropping it pages out again what [`Remembered::put_back`] would, as well as possible, so that a reader that
+/// fails leaves memory as it found it too.
+#[derive(Debug)]
+#[must_use = "dropping it at once pages out at once: keep it until the pages are read"]
+pub struct Remembered<'m> {
+    mapping: Mapping<'m>,
+    /// First page, and the states from there on.
+    parts: Vec<(u64, Residency)>,
+    kept: Vec<Range<u64>>,
+    done: bool,
+}
+
+impl Remembered<'_> {
+    /// The runs of pages in one state, in the mapping's page numbers and in the order of the ranges given.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.parts.iter().flat_map(|(first, residency)| {
+            residency
+                .runs()
+                .map(move |Run { pages, state }| Run { pages: first + pages.start..first + pages.end, state })
+        })
+    }
+
+    /// How many pages of the ranges were in each state.
+    pub fn counts(&self) -> Counts {
+        self.parts.iter().fold(Counts::default(), |sum, (_, residency)| sum + residency.counts())
+    }
+
+    /// These pages are wanted in memory: they are not paged out again.
+    pub fn keep(&mut self, pages: Range<u64>) {
+        self.kept.push(pages);
+    }
+
+    /// Pages out again what was swapped and is not kept.
+    ///
+    /// # Errors
+    /// [`ScanError::PageOut`] when nothing at all could be paged out.
+    pub fn put_back(mut self) -> Result<PageOutReport, ScanError> {
+        self.done = true;
+        Ok(self.page_out()?)
+    }
+
+    fn page_out(&mut self) -> Result<PageOutReport, PageOutError> {
+        for (first, residency) in &mut self.parts {
+            for kept in &self.kept {
+                let local = |page: u64| page.saturating_sub(*first);
+                residency.set(local(kept.start)..local(kept.end), PageState::Hole);
+            }
+        }
+        let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
+        page_out(&self.mapping, &swapped)
+    }
+}
+
+impl Drop for Remembered<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            // The reader has failed already, and has its own error to tell.
+            let _ = self.page_out();
+        }
+    }
+}
+
+/// Groups the runs of pages in `state` into windows of at most `window_pages` pages in total (0 counts as 1),
+/// in order; long runs are split.
+pub fn windows(
+    residency: &Residency,
+    state: PageState,
+    window_pages: u64,
+) -> impl Iterator<Item = Vec<Range<u64>>> + '_ {
+    let window_pages = window_pages.max(1);
+    let mut runs = residency.ranges_of(state);
+    let mut rest: Option<Range<u64>> = None;
+    std::iter::from_fn(move || {
+        let mut window = Vec::new();
+        let mut room = window_pages;
+        while room > 0 {
+            let Some(run) = rest.take().or_else(|| runs.next()) else {
+                break;
+            };
+            let end = run.end.min(run.start + room);
+            room -= end - run.start;
+            if end < run.end {
+                rest = Some(end..run.end);
+            }
+            window.push(run.start..end);
+        }
+        (!window.is_empty()).then_some(window)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn windows_are_full_and_cover_each_page_once(
+            runs in prop::collection::vec((1..20u64, prop::bool::ANY), 0..40),
+            size in 0..50u64,
+        ) {
+            let mut residency = Residency::default();
+            for (pages, swapped) in runs {
+                residency.push(pages, if swapped { PageState::Swapped } else { PageState::Hole });
+            }
+            let windows: Vec<_> = windows(&residency, PageState::Swapped, size).collect();
+            let pages = |window: &Vec<Range<u64>>| window.iter().map(|r| r.end - r.start).sum::<u64>();
+            let (last, full) = windows.split_last().map_or((0, &windows[..0]), |(l, f)| (pages(l), f));
+            prop_assert!(last <= size.max(1) && full.iter().all(|w| pages(w) == size.max(1)));
+            let listed: Vec<u64> = windows.into_iter().flatten().flatten().collect();
+            let expected: Vec<u64> = residency.ranges_of(PageState::Swapped).flatten().collect();
+            prop_assert_eq!(listed, expected);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! System calls on memory, made safe: none of these reads or writes the pages they are about.
+#![allow(unsafe_code, reason = "system calls that take addresses")]
+
+mod map;
+
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::without_provenance_mut;
+
+use rustix::mm::Advice;
+
+use crate::page_state::PAGE_SIZE;
+use crate::target::Mapping;
+pub(crate) use map::SharedMap;
+
+/// `MADV_PAGEOUT`: asks the kernel to page out what is mapped in the range (mm/madvise.c `madvise_pageout`).
+pub(crate) fn page_out(address: usize, length: usize) -> rustix::io::Result<()> {
+    // SAFETY: this advice never changes what memory reads as, so no reference anywhere is invalidated; the
+    // kernel refuses ranges that are not mapped.
+    unsafe { rustix::mm::madvise(address_of(address), length, Advice::LinuxPageOut) }
+}
+
+/// `MADV_POPULATE_READ`: maps pages as reads would, without reading (mm/madvise.c `madvise_populate`).
+pub(crate) fn populate_read(address: usize, length: usize) -> rustix::io::Result<()> {
+    // SAFETY: this fills page tables as a read access would and never changes what memory reads as.
+    unsafe { rustix::mm::madvise(address_of(address), length, Advice::LinuxPopulateRead) }
+}
+
+fn address_of(address: usize) -> *mut c_void {
+    without_provenance_mut(address)
+}
+
+/// `mincore`: sets the lowest bit of `resident[i]` when page `i` from `address` on is in memory
+/// (mm/mincore.c). `resident.len()` is the number of pages asked for.
+pub(crate) fn mincore(address: usize, page_size: usize, resident: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes one byte a page of the range, which is resident.len() bytes, into a buffer
+    // that is exclusively ours; the range itself is only looked up.
+    let result = unsafe { libc::mincore(address_of(address), resident.len() * page_size, resident.as_mut_ptr()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The number of `cachestat`, the same on every architecture but alpha; the libc crate lacks it for glibc.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+#[repr(C)]
+struct CachestatRange {
+    offset: u64,
+    length: u64,
+}
+
+/// Pages of a file range, counted (include/uapi/linux/mman.h `struct cachestat`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cachestat {
+    pub(crate) cache: u64,
+    pub(crate) dirty: u64,
+    pub(crate) writeback: u64,
+    /// For shared memory: pages with a swap entry, those still in the swap cache included.
+    pub(crate) evicted: u64,
+    pub(crate) recently_evicted: u64,
+}
+
+/// `cachestat` (mm/filemap.c, Linux 6.5): counts the pages of a range of bytes; `None` on older kernels and
+/// where a seccomp filter hides the call.
+pub(crate) fn cachestat(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<Option<Cachestat>> {
+    let range = CachestatRange { offset, length };
+    let mut counts = Cachestat::default();
+    // SAFETY: both pointers are to live values of the layout the kernel declares, counts is exclusively ours and
+    // any bits make five u64, and the descriptor is borrowed, thus open; the kernel only writes to `counts`.
+    let result = unsafe { libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), &raw const range, &raw mut counts, 0) };
+    if result == 0 {
+        return Ok(Some(counts));
+    }
+    match io::Error::last_os_error() {
+        e if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(None),
+        e => Err(e),
+    }
+}
+
+/// [`cachestat`] of pages of a mapping.
+pub(crate) fn cachestat_pages(mapping: &Mapping<'_>, pages: &Range<u64>) -> io::Result<Option<Cachestat>> {
+    let length = (pages.end - pages.start) * PAGE_SIZE;
+    if length == 0 {
+        // A length of 0 would mean up to the end of the file.
+        return Ok(Some(Cachestat::default()));
+    }
+    cachestat(mapping.fd(), mapping.offset(pages.start), length)
+}
+
+/// Moves the pages that every CPU holds back in its batches on to the kernel's LRU lists, from where they can be
+/// paged out. Nothing offers this by itself; moving *no* pages between NUMA nodes does it first
+/// (mm/migrate.c `do_pages_move`, `lru_cache_disable`), and needs no rights. Costs some 300 us.
+pub(crate) fn drain_lru_batches() -> io::Result<()> {
+    let nothing = [0_usize; 1];
+    let (this_process, no_pages, flag_move) = (0, 0, 2);
+    // SAFETY: with a count of no pages the kernel reads and writes none of the three arrays, which are valid for
+    // one element all the same.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            this_process,
+            no_pages,
+            nothing.as_ptr(),
+            nothing.as_ptr(),
+            nothing.as_ptr(),
+            flag_move,
+        )
+    };
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,182 @@
+//! A memfd whose pages the tests control, and the swap they need.
+#![allow(unsafe_code, reason = "maps memory and asks the kernel about it, page by page")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops with what it saw")]
+#![allow(dead_code, reason = "each test file uses what it needs")]
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use memory_agent::{Mapping, PAGE_SIZE, PageState, Residency, ScopedZram, ZramError, active};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Bytes of swap that the tests of one process share.
+const SWAP_BYTES: u64 = 1 << 30;
+
+/// Runs a test alone in this process, with swap, or says in a line why it is skipped where there cannot be any.
+///
+/// Swap is the host's: pages go to any device, and when another process ends its own, the kernel brings in all pages
+/// that are there. So a test that fails while other devices were active is repeated.
+pub(crate) fn with_swap(test: &str, body: impl Fn()) {
+    const ATTEMPTS: u32 = 6;
+    static ALONE: Mutex<()> = Mutex::new(());
+    let zram = match shared_zram() {
+        Ok(zram) => zram,
+        Err(error) => {
+            let root = rustix::process::geteuid().is_root();
+            let must = root && std::env::var("CI").is_ok_and(|ci| ci == "true");
+            assert!(!must, "{test} needs swap: {error}");
+            eprintln!("skipped {test}: {error}");
+            return;
+        }
+    };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let disturbed = || active().unwrap().iter().any(|device| device.path != zram.path());
+    for attempt in 1.. {
+        let before = disturbed();
+        let Err(failure) = catch_unwind(AssertUnwindSafe(&body)) else { return };
+        if attempt == ATTEMPTS || !before && !disturbed() {
+            resume_unwind(failure);
+        }
+        eprintln!("{test} is repeated: another process has swap of its own");
+    }
+}
+
+/// The device that all tests of this process share; it is gone with the last of them.
+fn shared_zram() -> Result<Arc<ScopedZram>, ZramError> {
+    static ZRAM: Mutex<Weak<ScopedZram>> = Mutex::new(Weak::new());
+    let mut shared = ZRAM.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(zram) = shared.upgrade() {
+        return Ok(zram);
+    }
+    let zram = Arc::new(ScopedZram::new(SWAP_BYTES)?);
+    *shared = Arc::downgrade(&zram);
+    Ok(zram)
+}
+
+/// A shared memory file, mapped here; holes at first.
+pub(crate) struct Memory {
+    pub(crate) file: File,
+    base: *mut u64,
+    pub(crate) pages: u64,
+}
+
+// SAFETY: pages are only accessed by volatile reads and writes of whole words, and the tests give each page to one
+// thread at a time.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+const WORDS: usize = PAGE_SIZE as usize / 8;
+
+/// The content of a page with this stamp: hard to compress, and zeros for 0.
+fn word(stamp: u64, index: usize) -> u64 {
+    stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(index as u32) ^ if stamp == 0 { 0 } else { index as u64 }
+}
+
+impl Memory {
+    pub(crate) fn new(name: &str, pages: u64) -> Self {
+        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(pages * PAGE_SIZE).unwrap();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let length = (pages * PAGE_SIZE) as usize;
+        // SAFETY: a new mapping at a place of the kernel's choice, unmapped by drop only.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0) };
+        Self { file, base: base.unwrap().cast(), pages }
+    }
+
+    pub(crate) fn mapping(&self) -> Mapping<'_> {
+        Mapping::new(self.file.as_fd(), 0, self.base.addr(), self.pages * PAGE_SIZE).unwrap()
+    }
+
+    fn at(&self, page: u64, index: usize) -> *mut u64 {
+        assert!(page < self.pages && index < WORDS);
+        // SAFETY: within the mapping, as just checked.
+        unsafe { self.base.add(page as usize * WORDS + index) }
+    }
+
+    /// Writes through the mapping.
+    pub(crate) fn write(&self, page: u64, stamp: u64) {
+        // SAFETY: `at` gives addresses in our mapping.
+        (0..WORDS).for_each(|i| unsafe { self.at(page, i).write_volatile(word(stamp, i)) });
+    }
+
+    /// Writes without the mapping.
+    pub(crate) fn pwrite(&self, page: u64, stamp: u64) {
+        let bytes: Vec<u8> = (0..WORDS).flat_map(|i| word(stamp, i).to_ne_bytes()).collect();
+        self.file.write_all_at(&bytes, page * PAGE_SIZE).unwrap();
+    }
+
+    /// Reads through the mapping: whether the page holds `stamp`.
+    pub(crate) fn holds(&self, page: u64, stamp: u64) -> bool {
+        // SAFETY: `at` gives addresses in our mapping.
+        (0..WORDS).all(|i| unsafe { self.at(page, i).read_volatile() } == word(stamp, i))
+    }
+
+    /// The same without the mapping.
+    pub(crate) fn pread_holds(&self, page: u64, stamp: u64) -> bool {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        self.file.read_exact_at(&mut bytes, page * PAGE_SIZE).unwrap();
+        let words = bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
+        words.enumerate().all(|(i, found)| found == word(stamp, i))
+    }
+
+    pub(crate) fn punch(&self, page: u64, pages: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, flags, page * PAGE_SIZE, pages * PAGE_SIZE).unwrap();
+    }
+
+    pub(crate) fn fallocate(&self, page: u64, pages: u64) {
+        fallocate(&self.file, FallocateFlags::empty(), page * PAGE_SIZE, pages * PAGE_SIZE).unwrap();
+    }
+
+    pub(crate) fn allocated_pages(&self) -> u64 {
+        fstat(&self.file).unwrap().st_blocks as u64 * 512 / PAGE_SIZE
+    }
+
+    /// The states of all pages, each found out by a call or two of its own.
+    pub(crate) fn truth(&self) -> Residency {
+        let mut truth = Residency::default();
+        for page in 0..self.pages {
+            let offset = (page * PAGE_SIZE) as i64;
+            // SAFETY: moves the offset of a file of ours that nobody uses.
+            let data = unsafe { libc::lseek(self.file.as_raw_fd(), offset, libc::SEEK_DATA) } == offset;
+            let mut resident = 0_u8;
+            // SAFETY: writes one byte for the one page asked about.
+            let result = unsafe { libc::mincore(self.at(page, 0).cast(), PAGE_SIZE as usize, &raw mut resident) };
+            assert_eq!(result, 0);
+            truth.push(
+                1,
+                match (data, resident & 1) {
+                    (false, _) => PageState::Hole,
+                    (true, 0) => PageState::Swapped,
+                    (true, _) => PageState::Resident,
+                },
+            );
+        }
+        truth
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`, which nothing refers to any more.
+        unsafe { rustix::mm::munmap(self.base.cast(), (self.pages * PAGE_SIZE) as usize) }.unwrap();
+    }
+}
+
+/// Numbers that look random and are the same in every run.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+}

@@ -1,0 +1,67 @@
+//! `thermocline ctl`
+
+use clap::{Args, Subcommand};
+
+use super::{ApiSocket, End};
+use crate::control::client::ask;
+use crate::control::{Answer, Request};
+
+/// Options of `thermocline ctl`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    api: ApiSocket,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What the machine is doing, as JSON.
+    Status,
+    /// Stop the guest.
+    Pause,
+    /// Let the guest go on.
+    Resume {
+        /// Also when the guest was handed over and may run elsewhere: only if you know that it does not.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Page out the guest's memory, as JSON what came of it.
+    PageOut {
+        /// Only this range of guest physical addresses, as START+LENGTH in bytes, decimal or 0x…; may be repeated.
+        #[arg(long, value_name = "START+LENGTH", value_parser = range)]
+        range: Vec<(u64, u64)>,
+    },
+    /// Give up a migration that is under way; the guest stays.
+    CancelMigration,
+    /// End the machine.
+    Quit,
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let number = |text: &str| {
+        let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
+        parsed.map_err(|e| format!("'{text}': {e}"))
+    };
+    let (start, length) = text.split_once('+').ok_or("write START+LENGTH, such as 0x200000+1048576")?;
+    Ok((number(start)?, number(length)?))
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
+    let request = match &arguments.command {
+        Command::Status => Request::Status,
+        Command::Pause => Request::Pause,
+        Command::Resume { force } => Request::Resume { force: *force },
+        Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
+        Command::CancelMigration => Request::CancelMigration,
+        Command::Quit => Request::Quit,
+    };
+    match ask(&arguments.api.api_socket, &request, |_| {})? {
+        Answer::Done => {}
+        Answer::Status(status) => println!("{}", serde_json::json!(status)),
+        Answer::PageOut(report) => println!("{}", serde_json::json!(report)),
+        other => println!("{}", serde_json::json!(other)),
+    }
+    Ok(())
+}

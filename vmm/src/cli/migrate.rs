@@ -1,0 +1,49 @@
+//! `thermocline migrate`
+
+use clap::Args;
+
+use super::progress::Shown;
+use super::{ApiSocket, End, MigrationOptions, table};
+use crate::control::client::ask;
+use crate::control::{Answer, MigrateRequest, Request};
+use crate::exit::ExitCode;
+
+/// Options of `thermocline migrate`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    api: ApiSocket,
+    /// Where to: `tcp:HOST:PORT` or `unix:PATH`, where `thermocline receive` listens.
+    #[arg(long, value_name = "ADDRESS")]
+    to: String,
+    #[command(flatten)]
+    options: MigrationOptions,
+    /// Print progress and result as JSON objects, one a line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
+    let options = &arguments.options;
+    let request = Request::Migrate(MigrateRequest {
+        to: arguments.to.clone(),
+        cold: options.cold,
+        window: options.window,
+        downtime_limit_ms: options.downtime_limit,
+        max_rounds: options.max_rounds,
+    });
+    let mut shown = Shown::new(arguments.json);
+    let answer = ask(&arguments.api.api_socket, &request, |progress| shown.show(progress));
+    shown.finish();
+    match answer? {
+        Answer::Migrated(report) if arguments.json => {
+            println!("{}", serde_json::json!({ "migrated": report }));
+            Ok(())
+        }
+        Answer::Migrated(report) => {
+            println!("{}", table::of_reports(&[(arguments.options.cold, report, None)]));
+            Ok(())
+        }
+        other => Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?} to a migration"))),
+    }
+}

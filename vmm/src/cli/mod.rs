@@ -1,0 +1,105 @@
+//! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
+
+mod ctl;
+mod end;
+mod migrate;
+mod pages;
+mod picture;
+mod progress;
+mod receive;
+mod run;
+mod table;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+pub use end::End;
+
+use crate::exit::ExitCode;
+use crate::migration::plan::ColdPolicy;
+use crate::units::ByteSize;
+
+/// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
+/// without waking them.
+#[derive(Debug, Parser)]
+#[command(name = "thermocline", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a virtual machine.
+    Run(run::Arguments),
+    /// Wait for a virtual machine to come from another host.
+    Receive(receive::Arguments),
+    /// Send a running virtual machine to another host.
+    Migrate(migrate::Arguments),
+    /// Control a running virtual machine.
+    Ctl(ctl::Arguments),
+    /// Show which pages of a running guest are holes, resident and swapped.
+    Pages(pages::Arguments),
+}
+
+/// How to reach a running machine.
+#[derive(Clone, Debug, Args)]
+struct ApiSocket {
+    /// The machine's API socket, as given to `run` or `receive`.
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug, Args)]
+struct MigrationOptions {
+    /// What happens to pages that the host has swapped out: `paced` reads them a window at a time and pages each window
+    /// out again, `eager` reads them like all others.
+    #[arg(long, value_enum, default_value = "paced")]
+    cold: ColdPolicy,
+    /// How much of the cold memory may be awake at a time.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    window: ByteSize,
+    /// How long the guest may stand at switchover, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime_limit: u64,
+    /// After how many rounds of pre-copy to give up when the guest writes faster than the connection carries.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    max_rounds: u32,
+}
+
+/// Runs the command line and gives the code to exit with.
+pub fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_env("THERMOCLINE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
+    let end = match Cli::parse().command {
+        Command::Run(arguments) => run::main(arguments),
+        Command::Receive(arguments) => receive::main(arguments),
+        Command::Migrate(arguments) => migrate::main(&arguments),
+        Command::Ctl(arguments) => ctl::main(&arguments),
+        Command::Pages(arguments) => pages::main(&arguments),
+    };
+    let code = end.map_or_else(
+        |end| {
+            eprintln!("thermocline: {:#}", end.error);
+            end.code
+        },
+        |()| ExitCode::Success,
+    );
+    std::process::ExitCode::from(code as u8)
+}
+
+/// Says where a pseudo-terminal is, for others to open.
+fn announce_pty(console: &crate::console::Console) {
+    if let Some(pty) = &console.pty {
+        eprintln!("thermocline: serial console on {}", pty.display());
+    }
+}

@@ -1,0 +1,38 @@
+//! `thermocline pages`
+
+use clap::Args;
+
+use super::{ApiSocket, End, picture};
+use crate::control::client::ask;
+use crate::control::{Answer, Request};
+use crate::exit::ExitCode;
+use crate::units::ByteSize;
+
+/// Options of `thermocline pages`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    api: ApiSocket,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
+    let request = Request::Pages { cells: picture::CELLS };
+    match ask(&arguments.api.api_socket, &request, |_| {})? {
+        Answer::Pages(pages) if arguments.json => println!("{}", serde_json::json!(pages)),
+        Answer::Pages(pages) => {
+            print!("{}", picture::draw(&pages.cells));
+            println!("{}", picture::LEGEND);
+            let size = |pages: u64| ByteSize(pages * memory_agent::PAGE_SIZE);
+            for (name, count) in
+                [("resident", pages.counts.resident), ("swapped", pages.counts.swapped), ("hole", pages.counts.hole)]
+            {
+                println!("{name:>9} {count:>9} pages  {}", size(count));
+            }
+        }
+        other => return Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?}"))),
+    }
+    Ok(())
+}

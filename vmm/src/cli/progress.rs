@@ -1,0 +1,87 @@
+//! Progress of a migration: a bar on a terminal, plain lines otherwise, JSON for machines.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use memory_agent::PAGE_SIZE;
+
+use crate::migration::progress::{Phase, Progress};
+use crate::units::ByteSize;
+
+/// Plain lines come this often.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Where progress is shown.
+pub(super) enum Shown {
+    /// As JSON on standard output.
+    Json,
+    /// As a bar on the terminal.
+    Bar(ProgressBar),
+    /// As lines on standard error.
+    Lines {
+        /// Phase of the last line, and when it was.
+        last: Option<(Phase, Instant)>,
+    },
+}
+
+impl Shown {
+    pub(super) fn new(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Self::Lines { last: None };
+        }
+        let bar = ProgressBar::new(1);
+        let style = ProgressStyle::with_template("{bar:32.cyan/blue} {percent:>3}% {msg}");
+        Self::Bar(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    pub(super) fn show(&mut self, progress: &Progress) {
+        match self {
+            Self::Json => println!("{}", serde_json::json!({ "progress": progress })),
+            Self::Bar(bar) => {
+                bar.set_length(progress.pages_total);
+                bar.set_position(
+                    progress.pages_total - (progress.owed_hot + progress.owed_cold).min(progress.pages_total),
+                );
+                bar.set_message(line(progress));
+            }
+            Self::Lines { last } => {
+                let due = last.is_none_or(|(phase, at)| phase != progress.phase || at.elapsed() >= LINE_EVERY);
+                if due {
+                    *last = Some((progress.phase, Instant::now()));
+                    eprintln!("{}", line(progress));
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish(self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn line(progress: &Progress) -> String {
+    let phase = match progress.phase {
+        Phase::Negotiating => "agreeing with the destination",
+        Phase::Warm => "warm pages",
+        Phase::Cold => "cold pages, a window at a time",
+        Phase::Converging => "what the guest writes meanwhile",
+        Phase::Switchover => "switchover",
+        Phase::Settling => "the guest runs there; its cold pages are paged out",
+    };
+    let left = progress.left_ms.map_or(String::new(), |ms| format!(", {:.1} s left", ms as f64 / 1000.0));
+    format!(
+        "{phase}: round {}, {} sent at {}/s, guest writes {}/s, owed {} warm and {} cold{left}",
+        progress.round,
+        ByteSize(progress.bytes_sent),
+        ByteSize(progress.bytes_per_second),
+        ByteSize(progress.dirty_bytes_per_second),
+        ByteSize(progress.owed_hot * PAGE_SIZE),
+        ByteSize(progress.owed_cold * PAGE_SIZE),
+    )
+}

@@ -1,0 +1,52 @@
+//! `thermocline receive`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::End;
+use crate::config::check_socket;
+use crate::console::{Console, SerialTarget};
+use crate::control::vmm::Vmm;
+use crate::exit::ExitCode;
+use crate::incoming::{Incoming, Limits};
+use crate::migration::link::{Address, Listener};
+use crate::monitor::Monitor;
+use crate::units::ByteSize;
+
+/// Options of `thermocline receive`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Where to listen: `tcp:HOST:PORT` (port 0 chooses one) or `unix:PATH`.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: String,
+    /// Where the serial port goes once the guest is here: `stdio`, `file=PATH` or `pty`.
+    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    serial: String,
+    /// Make a control socket at this path.
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+    /// Refuse machines with more memory than this [default: what this host has of memory and swap].
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
+}
+
+pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+    let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
+    let address: Address = arguments.listen.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
+    let serial: SerialTarget = arguments.serial.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
+    check_socket(arguments.api_socket.as_deref())?;
+
+    let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
+    let mut console = Console::open(&serial).context("no console")?;
+    super::announce_pty(&console);
+    let limits = arguments.max_memory.map_or_else(Limits::default, |memory| Limits { memory });
+    let bound = listener.address().unwrap_or(address);
+    let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
+    let vmm = Arc::new(Vmm::new().context("no monitor")?);
+    let monitor = Monitor::new(vmm, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
+    eprintln!("thermocline: waiting for a guest on {bound}");
+    End::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)
+}

@@ -1,0 +1,64 @@
+//! `thermocline run`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::End;
+use crate::boot::Kernel;
+use crate::config::VmConfig;
+use crate::console::{Console, SerialTarget};
+use crate::control::vmm::Vmm;
+use crate::exit::ExitCode;
+use crate::machine::Machine;
+use crate::monitor::Monitor;
+use crate::ram::GuestRam;
+use crate::units::ByteSize;
+
+/// Options of `thermocline run`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Guest memory.
+    #[arg(long, short = 'm', value_name = "SIZE", default_value = "256MiB")]
+    memory: ByteSize,
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// What to boot: `workload`, the embedded guest, with its options, such as
+    /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of an ELF with a PVH entry point.
+    #[arg(long, value_name = "KERNEL", default_value = "workload")]
+    kernel: String,
+    /// Where the serial port goes: `stdio`, `file=PATH` or `pty`.
+    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    serial: String,
+    /// Make a control socket at this path.
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+}
+
+pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+    let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
+    let config = VmConfig {
+        memory: arguments.memory,
+        cpus: arguments.cpus,
+        kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
+        serial: arguments.serial.parse::<SerialTarget>().map_err(|e| usage(e.into()))?,
+        api_socket: arguments.api_socket,
+    }
+    .validate()?;
+
+    let mut console = Console::open(&config.serial).context("no console")?;
+    super::announce_pty(&console);
+    let ram = GuestRam::new(config.memory.bytes()).context("no guest RAM")?;
+    let machine = Machine::new(Arc::new(ram), config.cpus, console.take_output()).context("no machine")?;
+    machine.boot(&config.kernel).context("the guest cannot boot")?;
+    let vmm = Arc::new(Vmm::new().context("no monitor")?);
+    let machine = Arc::new(machine);
+    vmm.set_machine(Arc::clone(&machine));
+    let monitor = Monitor::new(vmm, &mut console, config.api_socket.as_deref()).context("no monitor")?;
+    machine.resume();
+    drop(machine);
+    End::of_monitor(monitor.run().context("the monitor failed")?)
+}

@@ -1,0 +1,150 @@
+//! A machine as the user describes it, checked once at the door.
+
+use std::path::{Path, PathBuf};
+
+use memory_agent::PAGE_SIZE;
+
+use crate::boot::Kernel;
+use crate::console::SerialTarget;
+use crate::host;
+use crate::ram::layout::MAX_RAM;
+use crate::units::ByteSize;
+
+/// The least memory: what the boot structures and a small kernel need.
+const MIN_RAM: ByteSize = ByteSize::mib(16);
+/// The most vCPUs.
+pub const MAX_CPUS: u8 = 16;
+/// The most vCPUs that the embedded workload uses.
+const WORKLOAD_CPUS: u8 = 2;
+
+/// Why a machine cannot be as it is described.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not whole pages.
+    #[error("--memory {0} is not a multiple of the page size, 4096 bytes")]
+    PartialPage(u64),
+    /// Too little.
+    #[error("--memory {0} is too little, {MIN_RAM} is the least")]
+    TooSmall(ByteSize),
+    /// More than there is.
+    #[error("--memory {asked} is more than this host has ({host} of memory and swap); ask for less, or add swap")]
+    LargerThanHost {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What there is.
+        host: ByteSize,
+    },
+    /// More than the address space has.
+    #[error("--memory {0} is more than a machine can have")]
+    TooLarge(ByteSize),
+    /// Too many or no vCPUs.
+    #[error("--cpus {asked} is not possible: 1 to {most}{why}", why = if *.most == WORKLOAD_CPUS { " with the embedded workload" } else { "" })]
+    Cpus {
+        /// What was asked for.
+        asked: u8,
+        /// The most.
+        most: u8,
+    },
+    /// The workload's options do not fit the memory.
+    #[error(
+        "the workload needs {needs} for its working set and cold pages, and --memory is {memory}; 16 MiB more than the two together is enough"
+    )]
+    Workload {
+        /// Working set and cold pages.
+        needs: ByteSize,
+        /// The machine's memory.
+        memory: ByteSize,
+    },
+    /// Something is at the API socket's path.
+    #[error("--api-socket {path} exists already: another thermocline may be using it; choose another path, or remove it if nothing does", path = .0.display())]
+    SocketExists(PathBuf),
+}
+
+/// A machine that can be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VmConfig {
+    /// Guest RAM.
+    pub memory: ByteSize,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// What boots.
+    pub kernel: Kernel,
+    /// Where the serial port goes.
+    pub serial: SerialTarget,
+    /// The control socket, if any.
+    pub api_socket: Option<PathBuf>,
+}
+
+impl VmConfig {
+    /// Checks everything that can be checked before anything is made.
+    ///
+    /// # Errors
+    /// The first thing that cannot be.
+    pub fn validate(self) -> Result<Self, ConfigError> {
+        let bytes = self.memory.bytes();
+        if bytes % PAGE_SIZE != 0 {
+            return Err(ConfigError::PartialPage(bytes));
+        }
+        if self.memory < MIN_RAM {
+            return Err(ConfigError::TooSmall(self.memory));
+        }
+        if bytes > MAX_RAM {
+            return Err(ConfigError::TooLarge(self.memory));
+        }
+        if let Some(host) = host::memory_and_swap().filter(|host| self.memory > *host) {
+            return Err(ConfigError::LargerThanHost { asked: self.memory, host });
+        }
+        let most = if matches!(self.kernel, Kernel::Workload(_)) { WORKLOAD_CPUS } else { MAX_CPUS };
+        if !(1..=most).contains(&self.cpus) {
+            return Err(ConfigError::Cpus { asked: self.cpus, most });
+        }
+        if let Kernel::Workload(options) = &self.kernel {
+            let needs = ByteSize(options.working_set.saturating_add(options.cold));
+            if needs.bytes().saturating_add(4 << 20) > bytes {
+                return Err(ConfigError::Workload { needs, memory: self.memory });
+            }
+        }
+        check_socket(self.api_socket.as_deref())?;
+        Ok(self)
+    }
+}
+
+/// A socket is made only where nothing is.
+///
+/// # Errors
+/// When something is there.
+pub fn check_socket(path: Option<&Path>) -> Result<(), ConfigError> {
+    match path {
+        Some(path) if path.symlink_metadata().is_ok() => Err(ConfigError::SocketExists(path.into())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(memory: ByteSize) -> VmConfig {
+        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), serial: SerialTarget::Stdio, api_socket: None }
+    }
+
+    #[test]
+    fn what_can_be_is_accepted() {
+        assert!(config(ByteSize::mib(64)).validate().is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert_eq!(config(ByteSize(64 << 20 | 5)).validate(), Err(ConfigError::PartialPage(64 << 20 | 5)));
+        assert!(matches!(config(ByteSize(4096)).validate(), Err(ConfigError::TooSmall(_))));
+        assert!(matches!(config(ByteSize(1 << 39)).validate(), Err(ConfigError::LargerThanHost { .. })));
+        assert!(matches!(config(ByteSize(2 << 40)).validate(), Err(ConfigError::TooLarge(_))));
+        let cpus = VmConfig { cpus: 0, ..config(ByteSize::mib(64)) };
+        assert!(matches!(cpus.validate(), Err(ConfigError::Cpus { .. })));
+        let kernel = "workload:cold=1GiB".parse().unwrap();
+        let workload = VmConfig { kernel, ..config(ByteSize::mib(64)) };
+        assert!(matches!(workload.validate(), Err(ConfigError::Workload { .. })));
+        let socket = VmConfig { api_socket: Some("/dev/null".into()), ..config(ByteSize::mib(64)) };
+        assert!(matches!(socket.validate(), Err(ConfigError::SocketExists(_))));
+    }
+}

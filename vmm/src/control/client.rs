@@ -1,0 +1,52 @@
+//! The client's side of the API socket.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::{Answer, Failure, Request, Response};
+use crate::migration::progress::Progress;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no answer at --api-socket {path}: {source}; is a thermocline running with this --api-socket?", path = path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The monitor went away.
+    #[error("the monitor ended before it answered")]
+    Gone,
+    /// What came is no answer.
+    #[error("the monitor's answer makes no sense: {0}")]
+    Answer(serde_json::Error),
+    /// The connection failed.
+    #[error("the connection to the monitor failed: {0}")]
+    Io(#[from] io::Error),
+    /// The monitor says no.
+    #[error("{}", .0.text)]
+    Failed(Failure),
+}
+
+/// Asks the monitor at `path` and waits for its answer.
+///
+/// # Errors
+/// When there is none, or it is no.
+pub fn ask(path: &Path, request: &Request, mut progress: impl FnMut(&Progress)) -> Result<Answer, ClientError> {
+    let mut stream = UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.into(), source })?;
+    let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?).map_err(ClientError::Answer)? {
+            Response::Progress(p) => progress(&p),
+            Response::Ok(answer) => return Ok(answer),
+            Response::Error(failure) => return Err(ClientError::Failed(failure)),
+        }
+    }
+    Err(ClientError::Gone)
+}

@@ -1,0 +1,153 @@
+//! The API socket: one JSON object a line each way over a Unix socket.
+//!
+//! A client sends one [`Request`] and reads [`Response`]s: any number of `progress`, then `ok` or `error`.
+
+pub mod client;
+pub mod server;
+pub mod vmm;
+
+use memory_agent::{Counts, PageOutReport};
+use serde::{Deserialize, Serialize};
+
+use crate::migration::plan::ColdPolicy;
+use crate::migration::progress::{Progress, Report};
+use crate::units::ByteSize;
+
+/// What a client may ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What the machine is doing.
+    Status,
+    /// Stop the guest.
+    Pause,
+    /// Let the guest go on.
+    Resume {
+        /// Even though it was handed over and may run elsewhere.
+        #[serde(default)]
+        force: bool,
+    },
+    /// End the machine and this process.
+    Quit,
+    /// What guest RAM is.
+    Pages {
+        /// Into how many parts of equal size the picture divides guest RAM; 0 for the sums alone.
+        #[serde(default)]
+        cells: u32,
+    },
+    /// Page out what is resident.
+    PageOut {
+        /// Guest physical addresses and lengths in bytes; all of guest RAM when left out.
+        #[serde(default)]
+        ranges: Option<Vec<(u64, u64)>>,
+    },
+    /// Migrate to another host.
+    Migrate(MigrateRequest),
+    /// Give a migration up.
+    CancelMigration,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where to, as `tcp:HOST:PORT` or `unix:PATH`.
+    pub to: String,
+    /// What happens to cold pages.
+    pub cold: ColdPolicy,
+    /// How many bytes of cold pages may be awake at a time.
+    pub window: ByteSize,
+    /// How long the guest may stand, milliseconds.
+    pub downtime_limit_ms: u64,
+    /// How many rounds to try.
+    pub max_rounds: u32,
+}
+
+/// What the machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// No guest has come yet.
+    Waiting,
+    /// The guest runs.
+    Running,
+    /// The guest stands.
+    Paused,
+    /// The guest is on its way elsewhere and still runs here.
+    Migrating,
+    /// The guest was handed over and nobody has confirmed that it runs.
+    HandedOver,
+}
+
+/// The answer to [`Request::Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What the machine is doing.
+    pub state: RunState,
+    /// Guest RAM, bytes.
+    pub memory: ByteSize,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// This process.
+    pub pid: u32,
+}
+
+/// The answer to [`Request::Pages`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PagesReport {
+    /// All of guest RAM.
+    pub counts: Counts,
+    /// Its parts in order, when they were asked for.
+    pub cells: Vec<Counts>,
+}
+
+/// What a server answers with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// How far it is.
+    Progress(Progress),
+    /// Done.
+    Ok(Answer),
+    /// Not done.
+    Error(Failure),
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Nothing more to say.
+    Done,
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Pages`].
+    Pages(PagesReport),
+    /// To [`Request::PageOut`].
+    PageOut(PageOutReport),
+    /// To [`Request::Migrate`].
+    Migrated(Report),
+}
+
+/// Why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The sentence for people.
+    pub text: String,
+    /// The code a command-line client exits with.
+    pub exit_code: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_guide_says() {
+        let text = r#"{"command":"page-out","ranges":[[4096,8192]]}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert_eq!(request, Request::PageOut { ranges: Some(vec![(4096, 8192)]) });
+        assert_eq!(serde_json::from_str::<Request>(r#"{"command":"status"}"#).unwrap(), Request::Status);
+        assert!(serde_json::from_str::<Request>(r#"{"command":"format-disk"}"#).is_err());
+    }
+}

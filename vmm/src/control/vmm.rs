@@ -1,0 +1,275 @@
+//! What can be done with a machine from outside, whoever asks: the API socket or a signal.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use memory_agent::{Counts, PAGE_SIZE};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Answer, Failure, MigrateRequest, PagesReport, Request, RunState, Status};
+use crate::exit::ExitCode;
+use crate::machine::Machine;
+use crate::migration::cancel::Cancel;
+use crate::migration::link::{Address, AddressError, Link};
+use crate::migration::progress::{Observer, Report};
+use crate::migration::source::{self, SourceError};
+use crate::units::ByteSize;
+
+/// Most parts that a picture may have.
+const MAX_CELLS: u32 = 1 << 16;
+
+/// How a monitor ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// Somebody asked it to.
+    Quit,
+    /// The guest runs elsewhere now.
+    Migrated,
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// There is no guest yet.
+    #[error("no guest has arrived here yet")]
+    NoGuest,
+    /// A migration is under way.
+    #[error("a migration is under way; wait for it, or end it with `thermocline ctl cancel-migration`")]
+    Migrating,
+    /// No migration is under way.
+    #[error("no migration is under way")]
+    NotMigrating,
+    /// The guest may run elsewhere.
+    #[error("the guest was handed over and may run at the destination; `resume --force` if you know that it does not")]
+    HandedOver,
+    /// The address to migrate to is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The migration failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] crate::ram::RamError),
+    /// A range is not guest RAM.
+    #[error("{start:#x} to {end:#x} is not all guest RAM, or not whole pages")]
+    Range {
+        /// First guest physical address.
+        start: u64,
+        /// First behind it.
+        end: u64,
+    },
+    /// Too many parts.
+    #[error("{0} cells are too many, {MAX_CELLS} are possible")]
+    Cells(u32),
+}
+
+impl From<VmmError> for Failure {
+    fn from(e: VmmError) -> Self {
+        let exit_code = match &e {
+            VmmError::Source(e) => ExitCode::of_source(e),
+            VmmError::Address(_) => ExitCode::Usage,
+            _ => ExitCode::Failure,
+        };
+        Self { text: e.to_string(), exit_code: exit_code as u8 }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    machine: Option<Arc<Machine>>,
+    migration: Option<Arc<Cancel>>,
+    handed_over: bool,
+    farewell: Option<Farewell>,
+}
+
+/// A monitor's machine and what is being done with it.
+#[derive(Debug)]
+pub struct Vmm {
+    state: Mutex<State>,
+    ended: EventFd,
+}
+
+impl Vmm {
+    /// A monitor that has no machine yet.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { state: Mutex::default(), ended: EventFd::new(libc::EFD_NONBLOCK)? })
+    }
+
+    /// The machine is here.
+    pub fn set_machine(&self, machine: Arc<Machine>) {
+        self.lock().machine = Some(machine);
+    }
+
+    /// The machine, if it is here.
+    pub fn machine(&self) -> Option<Arc<Machine>> {
+        self.lock().machine.clone()
+    }
+
+    /// Readable once the monitor should end; then [`Vmm::farewell`] says why.
+    pub fn ended(&self) -> &EventFd {
+        &self.ended
+    }
+
+    /// Why the monitor should end.
+    pub fn farewell(&self) -> Option<Farewell> {
+        self.lock().farewell.clone()
+    }
+
+    /// Does what a request other than a migration asks.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    pub fn handle(&self, request: &Request) -> Result<Answer, VmmError> {
+        match request {
+            Request::Status => Ok(Answer::Status(self.status())),
+            Request::Pause => self.pause().map(|()| Answer::Done),
+            Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
+            Request::Quit => {
+                self.end(Farewell::Quit);
+                Ok(Answer::Done)
+            }
+            Request::Pages { cells } => self.pages(*cells).map(Answer::Pages),
+            Request::PageOut { ranges } => self.page_out(ranges.as_deref()),
+            Request::CancelMigration => {
+                self.lock().migration.as_ref().ok_or(VmmError::NotMigrating)?.cancel();
+                Ok(Answer::Done)
+            }
+            Request::Migrate(request) => self.migrate(request, &Arc::default(), &mut |_: &_| {}).map(Answer::Migrated),
+        }
+    }
+
+    /// Ends the monitor, and a migration with it.
+    pub fn end(&self, farewell: Farewell) {
+        let mut state = self.lock();
+        if let Some(migration) = &state.migration {
+            migration.cancel();
+        }
+        state.farewell.get_or_insert(farewell);
+        // The counter would have to be at its limit for this to fail, and then the event is set.
+        let _ = self.ended.write(1);
+    }
+
+    /// Migrates the machine; the monitor still has to be ended afterwards. `cancel` gives it up from outside.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn migrate(
+        &self,
+        request: &MigrateRequest,
+        cancel: &Arc<Cancel>,
+        observer: &mut dyn Observer,
+    ) -> Result<Report, VmmError> {
+        let address: Address = request.to.parse()?;
+        let options = source::Options {
+            cold: request.cold,
+            window: request.window,
+            downtime_limit: Duration::from_millis(request.downtime_limit_ms),
+            max_rounds: request.max_rounds,
+        };
+        let machine = {
+            let mut state = self.lock();
+            let machine = state.machine.clone().ok_or(VmmError::NoGuest)?;
+            if state.handed_over {
+                return Err(VmmError::HandedOver);
+            }
+            if state.migration.is_some() {
+                return Err(VmmError::Migrating);
+            }
+            state.migration = Some(Arc::clone(cancel));
+            machine
+        };
+        let result = Link::connect(&address)
+            .map_err(SourceError::from)
+            .and_then(|link| source::migrate(machine.as_ref(), link, &options, cancel, observer));
+        let mut state = self.lock();
+        state.migration = None;
+        state.handed_over = matches!(result, Ok(_) | Err(SourceError::Unconfirmed(_)));
+        Ok(result?)
+    }
+
+    fn status(&self) -> Status {
+        let state = self.lock();
+        let run_state = match &state.machine {
+            None => RunState::Waiting,
+            Some(_) if state.handed_over => RunState::HandedOver,
+            Some(_) if state.migration.is_some() => RunState::Migrating,
+            Some(machine) if machine.is_running() => RunState::Running,
+            Some(_) => RunState::Paused,
+        };
+        Status {
+            state: run_state,
+            memory: ByteSize(state.machine.as_ref().map_or(0, |m| m.ram().layout().bytes())),
+            cpus: state.machine.as_ref().map_or(0, |m| m.cpus()),
+            pid: std::process::id(),
+        }
+    }
+
+    fn pause(&self) -> Result<(), VmmError> {
+        self.at_rest(false)?.pause();
+        Ok(())
+    }
+
+    fn resume(&self, force: bool) -> Result<(), VmmError> {
+        self.at_rest(force)?.resume();
+        self.lock().handed_over = false;
+        Ok(())
+    }
+
+    /// The machine, unless it is on its way or has gone.
+    fn at_rest(&self, force: bool) -> Result<Arc<Machine>, VmmError> {
+        let state = self.lock();
+        if state.migration.is_some() {
+            return Err(VmmError::Migrating);
+        }
+        if state.handed_over && !force {
+            return Err(VmmError::HandedOver);
+        }
+        state.machine.clone().ok_or(VmmError::NoGuest)
+    }
+
+    fn pages(&self, cells: u32) -> Result<PagesReport, VmmError> {
+        if cells > MAX_CELLS {
+            return Err(VmmError::Cells(cells));
+        }
+        let machine = self.machine().ok_or(VmmError::NoGuest)?;
+        let pages = machine.ram().pages();
+        let residency = machine.ram().residency(0..pages)?;
+        let edge = |cell: u32| (u128::from(pages) * u128::from(cell) / u128::from(cells.max(1))) as u64;
+        let cells: Vec<Counts> = (0..cells).map(|cell| residency.counts_in(edge(cell)..edge(cell + 1))).collect();
+        Ok(PagesReport { counts: residency.counts(), cells })
+    }
+
+    fn page_out(&self, ranges: Option<&[(u64, u64)]>) -> Result<Answer, VmmError> {
+        let machine = self.machine().ok_or(VmmError::NoGuest)?;
+        let ram = machine.ram();
+        let ranges = match ranges {
+            None => vec![0..ram.pages()],
+            Some(ranges) => ranges
+                .iter()
+                .map(|&(start, length)| {
+                    let end = start.saturating_add(length);
+                    page_range(ram, start, end).ok_or(VmmError::Range { start, end })
+                })
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Answer::PageOut(ram.page_out(&ranges)?))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Guest physical addresses as RAM pages; `None` when they are not all RAM or not whole pages.
+fn page_range(ram: &crate::ram::GuestRam, start: u64, end: u64) -> Option<Range<u64>> {
+    if start >= end || start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 {
+        return None;
+    }
+    let (first, last) = (ram.layout().page_of(start)?, ram.layout().page_of(end - 1)?);
+    (last - first == (end - start) / PAGE_SIZE - 1).then_some(first..last + 1)
+}

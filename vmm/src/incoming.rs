@@ -1,0 +1,148 @@
+//! A guest that is to come in: listens, takes one connection, and receives in a thread of its own.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::serial::ConsoleOutput;
+use crate::host;
+use crate::machine::{self, Machine};
+use crate::migration::cancel::Cancel;
+use crate::migration::destination::{self, DestinationError};
+use crate::migration::link::Listener;
+use crate::migration::wire::{Offer, Refusal, RefusalReason};
+use crate::ram::GuestRam;
+use crate::ram::layout::{MAX_RAM, RamLayout};
+use crate::units::ByteSize;
+
+type Arrival = Result<Arc<Machine>, DestinationError>;
+
+/// What this host allows a guest that comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most guest RAM.
+    pub memory: ByteSize,
+}
+
+impl Default for Limits {
+    /// What this host has of memory and swap.
+    fn default() -> Self {
+        Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)) }
+    }
+}
+
+/// A guest that is to come in.
+#[derive(Debug)]
+pub struct Incoming {
+    listener: Listener,
+    limits: Limits,
+    console: Option<Console>,
+    shared: Arc<Shared>,
+}
+
+struct Console(ConsoleOutput);
+
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Console")
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    cancel: Cancel,
+    result: Mutex<Option<Arrival>>,
+    arrival: EventFd,
+}
+
+impl Shared {
+    fn report(&self, result: Arrival) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        // The counter would have to be at its limit for this to fail, and then the event is set.
+        let _ = self.arrival.write(1);
+    }
+}
+
+impl Incoming {
+    /// Waits on `listener` for a guest that gets this console.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn new(listener: Listener, limits: Limits, console: ConsoleOutput) -> io::Result<Self> {
+        let shared =
+            Shared { cancel: Cancel::default(), result: Mutex::default(), arrival: EventFd::new(libc::EFD_NONBLOCK)? };
+        Ok(Self { listener, limits, console: Some(Console(console)), shared: Arc::new(shared) })
+    }
+
+    /// The socket to wait on.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// Readable once there is a result.
+    pub fn arrival(&self) -> &EventFd {
+        &self.shared.arrival
+    }
+
+    /// The machine, or why it did not come; `None` while it is on its way. Gives it once.
+    pub fn result(&self) -> Option<Arrival> {
+        self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives up, if the guest is not here yet.
+    pub fn cancel(&self) {
+        self.shared.cancel.cancel();
+    }
+
+    /// Takes the connection that has come and receives the guest over it.
+    pub fn accept(&mut self) {
+        let Some(Console(console)) = self.console.take() else { return };
+        let link = match self.listener.accept() {
+            Ok(link) => link,
+            Err(e) => return self.shared.report(Err(e.into())),
+        };
+        let limits = self.limits;
+        let shared = Arc::clone(&self.shared);
+        let spawned = std::thread::Builder::new().name("incoming".into()).spawn(move || {
+            let prepare = |offer: &Offer| prepare(offer, limits, console).map(Arc::new);
+            match destination::receive(link, &shared.cancel, prepare) {
+                Ok(arrived) => {
+                    shared.report(Ok(Arc::clone(arrived.machine())));
+                    arrived.settle();
+                }
+                Err(e) => shared.report(Err(e)),
+            }
+        });
+        if let Err(e) = spawned {
+            self.shared.report(Err(DestinationError::Thread(e.to_string())));
+        }
+    }
+}
+
+/// Makes the machine that is offered, or says why not.
+fn prepare(offer: &Offer, limits: Limits, console: ConsoleOutput) -> Result<Machine, Refusal> {
+    let refuse = |reason, text: String| Refusal { reason, text };
+    let description = &offer.machine;
+    let bytes = description.ram.bytes();
+    if ByteSize(bytes) > limits.memory {
+        let text = format!("the machine has {} of memory, this host takes {} at most", ByteSize(bytes), limits.memory);
+        return Err(refuse(RefusalReason::Memory, text));
+    }
+    if bytes == 0 || description.ram != RamLayout::new(bytes) {
+        return Err(refuse(
+            RefusalReason::Memory,
+            "the machine's memory is laid out in a way that cannot be here".into(),
+        ));
+    }
+    if description.cpus == 0 {
+        return Err(refuse(RefusalReason::Cpu, "the machine has no vCPU".into()));
+    }
+    let obstacles = machine::obstacles(description).map_err(|e| refuse(RefusalReason::Host, e.to_string()))?;
+    if let Some((reason, _)) = obstacles.first() {
+        let text = obstacles.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
+        return Err(refuse(*reason, text));
+    }
+    let ram = GuestRam::new(bytes).map_err(|e| refuse(RefusalReason::Memory, e.to_string()))?;
+    Machine::new(Arc::new(ram), description.cpus, console).map_err(|e| refuse(RefusalReason::Host, e.to_string()))
+}

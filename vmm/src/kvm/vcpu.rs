@@ -1,0 +1,381 @@
+//! vCPUs: a thread each, which can be stopped at an instruction boundary and looked at.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::state::VcpuState;
+use super::{KvmError, Vm, cpuid, sys, time};
+use crate::devices::Bus;
+
+/// `IA32_TIME_STAMP_COUNTER`, Intel SDM volume 4.
+const MSR_TSC: u32 = 0x10;
+
+/// How long to wait for a vCPU that was kicked before it is kicked again: a signal that arrives just before `KVM_RUN`
+/// has no effect.
+const KICK_AGAIN: Duration = Duration::from_micros(500);
+
+/// Why the guest stopped by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuExitReason {
+    /// It switched itself off.
+    PowerOff,
+    /// It asked for a reset.
+    Reset,
+    /// A fault while handling a fault while handling a fault.
+    TripleFault,
+    /// KVM or the host could not go on with it.
+    Failed(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Pause,
+    Run,
+    End,
+}
+
+/// What a vCPU thread and those who command it share.
+struct Shared {
+    index: u8,
+    vm: Vm,
+    bus: Bus,
+    order: Mutex<Order>,
+    ordered: Condvar,
+    /// Held by the thread while the vCPU runs.
+    fd: Mutex<VcpuFd>,
+    end: Arc<End>,
+}
+
+/// Where the first vCPU that ends leaves the reason.
+#[derive(Debug)]
+pub struct End {
+    reason: Mutex<Option<VcpuExitReason>>,
+    event: EventFd,
+}
+
+impl End {
+    fn new() -> Result<Self, KvmError> {
+        let event = EventFd::new(libc::EFD_NONBLOCK).map_err(KvmError::EventFd)?;
+        Ok(Self { reason: Mutex::new(None), event })
+    }
+
+    fn report(&self, reason: VcpuExitReason) {
+        locked(&self.reason).get_or_insert(reason);
+        // The counter would have to be at its limit for this to fail, and then the event is set.
+        let _ = self.event.write(1);
+    }
+
+    /// Readable once the guest has stopped by itself.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Why it stopped, or `None` while it has not.
+    pub fn reason(&self) -> Option<VcpuExitReason> {
+        locked(&self.reason).clone()
+    }
+}
+
+/// All vCPUs of a machine. They start paused.
+pub struct Vcpus {
+    vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
+    end: Arc<End>,
+}
+
+impl std::fmt::Debug for Vcpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vcpus({})", self.vcpus.len())
+    }
+}
+
+/// A lock whose holder panicked still guards data that is whole: every update here is one assignment.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+impl Vcpus {
+    /// Makes `count` vCPUs with their threads, paused, each told by CPUID what this host can do.
+    ///
+    /// # Errors
+    /// When KVM or the host refuses.
+    pub fn new(vm: &Vm, bus: &Bus, count: u8) -> Result<Self, KvmError> {
+        register_signal_handler(SIGRTMIN(), kicked)
+            .map_err(|e| KvmError::EventFd(io::Error::from_raw_os_error(e.errno())))?;
+        let supported = cpuid::supported(vm.kvm())?;
+        let end = Arc::new(End::new()?);
+        let mut all = Self { vcpus: Vec::new(), end };
+        for index in 0..count {
+            let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+            let entries = cpuid::for_vcpu(&supported, index, count);
+            fd.set_cpuid2(&cpuid::to_kvm(&entries)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            let shared = Arc::new(Shared {
+                index,
+                vm: vm.clone(),
+                bus: bus.clone(),
+                order: Mutex::new(Order::Pause),
+                ordered: Condvar::new(),
+                fd: Mutex::new(fd),
+                end: Arc::clone(&all.end),
+            });
+            let thread = Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(256 << 10)
+                .spawn({
+                    let shared = Arc::clone(&shared);
+                    move || shared.run()
+                })
+                .map_err(|source| KvmError::Thread { index, source })?;
+            all.vcpus.push((shared, Some(thread)));
+        }
+        Ok(all)
+    }
+
+    /// Where the guest's own end is reported.
+    pub fn end(&self) -> &Arc<End> {
+        &self.end
+    }
+
+    /// Number of vCPUs.
+    pub fn len(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.vcpus.is_empty()
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) {
+        for (vcpu, _) in &self.vcpus {
+            *locked(&vcpu.order) = Order::Run;
+            vcpu.ordered.notify_all();
+        }
+    }
+
+    /// Stops all vCPUs at an instruction boundary with no I/O left half done; returns when they stand.
+    pub fn pause(&self) {
+        self.order_all(Order::Pause);
+    }
+
+    /// Works on a paused vCPU's file.
+    pub(crate) fn with_fd<T>(
+        &self,
+        index: usize,
+        work: impl FnOnce(&VcpuFd) -> Result<T, KvmError>,
+    ) -> Result<T, KvmError> {
+        let (vcpu, _) = self.vcpus.get(index).ok_or(KvmError::VcpuGone(index as u8))?;
+        work(&locked(&vcpu.fd))
+    }
+
+    /// Reads the state of all vCPUs, which are paused.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
+        self.vcpus.iter().map(|(vcpu, _)| save(&vcpu.vm, &locked(&vcpu.fd))).collect()
+    }
+
+    /// Writes the state of all vCPUs, which are paused.
+    ///
+    /// # Errors
+    /// When the number differs or KVM refuses.
+    pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
+        if states.len() != self.vcpus.len() {
+            return Err(KvmError::VcpuCount { saved: states.len(), here: self.vcpus.len() });
+        }
+        for ((vcpu, _), state) in self.vcpus.iter().zip(states) {
+            restore(&vcpu.vm, &locked(&vcpu.fd), state)?;
+        }
+        Ok(())
+    }
+
+    fn order_all(&self, order: Order) {
+        for (vcpu, _) in &self.vcpus {
+            *locked(&vcpu.order) = order;
+            vcpu.ordered.notify_all();
+        }
+        for (vcpu, thread) in &self.vcpus {
+            let Some(thread) = thread else { continue };
+            // The thread gives the vCPU's file back when it has stopped.
+            while !thread.is_finished() && vcpu.fd.try_lock().is_err() {
+                let _ = thread.kill(SIGRTMIN());
+                std::thread::sleep(KICK_AGAIN / 10);
+            }
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.order_all(Order::End);
+        for (_, thread) in &mut self.vcpus {
+            if let Some(thread) = thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            {
+                let mut order = locked(&self.order);
+                while *order == Order::Pause {
+                    order = self.ordered.wait(order).unwrap_or_else(PoisonError::into_inner);
+                }
+                if *order == Order::End {
+                    return;
+                }
+            }
+            let mut fd = locked(&self.fd);
+            let ended = self.run_until_ordered(&mut fd);
+            finish_io(&mut fd);
+            drop(fd);
+            if let Some(reason) = ended {
+                *locked(&self.order) = Order::Pause;
+                self.end.report(reason);
+            }
+        }
+    }
+
+    /// Runs the guest until another order comes or it ends.
+    fn run_until_ordered(&self, fd: &mut VcpuFd) -> Option<VcpuExitReason> {
+        while *locked(&self.order) == Order::Run {
+            match fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    if let Some(reason) = self.bus.port_write(port, data) {
+                        return Some(reason);
+                    }
+                }
+                Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
+                Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
+                Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+                Ok(VcpuExit::Shutdown) => return Some(VcpuExitReason::TripleFault),
+                Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                    return Some(VcpuExitReason::Failed(format!(
+                        "processor {cpu} refused to enter the guest, hardware reason {reason:#x}"
+                    )));
+                }
+                Ok(VcpuExit::InternalError) => {
+                    let rip = fd.get_regs().map_or(0, |r| r.rip);
+                    return Some(VcpuExitReason::Failed(format!(
+                        "KVM could not emulate what vCPU {} does at {rip:#x}",
+                        self.index
+                    )));
+                }
+                Ok(other) => {
+                    return Some(VcpuExitReason::Failed(format!("KVM left vCPU {} with {other:?}", self.index)));
+                }
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
+                Err(e) => return Some(VcpuExitReason::Failed(format!("KVM_RUN of vCPU {}: {e}", self.index))),
+            }
+        }
+        None
+    }
+}
+
+/// Completes the I/O of the last exit, whose second half KVM does at the next entry (Documentation/virt/kvm/api.rst,
+/// `KVM_RUN`), without letting the guest run.
+fn finish_io(fd: &mut VcpuFd) {
+    fd.set_kvm_immediate_exit(1);
+    let _ = fd.run();
+    fd.set_kvm_immediate_exit(0);
+}
+
+fn save(vm: &Vm, fd: &VcpuFd) -> Result<VcpuState, KvmError> {
+    let cpuid = fd
+        .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::call("KVM_GET_CPUID2"))?
+        .as_slice()
+        .to_vec();
+    // Tells a guest's watchdog that the stop was not its fault; refused for guests without kvmclock, and then useless.
+    let _ = fd.kvmclock_ctrl();
+    // MP_STATE first: reading it can deliver a pending INIT or SIPI, which changes registers.
+    let mp_state = fd.get_mp_state().map_err(KvmError::call("KVM_GET_MP_STATE"))?;
+    Ok(VcpuState {
+        cpuid,
+        mp_state,
+        regs: fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?,
+        sregs: fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?,
+        xsave: sys::get_xsave(vm.fd(), fd).map_err(KvmError::call("KVM_GET_XSAVE2"))?,
+        xcrs: fd.get_xcrs().map_err(KvmError::call("KVM_GET_XCRS"))?,
+        debug_regs: fd.get_debug_regs().map_err(KvmError::call("KVM_GET_DEBUGREGS"))?,
+        lapic: fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?,
+        events: fd.get_vcpu_events().map_err(KvmError::call("KVM_GET_VCPU_EVENTS"))?,
+        tsc_khz: fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?,
+        saved_at_ns: time::now_ns(),
+        msrs: save_msrs(vm, fd)?,
+    })
+}
+
+/// Every MSR that KVM lists and this vCPU can read.
+fn save_msrs(vm: &Vm, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    let list = vm.kvm().get_msr_index_list().map_err(KvmError::call("KVM_GET_MSR_INDEX_LIST"))?;
+    let wanted: Vec<_> = list.as_slice().iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+    let mut saved = Vec::with_capacity(wanted.len());
+    let mut rest = wanted.as_slice();
+    // KVM_GET_MSRS stops at the first register it cannot read and says how many it has read.
+    while !rest.is_empty() {
+        let mut msrs = to_msrs(rest)?;
+        let read = fd.get_msrs(&mut msrs).map_err(KvmError::call("KVM_GET_MSRS"))?.min(rest.len());
+        saved.extend_from_slice(&msrs.as_slice()[..read]);
+        rest = rest.get(read + 1..).unwrap_or_default();
+    }
+    Ok(saved)
+}
+
+fn restore(vm: &Vm, fd: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
+    // The CPUID first: what other state may be set depends on it. Local APIC before MSRs, for the TSC deadline.
+    fd.set_cpuid2(&cpuid::to_kvm(&state.cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+    if fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))? != state.tsc_khz {
+        fd.set_tsc_khz(state.tsc_khz).map_err(KvmError::call("KVM_SET_TSC_KHZ"))?;
+    }
+    fd.set_regs(&state.regs).map_err(KvmError::call("KVM_SET_REGS"))?;
+    fd.set_sregs(&state.sregs).map_err(KvmError::call("KVM_SET_SREGS"))?;
+    sys::set_xsave(vm.fd(), fd, &state.xsave).map_err(KvmError::call("KVM_SET_XSAVE"))?;
+    fd.set_xcrs(&state.xcrs).map_err(KvmError::call("KVM_SET_XCRS"))?;
+    fd.set_debug_regs(&state.debug_regs).map_err(KvmError::call("KVM_SET_DEBUGREGS"))?;
+    fd.set_lapic(&state.lapic).map_err(KvmError::call("KVM_SET_LAPIC"))?;
+    restore_msrs(fd, state)?;
+    fd.set_vcpu_events(&state.events).map_err(KvmError::call("KVM_SET_VCPU_EVENTS"))?;
+    fd.set_mp_state(state.mp_state).map_err(KvmError::call("KVM_SET_MP_STATE"))
+}
+
+fn restore_msrs(fd: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
+    let now = time::now_ns();
+    let mut wanted = state.msrs.clone();
+    for entry in wanted.iter_mut().filter(|entry| entry.index == MSR_TSC) {
+        entry.data = time::advanced_tsc(entry.data, state.tsc_khz, state.saved_at_ns, now);
+    }
+    let mut rest = wanted.as_slice();
+    while let Some(first) = rest.first() {
+        let written = fd.set_msrs(&to_msrs(rest)?).map_err(KvmError::call("KVM_SET_MSRS"))?;
+        rest = rest.get(written..).unwrap_or_default();
+        // Refused: right if it holds the value anyway.
+        let Some(refused) = rest.first() else { break };
+        let mut msrs = to_msrs(&[kvm_msr_entry { index: refused.index, ..Default::default() }])?;
+        let read = fd.get_msrs(&mut msrs).map_err(KvmError::call("KVM_GET_MSRS"))?;
+        if read != 1 || msrs.as_slice()[0].data != refused.data {
+            return Err(KvmError::Msr { index: refused.index, value: refused.data });
+        }
+        let _ = first;
+        rest = &rest[1..];
+    }
+    Ok(())
+}
+
+fn to_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, KvmError> {
+    Msrs::from_entries(entries)
+        .map_err(|_| KvmError::Call { call: "KVM_SET_MSRS", source: kvm_ioctls::Error::new(libc::E2BIG) })
+}

@@ -1,0 +1,141 @@
+//! One VM: memory slots, in-kernel interrupt controllers and timer, dirty log.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
+    kvm_clock_data, kvm_irqchip, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::KvmError;
+use super::state::VmState;
+use super::sys::VmWithRam;
+use crate::ram::{GuestRam, PageSet};
+
+/// Three pages that Intel processors need for real mode, below the BIOS area and out of RAM's way.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One page for the same purpose.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A VM with its RAM.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    kvm: Arc<Kvm>,
+    inner: Arc<VmWithRam>,
+}
+
+impl Vm {
+    /// Creates a VM with memory slots over `ram`, an in-kernel irqchip and a PIT.
+    ///
+    /// # Errors
+    /// When `/dev/kvm` is not there or refuses one of the steps.
+    pub fn new(ram: Arc<GuestRam>) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+        if kvm.check_extension(Cap::SetTssAddr) {
+            fd.set_tss_address(TSS_ADDRESS).map_err(KvmError::call("KVM_SET_TSS_ADDR"))?;
+        }
+        if kvm.check_extension(Cap::SetIdentityMapAddr) {
+            fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(KvmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        }
+        fd.create_irq_chip().map_err(KvmError::call("KVM_CREATE_IRQCHIP"))?;
+        fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
+            .map_err(KvmError::call("KVM_CREATE_PIT2"))?;
+        let inner = VmWithRam::new(fd, ram).map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
+        Ok(Self { kvm: Arc::new(kvm), inner: Arc::new(inner) })
+    }
+
+    /// The KVM device.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// The VM's file.
+    pub fn fd(&self) -> &VmFd {
+        self.inner.fd()
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.inner.ram()
+    }
+
+    /// Connects an eventfd to an interrupt line.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn register_irq(&self, event: &EventFd, line: u32) -> Result<(), KvmError> {
+        self.fd().register_irqfd(event, line).map_err(KvmError::call("KVM_IRQFD"))
+    }
+
+    /// Starts logging the guest's writes, all pages clean.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn start_dirty_log(&self) -> Result<(), KvmError> {
+        self.inner.set_slots(true).map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// Stops logging.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn stop_dirty_log(&self) -> Result<(), KvmError> {
+        self.inner.set_slots(false).map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// The pages that the guest has written since the last call, which are clean again now.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn take_dirty_log(&self) -> Result<PageSet, KvmError> {
+        let mut set = PageSet::new(self.ram().pages());
+        let mut first = 0;
+        for (slot, region) in self.ram().layout().regions().iter().enumerate() {
+            let words = self
+                .fd()
+                .get_dirty_log(slot as u32, region.length as usize)
+                .map_err(KvmError::call("KVM_GET_DIRTY_LOG"))?;
+            set.insert_words(first, &words);
+            first += region.pages();
+        }
+        Ok(set)
+    }
+
+    /// Reads interrupt controllers, timer and clock. The vCPUs are paused.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn save(&self) -> Result<VmState, KvmError> {
+        let mut irqchips = Vec::with_capacity(3);
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            self.fd().get_irqchip(&mut chip).map_err(KvmError::call("KVM_GET_IRQCHIP"))?;
+            irqchips.push(chip);
+        }
+        Ok(VmState {
+            irqchips,
+            pit: self.fd().get_pit2().map_err(KvmError::call("KVM_GET_PIT2"))?,
+            clock: self.fd().get_clock().map_err(KvmError::call("KVM_GET_CLOCK"))?,
+        })
+    }
+
+    /// Writes interrupt controllers, timer and clock. Where both hosts can, the clock goes on as if the machine had
+    /// never stopped.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn restore(&self, state: &VmState) -> Result<(), KvmError> {
+        for chip in &state.irqchips {
+            self.fd().set_irqchip(chip).map_err(KvmError::call("KVM_SET_IRQCHIP"))?;
+        }
+        self.fd().set_pit2(&state.pit).map_err(KvmError::call("KVM_SET_PIT2"))?;
+        let here = self.kvm.check_extension_int(Cap::AdjustClock) as u32;
+        let flags = state.clock.flags & here & KVM_CLOCK_REALTIME;
+        let clock =
+            kvm_clock_data { clock: state.clock.clock, realtime: state.clock.realtime, flags, ..Default::default() };
+        self.fd().set_clock(&clock).map_err(KvmError::call("KVM_SET_CLOCK"))
+    }
+}

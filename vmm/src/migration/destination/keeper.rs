@@ -1,0 +1,52 @@
+//! What was cold stays cold: pages of the cold lane are paged out again once a window of them has landed.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use memory_agent::PageOutReport;
+
+use crate::ram::{GuestRam, PageSet, RamError};
+
+/// Cold pages that have landed and are still in memory.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    awake: Mutex<PageSet>,
+    window: u64,
+}
+
+impl Keeper {
+    /// A keeper that lets at most `window` pages be awake.
+    pub(super) fn new(pages: u64, window: u64) -> Self {
+        Self { awake: Mutex::new(PageSet::new(pages)), window: window.max(1) }
+    }
+
+    /// These cold pages have landed; pages out all that are awake when the window is full.
+    pub(super) fn landed(&self, ram: &GuestRam, runs: impl Iterator<Item = Range<u64>>) -> Result<(), RamError> {
+        let full = {
+            let mut awake = self.lock();
+            runs.for_each(|run| awake.insert_range(run));
+            awake.len() >= self.window
+        };
+        if full { self.page_out(ram).map(drop) } else { Ok(()) }
+    }
+
+    /// These pages have come again, warm.
+    pub(super) fn warmed(&self, run: Range<u64>) {
+        self.lock().remove_range(run);
+    }
+
+    /// Pages out all that are awake.
+    pub(super) fn page_out(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
+        let runs: Vec<_> = {
+            let mut awake = self.lock();
+            let runs = awake.runs().collect();
+            awake.clear();
+            runs
+        };
+        ram.page_out(&runs)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PageSet> {
+        self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

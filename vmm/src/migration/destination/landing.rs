@@ -1,0 +1,246 @@
+//! Landing: how pages get from the wire into guest RAM.
+//!
+//! Allocating a page costs far more than receiving it, so warm batches are written by several threads while the next is
+//! received, and cold ones by a thread of their own, which also pages them out. Order is kept where it matters: a page
+//! that is still on its way to guest RAM is waited for before it is written again.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope};
+
+use memory_agent::PageOutReport;
+
+use super::DestinationError;
+use super::keeper::Keeper;
+use crate::migration::wire::{Lane, PageBatch};
+use crate::ram::{GuestRam, PageSet, RamError};
+use crate::units::ByteSize;
+
+/// Threads that write warm pages.
+const WARM_THREADS: usize = 2;
+/// Batches that may wait for a thread.
+const QUEUE: usize = 4;
+
+struct Job {
+    batch: PageBatch,
+    payload: Vec<u8>,
+}
+
+/// Jobs that are not done yet, and the first error of one.
+#[derive(Default)]
+struct Pending {
+    jobs: Mutex<(usize, Option<RamError>)>,
+    done: Condvar,
+}
+
+impl Pending {
+    fn lock(&self) -> MutexGuard<'_, (usize, Option<RamError>)> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self) {
+        self.lock().0 += 1;
+    }
+
+    fn finish(&self, result: Result<(), RamError>) {
+        let mut jobs = self.lock();
+        jobs.0 -= 1;
+        if let Err(e) = result {
+            jobs.1.get_or_insert(e);
+        }
+        self.done.notify_all();
+    }
+
+    fn wait(&self) -> Result<(), RamError> {
+        let mut jobs = self.lock();
+        while jobs.0 > 0 {
+            jobs = self.done.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+        jobs.1.take().map_or(Ok(()), Err)
+    }
+}
+
+/// Puts pages into guest RAM.
+pub(super) struct Landing<'scope, 'env> {
+    ram: &'env GuestRam,
+    warm: Queue,
+    cold: Queue,
+    pending: Arc<Pending>,
+    recycled: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    /// Pages handed to a thread since all were last waited for.
+    under_way: PageSet,
+    /// Pages with bytes in them here.
+    landed: PageSet,
+    /// Pages that the source has said anything about.
+    accounted: PageSet,
+    keeper: Arc<Keeper>,
+    can_page_out: Arc<AtomicBool>,
+    scope: std::marker::PhantomData<&'scope ()>,
+}
+
+type Queue = (SyncSender<Job>, Arc<Mutex<Receiver<Job>>>);
+
+/// Everything has landed.
+pub(super) struct Landed {
+    keeper: Arc<Keeper>,
+    can_page_out: bool,
+}
+
+impl Landed {
+    /// Pages out the last, incomplete window.
+    pub(super) fn settle(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
+        if self.can_page_out { self.keeper.page_out(ram) } else { Ok(PageOutReport::default()) }
+    }
+}
+
+impl<'scope, 'env> Landing<'scope, 'env> {
+    /// Starts the threads, which end with the scope.
+    pub(super) fn new(
+        scope: &'scope Scope<'scope, 'env>,
+        ram: &'env GuestRam,
+        window: ByteSize,
+        can_page_out: bool,
+    ) -> Result<Self, DestinationError> {
+        let pages = ram.pages();
+        let queue = || {
+            let (sender, receiver) = sync_channel(QUEUE);
+            (sender, Arc::new(Mutex::new(receiver)))
+        };
+        let landing = Self {
+            ram,
+            warm: queue(),
+            cold: queue(),
+            pending: Arc::default(),
+            recycled: channel(),
+            under_way: PageSet::new(pages),
+            landed: PageSet::new(pages),
+            accounted: PageSet::new(pages),
+            keeper: Arc::new(Keeper::new(pages, window.pages())),
+            can_page_out: Arc::new(AtomicBool::new(can_page_out)),
+            scope: std::marker::PhantomData,
+        };
+        for i in 0..WARM_THREADS {
+            landing.spawn(scope, format!("land-warm{i}"), Arc::clone(&landing.warm.1), None)?;
+        }
+        landing.spawn(scope, "land-cold".into(), Arc::clone(&landing.cold.1), Some(Arc::clone(&landing.keeper)))?;
+        Ok(landing)
+    }
+
+    fn spawn(
+        &self,
+        scope: &'scope Scope<'scope, 'env>,
+        name: String,
+        jobs: Arc<Mutex<Receiver<Job>>>,
+        keeper: Option<Arc<Keeper>>,
+    ) -> Result<(), DestinationError> {
+        let ram = self.ram;
+        let pending = Arc::clone(&self.pending);
+        let recycled = self.recycled.0.clone();
+        let can_page_out = Arc::clone(&self.can_page_out);
+        Builder::new()
+            .name(name)
+            .stack_size(256 << 10)
+            .spawn_scoped(scope, move || {
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(Job { batch, payload }) = job else { return };
+                    let mut result = batch
+                        .runs
+                        .iter()
+                        .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
+                    if let Some(keeper) = keeper.as_ref().filter(|_| can_page_out.load(Ordering::Relaxed)) {
+                        result = result.and_then(|()| keeper.landed(ram, batch.runs.into_iter().map(|(run, _)| run)));
+                        if let Err(RamError::PageOut(e)) = &result {
+                            // Content is whole; only the memory it takes is not what was wanted.
+                            tracing::warn!("cold pages stay in memory here: {e}");
+                            can_page_out.store(false, Ordering::Relaxed);
+                            result = Ok(());
+                        }
+                    }
+                    let _ = recycled.send(payload);
+                    pending.finish(result);
+                }
+            })
+            .map(drop)
+            .map_err(|e| DestinationError::Thread(e.to_string()))
+    }
+
+    /// Number of pages of guest RAM.
+    pub(super) fn pages(&self) -> u64 {
+        self.accounted.universe()
+    }
+
+    /// A buffer for the next frame.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        self.recycled.1.try_recv().unwrap_or_default()
+    }
+
+    /// Hands a batch to a thread.
+    pub(super) fn land(&mut self, batch: PageBatch, payload: Vec<u8>) -> Result<(), DestinationError> {
+        if batch.runs.iter().any(|(run, _)| self.under_way.count_in(run.clone()) > 0) {
+            self.drain()?;
+        }
+        for (run, _) in &batch.runs {
+            self.under_way.insert_range(run.clone());
+            self.landed.insert_range(run.clone());
+            self.accounted.insert_range(run.clone());
+            if batch.lane == Lane::Hot {
+                self.keeper.warmed(run.clone());
+            }
+        }
+        let queue = match batch.lane {
+            Lane::Hot => &self.warm.0,
+            Lane::Cold => &self.cold.0,
+        };
+        self.pending.add();
+        queue.send(Job { batch, payload }).map_err(|_| DestinationError::Thread("it has ended".into()))
+    }
+
+    /// Takes note of pages that read as zeros; those that had something in them here become holes.
+    pub(super) fn zeros(&mut self, ranges: &[Range<u64>]) -> Result<(), DestinationError> {
+        for range in ranges {
+            if range.start > range.end || range.end > self.pages() {
+                return Err(RamError::OutOfRange { range: range.clone(), pages: self.pages() }.into());
+            }
+            if self.under_way.count_in(range.clone()) > 0 {
+                self.drain()?;
+            }
+            let mut from = range.start;
+            while let Some(run) = self.landed.next_run(from, range.end - from).filter(|run| run.start < range.end) {
+                let run = run.start..run.end.min(range.end);
+                self.ram.punch(run.clone())?;
+                self.keeper.warmed(run.clone());
+                self.landed.remove_range(run.clone());
+                from = run.end;
+                if from >= range.end {
+                    break;
+                }
+            }
+            self.accounted.insert_range(range.clone());
+        }
+        Ok(())
+    }
+
+    /// Waits until everything handed out is in guest RAM.
+    pub(super) fn drain(&mut self) -> Result<(), DestinationError> {
+        self.pending.wait()?;
+        self.under_way.clear();
+        Ok(())
+    }
+
+    /// Whether the source has said something about every page.
+    pub(super) fn check_complete(&self) -> Result<(), DestinationError> {
+        match self.pages() - self.accounted.len() {
+            0 => Ok(()),
+            missing => Err(DestinationError::Incomplete(missing)),
+        }
+    }
+
+    /// The end of landing.
+    pub(super) fn finish(mut self) -> Result<Landed, DestinationError> {
+        self.drain()?;
+        Ok(Landed { keeper: Arc::clone(&self.keeper), can_page_out: self.can_page_out.load(Ordering::Relaxed) })
+    }
+}

@@ -1,0 +1,37 @@
+//! Unix sockets.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The kernel's buffer for one direction: some batches of pages, so that neither side waits for the other at each.
+const BUFFER: usize = 4 << 20;
+
+/// The file of a socket that we made; removed when we go.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl SocketFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have removed it already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Listens on a path where nothing is yet.
+pub(crate) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let listener = UnixListener::bind(path)?;
+    Ok((listener, SocketFile(path.to_path_buf())))
+}
+
+pub(super) fn set_up(stream: &UnixStream) -> io::Result<()> {
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, BUFFER)?;
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Live migration: which page goes when, how it travels, and who owns the guest.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | which page goes when | `plan.rs`, pure |
+//! | bytes on the wire | `wire/` |
+//! | connections | `link/` |
+//! | the side that sends | `source/` |
+//! | the side that receives | `destination/` |
+//! | what people and metrics see | `progress.rs` |
+//!
+//! A machine is seen through [`SourceMachine`] and [`DestinationMachine`], so that all of this runs in tests without
+//! KVM.
+
+pub mod cancel;
+pub mod destination;
+pub mod link;
+pub mod plan;
+pub mod progress;
+pub mod source;
+pub mod wire;
+
+use std::sync::Arc;
+
+use crate::machine::{Machine, MachineDescription, MachineError, MachineState};
+use crate::ram::{GuestRam, PageSet};
+
+/// What migration needs of the machine that leaves.
+pub trait SourceMachine: Sync {
+    /// Guest RAM.
+    fn ram(&self) -> &Arc<GuestRam>;
+    /// What the other host must offer.
+    ///
+    /// # Errors
+    /// When the host does not say.
+    fn describe(&self) -> Result<MachineDescription, MachineError>;
+    /// Starts logging writes; all pages are clean.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn start_dirty_log(&self) -> Result<(), MachineError>;
+    /// Takes the pages written since the last call.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn take_dirty_log(&self) -> Result<PageSet, MachineError>;
+    /// Stops logging.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn stop_dirty_log(&self) -> Result<(), MachineError>;
+    /// Stops the guest; returns when it stands.
+    fn pause(&self);
+    /// Lets the guest go on.
+    fn resume(&self);
+    /// Whether the guest runs.
+    fn is_running(&self) -> bool;
+    /// Reads everything but RAM.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn save(&self) -> Result<MachineState, MachineError>;
+}
+
+/// What migration needs of the machine that arrives.
+pub trait DestinationMachine: Sync {
+    /// Guest RAM, all holes.
+    fn ram(&self) -> &Arc<GuestRam>;
+    /// Writes everything but RAM.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn restore(&self, state: &MachineState) -> Result<(), MachineError>;
+    /// Lets the guest run.
+    fn resume(&self);
+}
+
+impl SourceMachine for Machine {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.ram()
+    }
+    fn describe(&self) -> Result<MachineDescription, MachineError> {
+        self.describe()
+    }
+    fn start_dirty_log(&self) -> Result<(), MachineError> {
+        self.start_dirty_log()
+    }
+    fn take_dirty_log(&self) -> Result<PageSet, MachineError> {
+        self.take_dirty_log()
+    }
+    fn stop_dirty_log(&self) -> Result<(), MachineError> {
+        self.stop_dirty_log()
+    }
+    fn pause(&self) {
+        self.pause();
+    }
+    fn resume(&self) {
+        self.resume();
+    }
+    fn is_running(&self) -> bool {
+        self.is_running()
+    }
+    fn save(&self) -> Result<MachineState, MachineError> {
+        self.save()
+    }
+}
+
+impl DestinationMachine for Machine {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.ram()
+    }
+    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        self.restore(state)
+    }
+    fn resume(&self) {
+        self.resume();
+    }
+}
+
+impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.as_ref().ram()
+    }
+    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        self.as_ref().restore(state)
+    }
+    fn resume(&self) {
+        self.as_ref().resume();
+    }
+}

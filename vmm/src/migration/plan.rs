@@ -1,0 +1,235 @@
+//! Which page goes when. Pure: no I/O, no clock, no machine.
+//!
+//! Every page is in one of three places: owed by the hot lane, owed by the cold lane, or owed by neither, which means
+//! that the destination has its current content. What a probe says moves a page between the lanes; only delivery takes
+//! it out of them, and only a write puts it back. A probe that lies costs time, never content.
+
+use std::ops::Range;
+
+use memory_agent::{PageState, Residency};
+
+use crate::ram::PageSet;
+
+/// What happens to pages that the host has swapped out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ColdPolicy {
+    /// Read a window at a time, sent, and paged out again before the next: the source never grows by more than a window.
+    Paced,
+    /// Read like all others, and left in memory on both sides.
+    Eager,
+    /// Left where they are until the guest runs at the destination.
+    Lazy,
+}
+
+/// How many pages are still owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// By the hot lane.
+    pub hot: u64,
+    /// By the cold lane.
+    pub cold: u64,
+}
+
+/// What the destination is owed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    hot: PageSet,
+    cold: PageSet,
+    policy: ColdPolicy,
+}
+
+impl Plan {
+    /// At the start everything is owed. `residency` tells which lane: swapped pages go by the cold lane, unless the
+    /// policy is to treat all alike.
+    pub fn new(residency: &Residency, policy: ColdPolicy) -> Self {
+        let mut plan = Self { hot: PageSet::full(residency.len()), cold: PageSet::new(residency.len()), policy };
+        for run in residency.runs().filter(|run| run.state == PageState::Swapped) {
+            plan.found_swapped(run.pages);
+        }
+        plan
+    }
+
+    /// The guest or the monitor wrote these pages: they are owed, and warm.
+    pub fn written(&mut self, pages: &PageSet) {
+        self.cold.remove_all(pages);
+        self.hot.insert_all(pages);
+    }
+
+    /// Pages that turn out to be swapped: what the hot lane owes of them goes by the cold one.
+    pub fn found_swapped(&mut self, pages: Range<u64>) {
+        if self.policy != ColdPolicy::Eager {
+            move_pages(&mut self.hot, &mut self.cold, pages);
+        }
+    }
+
+    /// Pages that turn out not to be swapped (any more): what the cold lane owes of them goes by the hot one.
+    pub fn found_awake(&mut self, pages: Range<u64>) {
+        move_pages(&mut self.cold, &mut self.hot, pages);
+    }
+
+    /// These pages, with the content they have now, are on their way.
+    pub fn sent(&mut self, pages: Range<u64>) {
+        self.hot.remove_range(pages.clone());
+        self.cold.remove_range(pages);
+    }
+
+    /// The next pages of the hot lane at or behind `from`: runs in order, at most `most` pages together.
+    pub fn next_hot(&self, from: u64, most: u64) -> Vec<Range<u64>> {
+        next(&self.hot, from, most)
+    }
+
+    /// The next pages of the cold lane: runs in order, at most a window of `most` pages together.
+    pub fn next_cold(&self, most: u64) -> Vec<Range<u64>> {
+        next(&self.cold, 0, most)
+    }
+
+    /// Whether the hot lane owes this page.
+    pub fn owes_hot(&self, page: u64) -> bool {
+        self.hot.contains(page)
+    }
+
+    /// How much is still owed.
+    pub fn owed(&self) -> Owed {
+        Owed { hot: self.hot.len(), cold: self.cold.len() }
+    }
+
+    /// Whether the destination has the current content of every page.
+    pub fn is_complete(&self) -> bool {
+        self.hot.is_empty() && self.cold.is_empty()
+    }
+}
+
+fn move_pages(from: &mut PageSet, to: &mut PageSet, pages: Range<u64>) {
+    let mut at = pages.start;
+    while let Some(run) = from.next_run(at, pages.end.saturating_sub(at)).filter(|run| run.start < pages.end) {
+        let run = run.start..run.end.min(pages.end);
+        to.insert_range(run.clone());
+        from.remove_range(run.clone());
+        at = run.end;
+    }
+}
+
+fn next(set: &PageSet, mut from: u64, most: u64) -> Vec<Range<u64>> {
+    let mut runs = Vec::new();
+    let mut left = most;
+    while left > 0 {
+        let Some(run) = set.next_run(from, left) else { break };
+        left -= run.end - run.start;
+        from = run.end;
+        runs.push(run);
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGES: u64 = 200;
+
+    /// A page as the naive model sees it: its version here, and the version the destination has.
+    #[derive(Clone, Copy, Default)]
+    struct Page {
+        version: u64,
+        delivered: Option<u64>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Write(Range<u64>),
+        FoundSwapped(Range<u64>),
+        FoundAwake(Range<u64>),
+        SendHot(u64, u64),
+        SendCold(u64),
+    }
+
+    fn range() -> impl Strategy<Value = Range<u64>> {
+        (0..PAGES, 1u64..40).prop_map(|(start, length)| start..(start + length).min(PAGES))
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            range().prop_map(Event::Write),
+            range().prop_map(Event::FoundSwapped),
+            range().prop_map(Event::FoundAwake),
+            (0..PAGES, 1u64..64).prop_map(|(from, most)| Event::SendHot(from, most)),
+            (1u64..64).prop_map(Event::SendCold),
+        ]
+    }
+
+    fn residency() -> impl Strategy<Value = Residency> {
+        let state = prop_oneof![Just(PageState::Hole), Just(PageState::Resident), Just(PageState::Swapped)];
+        prop::collection::vec((state, 1u64..30), 1..20).prop_map(|runs| {
+            let mut map = Residency::default();
+            for (state, pages) in runs {
+                map.push(pages.min(PAGES - map.len()), state);
+            }
+            map.push(PAGES - map.len(), PageState::Hole);
+            map
+        })
+    }
+
+    fn policy() -> impl Strategy<Value = ColdPolicy> {
+        prop_oneof![Just(ColdPolicy::Paced), Just(ColdPolicy::Eager), Just(ColdPolicy::Lazy)]
+    }
+
+    proptest! {
+        /// Whatever is written, found and sent, in whatever order, and whatever the probe says: a page is owed exactly
+        /// when the destination does not have its current version, and sending what is owed ends.
+        #[test]
+        fn nothing_is_lost_and_nothing_is_sent_for_nothing(
+            residency in residency(),
+            policy in policy(),
+            events in prop::collection::vec(event(), 0..60),
+        ) {
+            let mut plan = Plan::new(&residency, policy);
+            let mut pages = [Page::default(); PAGES as usize];
+            let send = |plan: &mut Plan, pages: &mut [Page], runs: Vec<Range<u64>>| {
+                for run in runs {
+                    for page in run.clone() {
+                        let p = &mut pages[page as usize];
+                        assert_ne!(p.delivered, Some(p.version), "page {page} was not owed");
+                        p.delivered = Some(p.version);
+                    }
+                    plan.sent(run);
+                }
+            };
+            for event in events {
+                match event {
+                    Event::Write(range) => {
+                        let mut set = PageSet::new(PAGES);
+                        set.insert_range(range.clone());
+                        range.for_each(|page| pages[page as usize].version += 1);
+                        plan.written(&set);
+                    }
+                    Event::FoundSwapped(range) => plan.found_swapped(range),
+                    Event::FoundAwake(range) => plan.found_awake(range),
+                    Event::SendHot(from, most) => {
+                        let runs = plan.next_hot(from, most);
+                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        send(&mut plan, &mut pages, runs);
+                    }
+                    Event::SendCold(most) => {
+                        let runs = plan.next_cold(most);
+                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        send(&mut plan, &mut pages, runs);
+                    }
+                }
+                let owed = pages.iter().filter(|p| p.delivered != Some(p.version)).count() as u64;
+                prop_assert_eq!(plan.owed().hot + plan.owed().cold, owed);
+                if policy == ColdPolicy::Eager {
+                    prop_assert_eq!(plan.owed().cold, 0);
+                }
+            }
+            while !plan.is_complete() {
+                let runs = [plan.next_hot(0, 32), plan.next_cold(32)].concat();
+                prop_assert!(!runs.is_empty());
+                send(&mut plan, &mut pages, runs);
+            }
+            prop_assert!(pages.iter().all(|p| p.delivered == Some(p.version)));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Why a migration did not happen.
+
+use crate::machine::MachineError;
+use crate::migration::link::LinkError;
+use crate::migration::wire::{Refusal, RefusalReason, WireError};
+use crate::ram::RamError;
+
+/// Why a migration did not happen, from the source's side.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The destination does not take this machine or could not go on.
+    #[error("the destination refuses: {}", .0.text)]
+    Refused(Refusal),
+    /// The connection or what came over it.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Somebody gave it up.
+    #[error("the migration was cancelled")]
+    Cancelled,
+    /// The policy is not there yet.
+    #[error(
+        "--cold lazy is not available yet; use --cold paced, which leaves the source no larger than --window, or --cold eager"
+    )]
+    LazyNotYet,
+    /// The guest writes faster than the link carries.
+    #[error(
+        "the migration does not converge: after {rounds} rounds the guest still writes {dirty_mib:.0} MiB/s and the connection carries {link_mib:.0} MiB/s, \
+         so that it would have to stand for {downtime_ms} ms; raise --downtime-limit, or let the guest write less"
+    )]
+    NotConverging {
+        /// Rounds tried.
+        rounds: u32,
+        /// What the guest writes, MiB a second.
+        dirty_mib: f64,
+        /// What the connection carries, MiB a second.
+        link_mib: f64,
+        /// How long the guest would stand, milliseconds.
+        downtime_ms: u64,
+    },
+    /// The guest was handed over and the destination never said that it runs.
+    #[error(
+        "the guest was handed over, but the destination did not confirm that it runs there ({0}); it stays paused here. \
+         Look at the destination: if the guest does not run there, `thermocline ctl resume --force` lets it go on here; never let both run"
+    )]
+    Unconfirmed(WireError),
+}
+
+impl SourceError {
+    /// Why the destination refused, if it did.
+    pub fn refusal(&self) -> Option<RefusalReason> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.reason),
+            _ => None,
+        }
+    }
+}

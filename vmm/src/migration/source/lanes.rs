@@ -1,0 +1,196 @@
+//! The two lanes: how pages get from guest RAM onto the wire.
+
+use std::ops::Range;
+
+use memory_agent::{PAGE_SIZE, PageState};
+
+use super::SourceError;
+use super::session::Session;
+use crate::migration::wire::frame::Kind;
+use crate::migration::wire::{Lane, MAX_BATCH_PAGES, Message, pages};
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Most ranges in one message about zeros.
+const ZERO_RANGES: usize = 4096;
+
+impl Session<'_> {
+    /// Sends everything the hot lane owes. Pages that turn out to be swapped go to the cold lane, unless `all` are to
+    /// be sent now.
+    pub(super) fn send_hot_lane(&mut self, all: bool) -> Result<(), SourceError> {
+        let mut from = 0;
+        let mut zeros = Vec::new();
+        loop {
+            let runs = self.plan.next_hot(from, MAX_BATCH_PAGES as u64);
+            let Some(last) = runs.last() else { break };
+            from = last.end;
+            self.check_cancelled()?;
+            let mut remembered = self.ram().remember(&runs)?;
+            let mut send = Vec::new();
+            for run in remembered.runs() {
+                match run.state {
+                    PageState::Hole => zeros.push(run.pages),
+                    PageState::Resident => send.push(run.pages),
+                    PageState::Swapped => {
+                        self.plan.found_swapped(run.pages.clone());
+                        // The policy may have left it in this lane.
+                        if all || self.plan.owes_hot(run.pages.start) {
+                            send.push(run.pages);
+                        }
+                    }
+                }
+            }
+            // What is read of swapped pages in this lane is wanted awake: by the policy, or because time presses.
+            runs.into_iter().for_each(|run| remembered.keep(run));
+            self.send_batch(Lane::Hot, &send, &mut zeros)?;
+            remembered.put_back()?;
+            self.show();
+        }
+        self.send_zeros(zeros)
+    }
+
+    /// Sends everything the cold lane owes, a window at a time, and pages each window out again before the next.
+    pub(super) fn send_cold_lane(&mut self) -> Result<(), SourceError> {
+        let window = self.options.window.pages().max(1);
+        loop {
+            let runs = self.plan.next_cold(window);
+            if runs.is_empty() {
+                break;
+            }
+            let remembered = self.ram().remember(&runs)?;
+            let mut zeros = Vec::new();
+            let mut batch = Vec::new();
+            let mut room = MAX_BATCH_PAGES as u64;
+            for run in remembered.runs() {
+                match run.state {
+                    PageState::Hole => zeros.push(run.pages),
+                    PageState::Resident => self.plan.found_awake(run.pages),
+                    PageState::Swapped => {
+                        let mut rest = run.pages;
+                        while !rest.is_empty() {
+                            let end = rest.end.min(rest.start + room);
+                            batch.push(rest.start..end);
+                            room -= end - rest.start;
+                            rest.start = end;
+                            if room == 0 {
+                                self.check_cancelled()?;
+                                self.send_batch(Lane::Cold, &std::mem::take(&mut batch), &mut zeros)?;
+                                room = MAX_BATCH_PAGES as u64;
+                                self.show();
+                            }
+                        }
+                    }
+                }
+            }
+            self.send_batch(Lane::Cold, &batch, &mut zeros)?;
+            self.sample_peak()?;
+            remembered.put_back()?;
+            self.send_zeros(zeros)?;
+            self.show();
+        }
+        // What had woken up since the plan was made.
+        if self.plan.owed().hot > 0 { self.send_hot_lane(false) } else { Ok(()) }
+    }
+
+    /// Reads the pages and sends those that have something in them; those that have not are added to `zeros`.
+    fn send_batch(&mut self, lane: Lane, runs: &[Range<u64>], zeros: &mut Vec<Range<u64>>) -> Result<(), SourceError> {
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let ram = self.ram();
+        let mut payload = std::mem::take(&mut self.payload);
+        pages::encode(lane, runs, &mut payload, |run, bytes| ram.read_pages(run, bytes))?;
+        let data = payload.len() - runs.iter().map(|r| (r.end - r.start) as usize * PAGE).sum::<usize>();
+        let (full, empty) = split_empty(runs, &payload[data..]);
+        if !empty.is_empty() {
+            let read = payload[data..].to_vec();
+            let mut at = runs.iter().cloned().flatten().zip(read.chunks(PAGE));
+            pages::encode(lane, &full, &mut payload, |run, bytes| {
+                for (page, bytes) in run.zip(bytes.chunks_mut(PAGE)) {
+                    if let Some((_, content)) = at.by_ref().find(|(p, _)| *p == page) {
+                        bytes.copy_from_slice(content);
+                    }
+                }
+                Ok::<_, SourceError>(())
+            })?;
+        }
+        if !full.is_empty() {
+            self.writer.write(Kind::Pages, &payload).map_err(|e| self.explain(e))?;
+        }
+        self.payload = payload;
+        for run in full {
+            let fresh = self.count_delivered(&run);
+            match lane {
+                Lane::Hot => self.tracker.now.pages.hot += fresh,
+                Lane::Cold => self.tracker.now.pages.cold += fresh,
+            }
+            self.plan.sent(run);
+        }
+        for run in empty {
+            self.tracker.now.pages.zero += self.count_delivered(&run);
+            self.plan.sent(run.clone());
+            zeros.push(run);
+        }
+        Ok(())
+    }
+
+    /// Tells the destination that these pages read as zeros.
+    pub(super) fn send_zeros(&mut self, ranges: Vec<Range<u64>>) -> Result<(), SourceError> {
+        for ranges in ranges.chunks(ZERO_RANGES) {
+            self.send(&Message::Zeros(ranges.to_vec()))?;
+            for range in ranges {
+                // Holes found on the way to a batch; all others are counted and off the plan already.
+                self.tracker.now.pages.hole += self.count_delivered(range);
+                self.plan.sent(range.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the pages for delivered; returns how many are for the first time and counts the others.
+    fn count_delivered(&mut self, run: &Range<u64>) -> u64 {
+        let again = self.delivered.count_in(run.clone());
+        self.delivered.insert_range(run.clone());
+        self.tracker.now.resent += again;
+        run.end - run.start - again
+    }
+}
+
+/// Splits runs whose bytes are in `bytes` into those with something in them and those with nothing but zeros.
+fn split_empty(runs: &[Range<u64>], bytes: &[u8]) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+    let (mut full, mut empty) = (Vec::new(), Vec::new());
+    for (page, bytes) in runs.iter().cloned().flatten().zip(bytes.chunks(PAGE)) {
+        let list: &mut Vec<Range<u64>> = if is_zero(bytes) { &mut empty } else { &mut full };
+        match list.last_mut() {
+            Some(run) if run.end == page => run.end += 1,
+            _ => list.push(page..page + 1),
+        }
+    }
+    (full, empty)
+}
+
+/// Most pages differ from zero in their first bytes.
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_pages_are_told_from_full_ones() {
+        let mut bytes = vec![0; 4 * PAGE];
+        bytes[PAGE + 4095] = 1;
+        bytes[3 * PAGE] = 1;
+        let (full, empty) = split_empty(&[10..12, 20..22], &bytes);
+        assert_eq!(full, [11..12, 21..22]);
+        assert_eq!(empty, [10..11, 20..21]);
+    }
+
+    #[test]
+    fn adjacent_runs_are_joined() {
+        let (full, empty) = split_empty(&[0..1, 1..2], &vec![1; 2 * PAGE]);
+        assert_eq!(full, [0..2]);
+        assert!(empty.is_empty());
+    }
+}

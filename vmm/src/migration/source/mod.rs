@@ -1,0 +1,78 @@
+//! The side that sends. [`migrate`] reads like the script it is; each phase is a function in a file of its own.
+
+mod error;
+mod lanes;
+mod session;
+mod switchover;
+
+use std::time::Duration;
+
+pub use error::SourceError;
+use session::Session;
+
+use super::SourceMachine;
+use super::cancel::Cancel;
+use super::link::Link;
+use super::plan::ColdPolicy;
+use super::progress::{Observer, Phase, Report};
+use crate::units::ByteSize;
+
+/// How to migrate.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// What happens to cold pages.
+    pub cold: ColdPolicy,
+    /// How many bytes of cold pages may be awake at a time.
+    pub window: ByteSize,
+    /// How long the guest may stand, by the estimate at the time it is stopped.
+    pub downtime_limit: Duration,
+    /// How many rounds to try before saying that the guest writes faster than the link carries.
+    pub max_rounds: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cold: ColdPolicy::Paced,
+            window: ByteSize::mib(16),
+            downtime_limit: Duration::from_millis(300),
+            max_rounds: 50,
+        }
+    }
+}
+
+/// Migrates `machine` over `link`. When this fails, the guest runs here as it did before, with one exception:
+/// [`SourceError::Unconfirmed`], after which it stands here and may run there.
+///
+/// # Errors
+/// What went wrong, as a sentence for people.
+pub fn migrate(
+    machine: &dyn SourceMachine,
+    link: Link,
+    options: &Options,
+    cancel: &Cancel,
+    observer: &mut dyn Observer,
+) -> Result<Report, SourceError> {
+    if options.cold == ColdPolicy::Lazy {
+        return Err(SourceError::LazyNotYet);
+    }
+    let mut session = Session::negotiate(machine, link, options, cancel, observer)?;
+    match copy(&mut session) {
+        Ok(()) => {}
+        Err(e) => return Err(session.give_up(e)),
+    }
+    switchover::hand_over(session)
+}
+
+/// Everything that happens while the guest runs.
+fn copy(session: &mut Session<'_>) -> Result<(), SourceError> {
+    session.start_dirty_log()?;
+    session.enter(Phase::Warm);
+    session.classify()?;
+    session.send_warm()?;
+    session.finish_round()?;
+    session.enter(Phase::Cold);
+    session.send_cold()?;
+    session.enter(Phase::Converging);
+    session.converge()
+}

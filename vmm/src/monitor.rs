@@ -1,0 +1,272 @@
+//! The monitor's event loop: console input, API socket, signals, an incoming migration, the guest's end.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::console::{Console, ConsoleInput};
+use crate::control::server::Server;
+use crate::control::vmm::{Farewell, Vmm};
+use crate::incoming::Incoming;
+use crate::kvm::VcpuExitReason;
+use crate::machine::Machine;
+use crate::migration::destination::DestinationError;
+
+/// How a monitor ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest ended by itself.
+    Guest(VcpuExitReason),
+    /// SIGINT or SIGTERM.
+    Interrupted,
+    /// Somebody asked over the API.
+    Quit,
+    /// The guest runs elsewhere.
+    Migrated,
+    /// No guest arrived.
+    NotArrived(DestinationError),
+}
+
+/// Why there is no monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The event loop.
+    #[error("the event loop failed: {0}")]
+    Events(String),
+    /// Signals, sockets and descriptors.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was being set up.
+        what: String,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl MonitorError {
+    fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Host { what, source }
+    }
+}
+
+/// Everything that can happen, as event data.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Source {
+    Signal,
+    Ended,
+    Api,
+    Guest,
+    Input,
+    Drained,
+    Connection,
+    Arrival,
+}
+
+impl Source {
+    fn of(data: u32) -> Option<Self> {
+        [Self::Signal, Self::Ended, Self::Api, Self::Guest, Self::Input, Self::Drained, Self::Connection, Self::Arrival]
+            .into_iter()
+            .find(|source| *source as u32 == data)
+    }
+}
+
+/// A machine's monitor.
+pub struct Monitor {
+    vmm: Arc<Vmm>,
+    api: Option<Server>,
+    input: Option<ConsoleInput>,
+    drained: Option<EventFd>,
+    incoming: Option<Incoming>,
+    signals: UnixStream,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+}
+
+impl Monitor {
+    /// A monitor for what `vmm` holds, with a console and, if wanted, an API socket. SIGINT and SIGTERM end it from now
+    /// on.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn new(vmm: Arc<Vmm>, console: &mut Console, api_socket: Option<&Path>) -> Result<Self, MonitorError> {
+        let api = api_socket
+            .map(|path| {
+                Server::bind(path, Arc::clone(&vmm))
+                    .map_err(MonitorError::host(format!("--api-socket {}", path.display())))
+            })
+            .transpose()?;
+        let (signals, sender) = UnixStream::pair().map_err(MonitorError::host("signals"))?;
+        for signal in [SIGINT, SIGTERM] {
+            let sender = sender.try_clone().map_err(MonitorError::host("signals"))?;
+            signal_hook::low_level::pipe::register(signal, sender).map_err(MonitorError::host("signals"))?;
+        }
+        let input = console.take_input();
+        Ok(Self { vmm, api, input, drained: None, incoming: None, signals, outcome: Arc::default() })
+    }
+
+    /// Waits for a guest to come in.
+    #[must_use]
+    pub fn with_incoming(self, incoming: Incoming) -> Self {
+        Self { incoming: Some(incoming), ..self }
+    }
+
+    /// Runs until something ends it.
+    ///
+    /// # Errors
+    /// When the event loop fails.
+    pub fn run(self) -> Result<Outcome, MonitorError> {
+        let outcome = Arc::clone(&self.outcome);
+        let failed = |e: event_manager::Error| MonitorError::Events(e.to_string());
+        let mut events = EventManager::new().map_err(failed)?;
+        events.add_subscriber(self);
+        loop {
+            if let Some(outcome) = locked(&outcome).take() {
+                return Ok(outcome);
+            }
+            events.run().map_err(failed)?;
+        }
+    }
+
+    fn end(&self, outcome: Outcome) {
+        locked(&self.outcome).get_or_insert(outcome);
+    }
+
+    /// Watches a machine that is here: its end, and its console's input.
+    fn attach(&mut self, machine: &Machine, ops: &mut EventOps) {
+        watch(ops, machine.end_event(), Source::Guest);
+        let Some(input) = &self.input else { return };
+        match machine.com1().drained() {
+            Ok(drained) => {
+                watch(ops, &drained, Source::Drained);
+                self.drained = Some(drained);
+            }
+            Err(e) => tracing::warn!("long console input will stall: {e}"),
+        }
+        // Regular files cannot be waited for: a guest whose input is one gets none.
+        if ops.add(Events::with_data(input, Source::Input as u32, EventSet::IN)).is_err() {
+            self.input = None;
+        }
+    }
+
+    fn read_input(&mut self, ops: &mut EventOps) {
+        let (Some(input), Some(machine)) = (&self.input, self.vmm.machine()) else { return };
+        let mut buffer = [0; 256];
+        let room = machine.com1().room().min(buffer.len());
+        if room == 0 {
+            // Until the guest has read what it has.
+            let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::empty()));
+            return;
+        }
+        match input.read(&mut buffer[..room]) {
+            Ok(0) => {
+                let _ = ops.remove(Events::with_data(input, Source::Input as u32, EventSet::IN));
+                self.input = None;
+            }
+            Ok(n) => {
+                machine.com1().receive(&buffer[..n]);
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(e) => {
+                tracing::warn!("console input has ended: {e}");
+                let _ = ops.remove(Events::with_data(input, Source::Input as u32, EventSet::IN));
+                self.input = None;
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Monitor {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, &self.signals, Source::Signal);
+        watch(ops, self.vmm.ended(), Source::Ended);
+        if let Some(api) = &self.api {
+            watch(ops, api.listener(), Source::Api);
+        }
+        if let Some(incoming) = &self.incoming {
+            watch(ops, &Raw(incoming.listener().as_fd().as_raw_fd()), Source::Connection);
+            watch(ops, incoming.arrival(), Source::Arrival);
+        }
+        if let Some(machine) = self.vmm.machine() {
+            self.attach(&machine, ops);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match Source::of(events.data()) {
+            Some(Source::Signal) => {
+                self.vmm.end(Farewell::Quit);
+                if let Some(incoming) = &self.incoming {
+                    incoming.cancel();
+                }
+                self.end(Outcome::Interrupted);
+            }
+            Some(Source::Ended) => self.end(match self.vmm.farewell() {
+                Some(Farewell::Migrated) => Outcome::Migrated,
+                _ => Outcome::Quit,
+            }),
+            Some(Source::Api) => {
+                if let Some(Err(e)) = self.api.as_ref().map(Server::accept) {
+                    tracing::warn!("an API client could not be served: {e}");
+                }
+            }
+            Some(Source::Guest) => {
+                if let Some(reason) = self.vmm.machine().and_then(|machine| machine.end_reason()) {
+                    self.end(Outcome::Guest(reason));
+                }
+            }
+            Some(Source::Input) => self.read_input(ops),
+            Some(Source::Drained) => {
+                if let Some(drained) = &self.drained {
+                    let _ = drained.read();
+                }
+                if let Some(input) = &self.input {
+                    let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::IN));
+                }
+            }
+            Some(Source::Connection) => {
+                if let Some(incoming) = &mut self.incoming {
+                    // One guest a process: others who connect find nobody.
+                    let fd = Raw(incoming.listener().as_fd().as_raw_fd());
+                    let _ = ops.remove(Events::with_data(&fd, Source::Connection as u32, EventSet::IN));
+                    incoming.accept();
+                }
+            }
+            Some(Source::Arrival) => match self.incoming.as_ref().and_then(Incoming::result) {
+                Some(Ok(machine)) => {
+                    self.incoming = None;
+                    self.vmm.set_machine(Arc::clone(&machine));
+                    self.attach(&machine, ops);
+                }
+                Some(Err(e)) => self.end(Outcome::NotArrived(e)),
+                None => {}
+            },
+            None => {}
+        }
+    }
+}
+
+struct Raw(RawFd);
+
+impl AsRawFd for Raw {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+fn watch<T: AsRawFd>(ops: &mut EventOps, fd: &T, source: Source) {
+    if let Err(e) = ops.add(Events::with_data(fd, source as u32, EventSet::IN)) {
+        tracing::error!("an event cannot be waited for: {e}");
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

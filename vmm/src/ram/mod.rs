@@ -1,0 +1,348 @@
+//! Guest RAM: sealed memfds, mapped shared, one a region.
+//!
+//! Everything that reads guest RAM goes through [`GuestRam::remember`], so that it leaves residency as it was.
+
+pub mod layout;
+pub mod page_set;
+mod remembered;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use memory_agent::{Counts, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+pub use layout::{RamLayout, RamRegion};
+pub use page_set::PageSet;
+pub use remembered::RememberedRam;
+
+/// Guest memory whose writes by the monitor itself are logged, a bit a page.
+pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
+
+/// What can go wrong with guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The memfd could not be made.
+    #[error("no memory for the guest: {call} failed: {source}")]
+    Create {
+        /// The system call.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The memory could not be mapped.
+    #[error("guest RAM could not be mapped: {0}")]
+    Map(String),
+    /// A page range reaches behind the end of guest RAM.
+    #[error("pages {} to {} are not all guest RAM, which has {pages} pages", range.start, range.end)]
+    OutOfRange {
+        /// What was asked for.
+        range: Range<u64>,
+        /// How much there is.
+        pages: u64,
+    },
+    /// Reading or writing a page failed.
+    #[error("guest RAM page {page} could not be {what}: {source}")]
+    Access {
+        /// The first page of the access.
+        page: u64,
+        /// `read`, `written` or `punched`.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Asking the host about pages failed.
+    #[error(transparent)]
+    Probe(#[from] memory_agent::ProbeError),
+    /// Paging out failed.
+    #[error(transparent)]
+    PageOut(#[from] memory_agent::PageOutError),
+    /// Scanning failed.
+    #[error(transparent)]
+    Scan(#[from] memory_agent::ScanError),
+    /// Counting failed.
+    #[error(transparent)]
+    Usage(#[from] memory_agent::UsageError),
+    /// A region cannot be described to the memory agent.
+    #[error(transparent)]
+    Target(#[from] memory_agent::TargetError),
+}
+
+/// The memory of one machine.
+pub struct GuestRam {
+    memory: GuestMemory,
+    layout: RamLayout,
+}
+
+impl std::fmt::Debug for GuestRam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestRam").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+impl GuestRam {
+    /// Makes `bytes` of guest RAM, a multiple of the page size. Nothing is allocated until it is written.
+    ///
+    /// # Errors
+    /// When the host refuses the memfds or the mapping.
+    pub fn new(bytes: u64) -> Result<Self, RamError> {
+        let layout = RamLayout::new(bytes);
+        let mut regions = Vec::with_capacity(layout.regions().len());
+        for region in layout.regions() {
+            let file = sealed_memfd(region.length)?;
+            let length = usize::try_from(region.length).map_err(|e| RamError::Map(e.to_string()))?;
+            let page_size = std::num::NonZeroUsize::new(PAGE_SIZE as usize).unwrap_or(std::num::NonZeroUsize::MIN);
+            let mapping = MmapRegionBuilder::new_with_bitmap(length, AtomicBitmap::new(length, page_size))
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::new(file, 0))
+                .build()
+                .map_err(|e| RamError::Map(e.to_string()))?;
+            let region = GuestRegionMmap::new(mapping, GuestAddress(region.start))
+                .ok_or_else(|| RamError::Map("a region reaches behind the address space".into()))?;
+            regions.push(region);
+        }
+        let memory = GuestMemory::from_regions(regions).map_err(|e| RamError::Map(e.to_string()))?;
+        Ok(Self { memory, layout })
+    }
+
+    /// The memory as devices and loaders see it. Writes through it are logged.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Where the memory lies.
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.layout.pages()
+    }
+
+    /// The region's host virtual address, for the memory slot.
+    pub(crate) fn host_address(&self, region: usize) -> Option<u64> {
+        self.memory.iter().nth(region).map(|r| r.as_ptr() as u64)
+    }
+
+    /// Reads the pages of `pages` into `buffer`, which has exactly their size. Reading a hole allocates it and reading
+    /// a swapped page swaps it in: ask [`GuestRam::remember`] first.
+    ///
+    /// # Errors
+    /// When the range is not all RAM.
+    pub fn read_pages(&self, pages: Range<u64>, buffer: &mut [u8]) -> Result<(), RamError> {
+        self.check(&pages)?;
+        let mut done = 0;
+        for part in self.layout.split(pages.clone()) {
+            let length = ((part.pages.end - part.pages.start) * PAGE_SIZE) as usize;
+            let address = self.layout.address_of(part.pages.start).unwrap_or_default();
+            self.memory.read_slice(&mut buffer[done..done + length], GuestAddress(address)).map_err(|e| {
+                RamError::Access { page: part.pages.start, what: "read", source: io::Error::other(e.to_string()) }
+            })?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Writes `data`, whole pages, to the pages from `first` on, through the file and not through the mapping: a page
+    /// that did not exist is allocated without a fault and without being cleared first.
+    ///
+    /// # Errors
+    /// When the range is not all RAM, or the host has no memory.
+    pub fn land_pages(&self, first: u64, data: &[u8]) -> Result<(), RamError> {
+        let pages = first..first.saturating_add(data.len() as u64 / PAGE_SIZE);
+        self.check(&pages)?;
+        let mut done = 0;
+        for part in self.layout.split(pages) {
+            let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
+            self.file(part.region)?
+                .write_all_at(&data[done..done + length], part.local.start * PAGE_SIZE)
+                .map_err(|source| RamError::Access { page: part.pages.start, what: "written", source })?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Makes holes of the pages: they read as zeros and take no memory.
+    ///
+    /// # Errors
+    /// When the range is not all RAM.
+    pub fn punch(&self, pages: Range<u64>) -> Result<(), RamError> {
+        self.check(&pages)?;
+        for part in self.layout.split(pages) {
+            rustix::fs::fallocate(
+                self.file(part.region)?,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                part.local.start * PAGE_SIZE,
+                (part.local.end - part.local.start) * PAGE_SIZE,
+            )
+            .map_err(|e| RamError::Access { page: part.pages.start, what: "punched", source: e.into() })?;
+        }
+        Ok(())
+    }
+
+    /// What each page of `pages` is. Changes nothing: no swap-in, no allocation. Index 0 of the answer is
+    /// `pages.start`.
+    ///
+    /// # Errors
+    /// When the range is not all RAM or the host does not answer.
+    pub fn residency(&self, pages: Range<u64>) -> Result<Residency, RamError> {
+        self.check(&pages)?;
+        let mut all = Residency::default();
+        for part in self.layout.split(pages) {
+            all.append(&PageCache.residency(&self.mapping(part.region)?, part.local)?);
+        }
+        Ok(all)
+    }
+
+    /// How many pages are holes, resident and swapped, without asking page by page.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn counts(&self) -> Result<Counts, RamError> {
+        let mut counts = Counts::default();
+        for region in 0..self.layout.regions().len() {
+            counts = counts + memory_agent::counts_of(&self.mapping(region)?)?;
+        }
+        Ok(counts)
+    }
+
+    /// Pages out what is resident in the ranges.
+    ///
+    /// # Errors
+    /// When the host cannot page out at all; pages that stayed are in the report.
+    pub fn page_out(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, RamError> {
+        let mut report = PageOutReport::default();
+        for (region, local) in self.by_region(ranges)? {
+            report = report.merge(memory_agent::page_out(&self.mapping(region)?, &local)?);
+        }
+        Ok(report)
+    }
+
+    /// Remembers what each page of the ranges is, before somebody reads them.
+    ///
+    /// # Errors
+    /// When a range is not all RAM or the host does not answer.
+    pub fn remember(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
+        RememberedRam::new(self, ranges)
+    }
+
+    /// The pages written through [`GuestRam::memory`] since the last call.
+    pub fn take_own_writes(&self) -> PageSet {
+        let mut set = PageSet::new(self.pages());
+        let mut first = 0;
+        for (region, r) in self.layout.regions().iter().zip(self.memory.iter()) {
+            // Regions are multiples of 64 pages but for a last one that is smaller, so words line up.
+            set.insert_words(first, &r.bitmap_words());
+            first += region.pages();
+        }
+        set
+    }
+
+    /// The region as the memory agent sees it.
+    fn mapping(&self, region: usize) -> Result<Mapping<'_>, RamError> {
+        let r = self.memory.iter().nth(region).ok_or(RamError::OutOfRange { range: 0..0, pages: self.pages() })?;
+        Ok(Mapping::new(self.file(region)?.as_fd(), 0, r.as_ptr() as usize, r.len())?)
+    }
+
+    fn file(&self, region: usize) -> Result<&File, RamError> {
+        self.memory
+            .iter()
+            .nth(region)
+            .and_then(|r| r.file_offset())
+            .map(FileOffset::file)
+            .ok_or(RamError::OutOfRange { range: 0..0, pages: self.pages() })
+    }
+
+    /// The ranges, split into regions: for each region that has any, its local ranges.
+    fn by_region(&self, ranges: &[Range<u64>]) -> Result<Vec<(usize, Vec<Range<u64>>)>, RamError> {
+        let mut regions = vec![Vec::new(); self.layout.regions().len()];
+        for range in ranges {
+            self.check(range)?;
+            for part in self.layout.split(range.clone()) {
+                regions[part.region].push(part.local);
+            }
+        }
+        Ok(regions.into_iter().enumerate().filter(|(_, ranges)| !ranges.is_empty()).collect())
+    }
+
+    fn check(&self, range: &Range<u64>) -> Result<(), RamError> {
+        if range.start <= range.end && range.end <= self.pages() {
+            Ok(())
+        } else {
+            Err(RamError::OutOfRange { range: range.clone(), pages: self.pages() })
+        }
+    }
+}
+
+/// The words of a region's log of the monitor's own writes, taken and cleared.
+trait BitmapWords {
+    fn bitmap_words(&self) -> Vec<u64>;
+}
+
+impl BitmapWords for GuestRegionMmap<AtomicBitmap> {
+    fn bitmap_words(&self) -> Vec<u64> {
+        use std::ops::Deref;
+        self.deref().bitmap().get_and_reset()
+    }
+}
+
+/// A memfd of `length` bytes that can neither shrink nor grow, so that no access to the mapping can fault.
+fn sealed_memfd(length: u64) -> Result<File, RamError> {
+    let create = |call, e: rustix::io::Errno| RamError::Create { call, source: e.into() };
+    let fd = rustix::fs::memfd_create("thermocline-guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|e| create("memfd_create", e))?;
+    rustix::fs::ftruncate(&fd, length).map_err(|e| create("ftruncate", e))?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        .map_err(|e| create("fcntl(F_ADD_SEALS)", e))?;
+    Ok(File::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lands_is_read_and_a_punched_page_is_a_hole() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        assert_eq!(ram.residency(0..256).unwrap().counts(), Counts { hole: 256, resident: 0, swapped: 0 });
+        ram.land_pages(7, &[0xa5; 8192]).unwrap();
+        let mut buffer = [0; 8192];
+        ram.read_pages(7..9, &mut buffer).unwrap();
+        assert_eq!(buffer, [0xa5; 8192]);
+        assert_eq!(ram.counts().unwrap(), Counts { hole: 254, resident: 2, swapped: 0 });
+        ram.punch(7..8).unwrap();
+        assert_eq!(ram.counts().unwrap(), Counts { hole: 255, resident: 1, swapped: 0 });
+    }
+
+    #[test]
+    fn own_writes_are_logged_once() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        ram.memory().write_slice(&[1; 4097], GuestAddress(4096)).unwrap();
+        assert_eq!(ram.take_own_writes().runs().collect::<Vec<_>>(), [1..3]);
+        assert!(ram.take_own_writes().is_empty());
+    }
+
+    #[test]
+    fn ranges_behind_the_end_are_refused() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        assert!(matches!(ram.residency(0..257), Err(RamError::OutOfRange { .. })));
+        assert!(matches!(ram.land_pages(256, &[0; 4096]), Err(RamError::OutOfRange { .. })));
+        assert!(matches!(ram.punch(255..300), Err(RamError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn the_memory_cannot_be_resized() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        assert!(ram.file(0).unwrap().set_len(4096).is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! What guest RAM pages were before a reader came, over all regions.
+
+use std::ops::Range;
+
+use memory_agent::{PageOutReport, Remembered, Run, ScanGuard};
+
+use super::{GuestRam, RamError};
+
+/// Pages remembered by [`GuestRam::remember`]. Dropped or put back, those that were swapped are paged out again.
+pub struct RememberedRam<'r> {
+    parts: Vec<Part<'r>>,
+}
+
+struct Part<'r> {
+    /// RAM page number of the region's first page.
+    first: u64,
+    remembered: Remembered<'r>,
+}
+
+impl<'r> RememberedRam<'r> {
+    pub(super) fn new(ram: &'r GuestRam, ranges: &[Range<u64>]) -> Result<Self, RamError> {
+        let mut parts = Vec::new();
+        for (region, local) in ram.by_region(ranges)? {
+            let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
+            let remembered = ScanGuard::new(ram.mapping(region)?).remember(&local)?;
+            parts.push(Part { first, remembered });
+        }
+        Ok(Self { parts })
+    }
+
+    /// What each page was, as maximal runs in RAM page numbers.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.parts.iter().flat_map(|part| {
+            part.remembered.runs().map(move |run| Run {
+                pages: run.pages.start + part.first..run.pages.end + part.first,
+                state: run.state,
+            })
+        })
+    }
+
+    /// The guest wants these pages now: they stay.
+    pub fn keep(&mut self, pages: Range<u64>) {
+        for part in &mut self.parts {
+            let start = pages.start.max(part.first);
+            if start < pages.end {
+                part.remembered.keep(start - part.first..pages.end - part.first);
+            }
+        }
+    }
+
+    /// Pages out again what was swapped.
+    ///
+    /// # Errors
+    /// When the host cannot page out at all.
+    pub fn put_back(self) -> Result<PageOutReport, RamError> {
+        let mut report = PageOutReport::default();
+        for part in self.parts {
+            report = report.merge(part.remembered.put_back()?);
+        }
+        Ok(report)
+    }
+}
