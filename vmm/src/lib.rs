@@ -7,6 +7,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod doctor;
 pub mod exit;
 pub mod host;
 pub mod incoming;

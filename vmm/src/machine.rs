@@ -1,6 +1,6 @@
 //! A machine: RAM, KVM and devices put together.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
@@ -94,12 +94,11 @@ impl Machine {
     pub fn boot(&self, kernel: &Kernel) -> Result<(), MachineError> {
         let entry = boot::load(kernel, self.ram(), self.cpus())?;
         self.vcpus.with_fd(0, |fd| {
-            let call = |call| move |source| KvmError::Call { call, source };
-            let mut sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-            let mut regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
+            let mut sregs = fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
+            let mut regs = fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?;
             pvh::set_entry_registers(entry, &mut regs, &mut sregs);
-            fd.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
-            fd.set_regs(&regs).map_err(call("KVM_SET_REGS"))
+            fd.set_sregs(&sregs).map_err(KvmError::call("KVM_SET_SREGS"))?;
+            fd.set_regs(&regs).map_err(KvmError::call("KVM_SET_REGS"))
         })?;
         Ok(())
     }
@@ -121,21 +120,21 @@ impl Machine {
 
     /// Lets the guest run.
     pub fn resume(&self) {
-        let mut running = self.lock_running();
+        let mut running = locked(&self.running);
         self.vcpus.resume();
         *running = true;
     }
 
     /// Stops the guest at an instruction boundary.
     pub fn pause(&self) {
-        let mut running = self.lock_running();
+        let mut running = locked(&self.running);
         self.vcpus.pause();
         *running = false;
     }
 
     /// Whether the guest has been told to run.
     pub fn is_running(&self) -> bool {
-        *self.lock_running()
+        *locked(&self.running)
     }
 
     /// Readable once the guest has stopped by itself; then [`Machine::end_reason`] says why.
@@ -149,23 +148,15 @@ impl Machine {
     }
 
     /// What another host must offer.
-    ///
-    /// # Errors
-    /// When KVM does not say.
-    pub fn describe(&self) -> Result<MachineDescription, MachineError> {
-        let (cpuid, tsc_khz) = self.vcpus.with_fd(0, |fd| {
-            let call = |call| move |source| KvmError::Call { call, source };
-            let cpuid =
-                fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?.as_slice().to_vec();
-            Ok((cpuid, fd.get_tsc_khz().map_err(call("KVM_GET_TSC_KHZ"))?))
-        })?;
-        Ok(MachineDescription {
+    pub fn describe(&self) -> MachineDescription {
+        let processor = self.vcpus.processor();
+        MachineDescription {
             ram: self.ram().layout().clone(),
             cpus: self.cpus(),
-            cpuid,
-            tsc_khz,
+            cpuid: processor.cpuid,
+            tsc_khz: processor.tsc_khz,
             devices: DEVICES.iter().map(|(name, version)| ((*name).into(), *version)).collect(),
-        })
+        }
     }
 
     /// Starts logging the guest's writes and the monitor's own.
@@ -215,9 +206,11 @@ impl Machine {
         Ok(self.com1.restore(&state.serial)?)
     }
 
-    fn lock_running(&self) -> std::sync::MutexGuard<'_, bool> {
-        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+}
+
+/// A lock whose holder panicked still guards data that is whole: every update here is one assignment.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why this host cannot take a machine: class and line for each reason, none when it can.

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
 
 mod ctl;
+mod doctor;
 mod end;
 mod migrate;
 mod pages;
@@ -43,6 +44,8 @@ enum Command {
     Ctl(ctl::Arguments),
     /// Show which pages of a running guest are holes, resident and swapped.
     Pages(pages::Arguments),
+    /// Show what this host offers, and what follows from it.
+    Doctor(doctor::Arguments),
 }
 
 /// How to reach a running machine.
@@ -86,6 +89,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Migrate(arguments) => migrate::main(&arguments),
         Command::Ctl(arguments) => ctl::main(&arguments),
         Command::Pages(arguments) => pages::main(&arguments),
+        Command::Doctor(arguments) => doctor::main(&arguments),
     };
     let code = end.map_or_else(
         |end| {

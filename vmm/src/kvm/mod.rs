@@ -57,7 +57,7 @@ pub enum KvmError {
 }
 
 impl KvmError {
-    fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    pub(crate) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |source| Self::Call { call, source }
     }
 }

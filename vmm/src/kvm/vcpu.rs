@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -50,7 +50,18 @@ struct Shared {
     ordered: Condvar,
     /// Held by the thread while the vCPU runs.
     fd: Mutex<VcpuFd>,
+    processor: Mutex<Processor>,
     end: Arc<End>,
+}
+
+/// What a vCPU has been told of the processor it is. Kept here because a vCPU that runs cannot be asked, and because
+/// `KVM_GET_CPUID2` may give back what the hardware has rather than what was set: KVM without hardware
+/// virtualization (PVM) does.
+#[derive(Clone, Debug)]
+pub(crate) struct Processor {
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    /// Frequency of the time stamp counter, kHz.
+    pub(crate) tsc_khz: u32,
 }
 
 /// Where the first vCPU that ends leaves the reason.
@@ -115,8 +126,9 @@ impl Vcpus {
         let mut all = Self { vcpus: Vec::new(), end };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
-            let entries = cpuid::for_vcpu(&supported, index, count);
-            fd.set_cpuid2(&cpuid::to_kvm(&entries)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            let cpuid = cpuid::for_vcpu(&supported, index, count);
+            fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            let tsc_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
             let shared = Arc::new(Shared {
                 index,
                 vm: vm.clone(),
@@ -124,6 +136,7 @@ impl Vcpus {
                 order: Mutex::new(Order::Pause),
                 ordered: Condvar::new(),
                 fd: Mutex::new(fd),
+                processor: Mutex::new(Processor { cpuid, tsc_khz }),
                 end: Arc::clone(&all.end),
             });
             let thread = Builder::new()
@@ -154,6 +167,12 @@ impl Vcpus {
         self.vcpus.is_empty()
     }
 
+    /// What the first vCPU has been told of its processor.
+    pub(crate) fn processor(&self) -> Processor {
+        let first = self.vcpus.first().map(|(vcpu, _)| locked(&vcpu.processor).clone());
+        first.unwrap_or_else(|| Processor { cpuid: Vec::new(), tsc_khz: 0 })
+    }
+
     /// Lets all vCPUs run.
     pub fn resume(&self) {
         for (vcpu, _) in &self.vcpus {
@@ -182,7 +201,8 @@ impl Vcpus {
     /// # Errors
     /// When KVM refuses.
     pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
-        self.vcpus.iter().map(|(vcpu, _)| save(&vcpu.vm, &locked(&vcpu.fd))).collect()
+        let save = |vcpu: &Shared| save(&vcpu.vm, &locked(&vcpu.fd), locked(&vcpu.processor).clone());
+        self.vcpus.iter().map(|(vcpu, _)| save(vcpu)).collect()
     }
 
     /// Writes the state of all vCPUs, which are paused.
@@ -195,6 +215,7 @@ impl Vcpus {
         }
         for ((vcpu, _), state) in self.vcpus.iter().zip(states) {
             restore(&vcpu.vm, &locked(&vcpu.fd), state)?;
+            *locked(&vcpu.processor) = Processor { cpuid: state.cpuid.clone(), tsc_khz: state.tsc_khz };
         }
         Ok(())
     }
@@ -293,18 +314,14 @@ fn finish_io(fd: &mut VcpuFd) {
     fd.set_kvm_immediate_exit(0);
 }
 
-fn save(vm: &Vm, fd: &VcpuFd) -> Result<VcpuState, KvmError> {
-    let cpuid = fd
-        .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::call("KVM_GET_CPUID2"))?
-        .as_slice()
-        .to_vec();
+fn save(vm: &Vm, fd: &VcpuFd, processor: Processor) -> Result<VcpuState, KvmError> {
     // Tells a guest's watchdog that the stop was not its fault; refused for guests without kvmclock, and then useless.
     let _ = fd.kvmclock_ctrl();
     // MP_STATE first: reading it can deliver a pending INIT or SIPI, which changes registers.
     let mp_state = fd.get_mp_state().map_err(KvmError::call("KVM_GET_MP_STATE"))?;
     Ok(VcpuState {
-        cpuid,
+        cpuid: processor.cpuid,
+        tsc_khz: processor.tsc_khz,
         mp_state,
         regs: fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?,
         sregs: fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?,
@@ -313,7 +330,6 @@ fn save(vm: &Vm, fd: &VcpuFd) -> Result<VcpuState, KvmError> {
         debug_regs: fd.get_debug_regs().map_err(KvmError::call("KVM_GET_DEBUGREGS"))?,
         lapic: fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?,
         events: fd.get_vcpu_events().map_err(KvmError::call("KVM_GET_VCPU_EVENTS"))?,
-        tsc_khz: fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?,
         saved_at_ns: time::now_ns(),
         msrs: save_msrs(vm, fd)?,
     })

@@ -30,10 +30,7 @@ pub trait SourceMachine: Sync {
     /// Guest RAM.
     fn ram(&self) -> &Arc<GuestRam>;
     /// What the other host must offer.
-    ///
-    /// # Errors
-    /// When the host does not say.
-    fn describe(&self) -> Result<MachineDescription, MachineError>;
+    fn describe(&self) -> MachineDescription;
     /// Starts logging writes; all pages are clean.
     ///
     /// # Errors
@@ -79,7 +76,7 @@ impl SourceMachine for Machine {
     fn ram(&self) -> &Arc<GuestRam> {
         self.ram()
     }
-    fn describe(&self) -> Result<MachineDescription, MachineError> {
+    fn describe(&self) -> MachineDescription {
         self.describe()
     }
     fn start_dirty_log(&self) -> Result<(), MachineError> {

@@ -62,7 +62,7 @@ impl<'m> Session<'m> {
         let mut writer = FrameWriter::new(link);
         preamble::send(writer.link())?;
         preamble::receive(reader.link())?;
-        let offer = Offer { machine: machine.describe()?, cold: options.cold, window: options.window };
+        let offer = Offer { machine: machine.describe(), cold: options.cold, window: options.window };
         let answer = Message::Offer(offer).send(&mut writer).and_then(|()| receive_message(&mut reader, "accept"));
         match answer {
             Ok(Message::Accept(_)) => {}

@@ -1,0 +1,61 @@
+//! `thermocline doctor`
+
+use clap::Args;
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, Color, ContentArrangement, Table};
+
+use super::End;
+use crate::doctor::{self, Finding, State};
+use crate::exit::ExitCode;
+
+/// Options of `thermocline doctor`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
+    let diagnosis = doctor::examine();
+    if arguments.json {
+        println!("{}", serde_json::json!(diagnosis));
+    } else {
+        println!("{}", table(&diagnosis.findings).trim_fmt());
+        println!();
+    }
+    // In either form the sentence comes last, where a person or a log looks first.
+    match diagnosis.verdict {
+        verdict if !verdict.guests => Err(End::text(ExitCode::Failure, verdict.sentence)),
+        verdict => {
+            if !arguments.json {
+                println!("{}", verdict.sentence);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// A line a finding, grouped by area. In a terminal long consequences are wrapped; elsewhere a finding stays one line.
+fn table(findings: &[Finding]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut area = None;
+    for finding in findings {
+        let heading =
+            if area.replace(finding.area) == Some(finding.area) { String::new() } else { finding.area.to_string() };
+        let (mark, colour) = match finding.state {
+            State::Ok => ("✓", Color::Green),
+            State::Limited => ("!", Color::Yellow),
+            State::Missing => ("✗", Color::Red),
+        };
+        table.add_row([
+            Cell::new(heading),
+            Cell::new(mark).fg(colour),
+            Cell::new(&finding.name),
+            Cell::new(&finding.value),
+            Cell::new(&finding.consequence),
+        ]);
+    }
+    table
+}
