@@ -1,5 +1,7 @@
 //! `thermocline doctor`
 
+use std::io::{ErrorKind, Write};
+
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, ContentArrangement, Table};
@@ -18,22 +20,22 @@ pub(super) struct Arguments {
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let diagnosis = doctor::examine();
-    if arguments.json {
-        println!("{}", serde_json::json!(diagnosis));
+    let sentence = &diagnosis.verdict.sentence;
+    let mut text = if arguments.json {
+        format!("{}\n", serde_json::json!(diagnosis))
     } else {
-        println!("{}", table(&diagnosis.findings).trim_fmt());
-        println!();
+        format!("{}\n\n", table(&diagnosis.findings).trim_fmt())
+    };
+    if !arguments.json && diagnosis.verdict.guests {
+        text += &format!("{sentence}\n");
     }
-    // In either form the sentence comes last, where a person or a log looks first.
-    match diagnosis.verdict {
-        verdict if !verdict.guests => Err(End::text(ExitCode::Failure, verdict.sentence)),
-        verdict => {
-            if !arguments.json {
-                println!("{}", verdict.sentence);
-            }
-            Ok(())
-        }
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads, such as `head`, may have seen enough.
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => return Err(End::new(ExitCode::Failure, e)),
+        _ => {}
     }
+    // The sentence comes last in any case: here as what went wrong.
+    if diagnosis.verdict.guests { Ok(()) } else { Err(End::text(ExitCode::Failure, sentence.clone())) }
 }
 
 /// A line a finding, grouped by area. In a terminal long consequences are wrapped; elsewhere a finding stays one line.

@@ -18,6 +18,9 @@ pub(super) struct Arguments {
     to: String,
     #[command(flatten)]
     options: MigrationOptions,
+    /// Leave the source process, with the guest's memory and its guest stopped for good, until `thermocline ctl quit`.
+    #[arg(long)]
+    stay: bool,
     /// Print progress and result as JSON objects, one a line.
     #[arg(long)]
     json: bool,
@@ -31,6 +34,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         window: options.window,
         downtime_limit_ms: options.downtime_limit,
         max_rounds: options.max_rounds,
+        stay: arguments.stay,
     });
     let mut shown = Shown::new(arguments.json);
     let answer = ask(&arguments.api.api_socket, &request, |progress| shown.show(progress));

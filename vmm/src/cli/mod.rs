@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
 
 mod ctl;
+mod demo;
 mod doctor;
 mod end;
 mod migrate;
@@ -34,6 +35,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See what this is about: a guest with most of its memory swapped out, migrated there and back.
+    Demo(demo::Arguments),
     /// Run a virtual machine.
     Run(run::Arguments),
     /// Wait for a virtual machine to come from another host.
@@ -84,6 +87,7 @@ pub fn main() -> std::process::ExitCode {
         .without_time()
         .init();
     let end = match Cli::parse().command {
+        Command::Demo(arguments) => demo::main(&arguments),
         Command::Run(arguments) => run::main(arguments),
         Command::Receive(arguments) => receive::main(arguments),
         Command::Migrate(arguments) => migrate::main(&arguments),

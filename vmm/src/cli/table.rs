@@ -1,6 +1,6 @@
 //! Tables of migrations for people.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::migration::plan::ColdPolicy;
@@ -13,7 +13,7 @@ pub(super) type Row = (ColdPolicy, Report, Option<u64>);
 /// One column a migration.
 pub(super) fn of_reports(reports: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY);
+    table.load_preset(UTF8_BORDERS_ONLY);
     let name = |cold: &ColdPolicy| format!("--cold {}", format!("{cold:?}").to_lowercase());
     table.set_header(std::iter::once("pages of 4 KiB".into()).chain(reports.iter().map(|(cold, ..)| name(cold))));
     let mut row = |title: &str, value: &dyn Fn(&Row) -> String| {

@@ -61,6 +61,9 @@ pub struct MigrateRequest {
     pub downtime_limit_ms: u64,
     /// How many rounds to try.
     pub max_rounds: u32,
+    /// Whether the process stays, with the guest's memory, until [`Request::Quit`].
+    #[serde(default)]
+    pub stay: bool,
 }
 
 /// What the machine is doing.

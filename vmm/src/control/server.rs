@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::vmm::{Farewell, Vmm};
-use super::{Answer, Failure, Request, Response};
+use super::{Answer, Failure, MigrateRequest, Request, Response};
 use crate::exit::ExitCode;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::unix::{SocketFile, bind};
@@ -82,7 +82,7 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         Ok(request) => request,
         Err(e) => return refuse(stream, &format!("not a request: {e}")),
     };
-    let migrating = matches!(request, Request::Migrate(_));
+    let leaving = matches!(request, Request::Migrate(MigrateRequest { stay: false, .. }));
     let result = match &request {
         Request::Migrate(migrate) => {
             let cancel = Arc::new(Cancel::default());
@@ -102,7 +102,7 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         }
         other => vmm.handle(other),
     };
-    let migrated = migrating && result.is_ok();
+    let left = leaving && result.is_ok();
     let responded = respond(
         stream,
         &match result {
@@ -110,7 +110,7 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
             Err(e) => Response::Error(e.into()),
         },
     );
-    if migrated {
+    if left {
         vmm.end(Farewell::Migrated);
     }
     responded
