@@ -82,7 +82,7 @@ impl VmConfig {
     /// The first thing that cannot be.
     pub fn validate(self) -> Result<Self, ConfigError> {
         let bytes = self.memory.bytes();
-        if bytes % PAGE_SIZE != 0 {
+        if !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(ConfigError::PartialPage(bytes));
         }
         if self.memory < MIN_RAM {

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::{self, BootError, Kernel, pvh};
 use crate::devices::reset::{ACPI_PM1A_PORTS, KEYBOARD_PORTS, PowerControl, ResetLine};
 use crate::devices::serial::{COM1_IRQ, COM1_PORTS, Com1, ConsoleOutput, SavedSerial, SerialError};
-use crate::devices::{Bus, PortDevice};
+use crate::devices::{Bus, SharedDevice};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::kvm::{KvmError, VcpuExitReason, Vcpus, Vm, cpuid};
 use crate::migration::wire::RefusalReason;
@@ -80,8 +80,8 @@ impl Machine {
         let vm = Vm::new(ram)?;
         let (com1, irq) = Com1::new(console)?;
         vm.register_irq(&irq, COM1_IRQ)?;
-        let reset: Arc<Mutex<dyn PortDevice>> = Arc::new(Mutex::new(ResetLine));
-        let power: Arc<Mutex<dyn PortDevice>> = Arc::new(Mutex::new(PowerControl));
+        let reset: SharedDevice = Arc::new(Mutex::new(ResetLine));
+        let power: SharedDevice = Arc::new(Mutex::new(PowerControl));
         let bus = Bus::new(vec![(COM1_PORTS, com1.device()), (KEYBOARD_PORTS, reset), (ACPI_PM1A_PORTS, power)]);
         let vcpus = Vcpus::new(&vm, &bus, cpus)?;
         Ok(Self { vcpus, vm, com1, running: Mutex::new(false) })
@@ -205,7 +205,6 @@ impl Machine {
         self.vcpus.restore(&state.vcpus)?;
         Ok(self.com1.restore(&state.serial)?)
     }
-
 }
 
 /// A lock whose holder panicked still guards data that is whole: every update here is one assignment.

@@ -92,7 +92,7 @@ pub struct Entry {
 pub fn load(kernel: &Kernel, ram: &GuestRam, cpus: u8) -> Result<Entry, BootError> {
     match kernel {
         Kernel::Workload(options) => {
-            let options = Options { cpus: u32::from(cpus), ..options.clone() };
+            let options = Options { cpus: u32::from(cpus), ..*options };
             pvh::load(ram, &mut Cursor::new(workload_guest::ELF), &options.to_string())
         }
         Kernel::PvhElf(path) => {

@@ -267,7 +267,7 @@ impl Vmm {
 
 /// Guest physical addresses as RAM pages; `None` when they are not all RAM or not whole pages.
 fn page_range(ram: &crate::ram::GuestRam, start: u64, end: u64) -> Option<Range<u64>> {
-    if start >= end || start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 {
+    if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
         return None;
     }
     let (first, last) = (ram.layout().page_of(start)?, ram.layout().page_of(end - 1)?);

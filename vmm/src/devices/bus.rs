@@ -14,10 +14,13 @@ pub trait PortDevice: Send {
     fn write(&mut self, offset: u16, data: &[u8]) -> Option<VcpuExitReason>;
 }
 
+/// A device that the bus shares with others.
+pub type SharedDevice = Arc<Mutex<dyn PortDevice>>;
+
 /// The devices by their ports. Where none is, reads give ones and writes go nowhere, as on a PC.
 #[derive(Clone, Default)]
 pub struct Bus {
-    devices: Arc<Vec<(Range<u16>, Arc<Mutex<dyn PortDevice>>)>>,
+    devices: Arc<Vec<(Range<u16>, SharedDevice)>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -28,7 +31,7 @@ impl std::fmt::Debug for Bus {
 
 impl Bus {
     /// A bus with these devices, whose ports do not overlap.
-    pub fn new(devices: Vec<(Range<u16>, Arc<Mutex<dyn PortDevice>>)>) -> Self {
+    pub fn new(devices: Vec<(Range<u16>, SharedDevice)>) -> Self {
         Self { devices: Arc::new(devices) }
     }
 
@@ -46,7 +49,7 @@ impl Bus {
         device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
     }
 
-    fn find(&self, port: u16) -> Option<(u16, &Arc<Mutex<dyn PortDevice>>)> {
+    fn find(&self, port: u16) -> Option<(u16, &SharedDevice)> {
         let (ports, device) = self.devices.iter().find(|(ports, _)| ports.contains(&port))?;
         Some((port - ports.start, device))
     }

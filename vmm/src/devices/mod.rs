@@ -10,4 +10,4 @@ mod bus;
 pub mod reset;
 pub mod serial;
 
-pub use bus::{Bus, PortDevice};
+pub use bus::{Bus, PortDevice, SharedDevice};

@@ -9,7 +9,7 @@ use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::PortDevice;
+use super::{PortDevice, SharedDevice};
 use crate::kvm::VcpuExitReason;
 
 /// Ports of COM1.
@@ -141,7 +141,7 @@ impl Com1 {
     }
 
     /// The port for the bus.
-    pub fn device(&self) -> Arc<Mutex<dyn PortDevice>> {
+    pub fn device(&self) -> SharedDevice {
         Arc::clone(&self.port) as _
     }
 

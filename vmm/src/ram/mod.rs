@@ -27,6 +27,9 @@ pub use remembered::RememberedRam;
 /// Guest memory whose writes by the monitor itself are logged, a bit a page.
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
 
+/// Page ranges counted from a region's first page.
+type LocalRanges = Vec<Range<u64>>;
+
 /// What can go wrong with guest RAM.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
@@ -211,7 +214,7 @@ impl GuestRam {
     pub fn counts(&self) -> Result<Counts, RamError> {
         let mut counts = Counts::default();
         for region in 0..self.layout.regions().len() {
-            counts = counts + memory_agent::counts_of(&self.mapping(region)?)?;
+            counts += memory_agent::counts_of(&self.mapping(region)?)?;
         }
         Ok(counts)
     }
@@ -264,7 +267,7 @@ impl GuestRam {
     }
 
     /// The ranges, split into regions: for each region that has any, its local ranges.
-    fn by_region(&self, ranges: &[Range<u64>]) -> Result<Vec<(usize, Vec<Range<u64>>)>, RamError> {
+    fn by_region(&self, ranges: &[Range<u64>]) -> Result<Vec<(usize, LocalRanges)>, RamError> {
         let mut regions = vec![Vec::new(); self.layout.regions().len()];
         for range in ranges {
             self.check(range)?;

@@ -70,11 +70,7 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Starts `thermocline run` with these options.
-    pub(super) fn run(
-        directory: &Directory,
-        options: &[&str],
-        interrupted: Arc<AtomicBool>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn run(directory: &Directory, options: &[&str], interrupted: Arc<AtomicBool>) -> anyhow::Result<Self> {
         Self::start("run", options, directory.next_socket(), interrupted)
     }
 

@@ -43,8 +43,7 @@ const WORK: Duration = Duration::from_millis(700);
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))
-            .map_err(|e| End::new(ExitCode::Failure, e))?;
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(|e| End::new(ExitCode::Failure, e))?;
     }
     let result = play(arguments, &interrupted);
     if interrupted.load(Ordering::SeqCst) {
@@ -73,8 +72,7 @@ fn play(arguments: &Arguments, interrupted: &Arc<AtomicBool>) -> anyhow::Result<
         ByteSize(eighth * 6)
     ));
     let memory = arguments.memory.bytes().to_string();
-    let first =
-        Guest::run(&directory, &["--memory", &memory, "--kernel", &kernel], Arc::clone(interrupted))?;
+    let first = Guest::run(&directory, &["--memory", &memory, "--kernel", &kernel], Arc::clone(interrupted))?;
     let ready = first.ready()?;
     if swap.is_usable() {
         let ranges = ready.cold.iter().map(|extent| (extent.start, extent.len)).collect();

@@ -31,6 +31,7 @@ impl Session<'_> {
                     PageState::Hole => zeros.push(run.pages),
                     PageState::Resident => send.push(run.pages),
                     PageState::Swapped => {
+                        self.swapped.insert_range(run.pages.clone());
                         self.plan.found_swapped(run.pages.clone());
                         // The policy may have left it in this lane.
                         if all || self.plan.owes_hot(run.pages.start) {
@@ -118,11 +119,11 @@ impl Session<'_> {
         }
         self.payload = payload;
         for run in full {
-            let fresh = self.count_delivered(&run);
-            match lane {
-                Lane::Hot => self.tracker.now.pages.hot += fresh,
-                Lane::Cold => self.tracker.now.pages.cold += fresh,
-            }
+            let fresh = run.clone().filter(|page| !self.delivered.contains(*page));
+            let (cold, hot): (Vec<_>, Vec<_>) = fresh.partition(|page| self.swapped.contains(*page));
+            self.tracker.now.pages.cold += cold.len() as u64;
+            self.tracker.now.pages.hot += hot.len() as u64;
+            self.count_delivered(&run);
             self.plan.sent(run);
         }
         for run in empty {

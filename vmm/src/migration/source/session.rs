@@ -30,6 +30,8 @@ pub(super) struct Session<'m> {
     pub(super) writer: FrameWriter<Link>,
     pub(super) reader: FrameReader<Link>,
     pub(super) plan: Plan,
+    /// Pages that were found swapped at any time before they were delivered.
+    pub(super) swapped: PageSet,
     /// Pages delivered at least once.
     pub(super) delivered: PageSet,
     pub(super) tracker: Tracker,
@@ -80,6 +82,7 @@ impl<'m> Session<'m> {
             writer,
             reader,
             plan: Plan::new(&residency, options.cold),
+            swapped: PageSet::new(pages),
             delivered: PageSet::new(pages),
             tracker: Tracker::new(pages),
             before,
@@ -107,6 +110,7 @@ impl<'m> Session<'m> {
     pub(super) fn classify(&mut self) -> Result<(), SourceError> {
         let residency = self.ram().residency(0..self.ram().pages())?;
         self.plan = Plan::new(&residency, self.options.cold);
+        residency.ranges_of(PageState::Swapped).for_each(|run| self.swapped.insert_range(run));
         let holes: Vec<_> = residency.ranges_of(PageState::Hole).collect();
         for hole in &holes {
             self.tracker.now.pages.hole += hole.end - hole.start;
@@ -230,10 +234,11 @@ impl<'m> Session<'m> {
         if self.cancel.is_cancelled() {
             return SourceError::Cancelled;
         }
-        if matches!(error, WireError::Io(_)) && self.reader.link().set_read_limit(LAST_WORDS).is_ok() {
-            if let Ok(Message::Refuse(refusal)) = receive_message(&mut self.reader, "refuse") {
-                return SourceError::Refused(refusal);
-            }
+        if matches!(error, WireError::Io(_))
+            && self.reader.link().set_read_limit(LAST_WORDS).is_ok()
+            && let Ok(Message::Refuse(refusal)) = receive_message(&mut self.reader, "refuse")
+        {
+            return SourceError::Refused(refusal);
         }
         error.into()
     }
@@ -252,10 +257,10 @@ impl<'m> Session<'m> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if self.log_started {
-            if let Err(e) = self.machine.stop_dirty_log() {
-                tracing::warn!("the dirty log stays on: {e}");
-            }
+        if self.log_started
+            && let Err(e) = self.machine.stop_dirty_log()
+        {
+            tracing::warn!("the dirty log stays on: {e}");
         }
     }
 }
