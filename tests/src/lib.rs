@@ -1,1 +1,41 @@
-//! What is tested from outside.
+//! What the trials of `launch/`, `migrate/` and `faults/` are made of: whole `thermocline` processes, driven as people
+//! drive them, over consoles, sockets, signals and the wire.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | running trials, and saying which cannot run here | `trials.rs`, `host.rs` |
+//! | the binary under test | `binary.rs` |
+//! | a process: output, signals, its end | `process.rs`, `stop.rs` |
+//! | what the guest says and is told | `console.rs` |
+//! | a machine: process, console, API socket | `machine.rs` |
+//! | one migration, as its command line shows it | `migration.rs` |
+//! | which side runs the guest | `owner.rs` |
+//! | pages of a machine as the host sees them | `residency.rs`, `swap.rs` |
+//! | faults on the wire | `wire_frame.rs`, `proxy.rs`, `peer.rs` |
+//! | two hosts | `network.rs` |
+//! | a person's terminal | `terminal.rs` |
+
+pub mod binary;
+pub mod console;
+pub mod host;
+pub mod machine;
+pub mod migration;
+pub mod network;
+pub mod owner;
+pub mod peer;
+pub mod process;
+pub mod proxy;
+pub mod random;
+pub mod residency;
+pub mod stop;
+pub mod swap;
+pub mod terminal;
+pub mod trials;
+pub mod wire_frame;
+
+pub use console::Console;
+pub use host::Need;
+pub use machine::{Lab, Machine, Workload};
+pub use migration::{How, Migration, Migrated};
+pub use process::Process;
+pub use trials::{Trials, trial};

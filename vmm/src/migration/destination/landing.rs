@@ -1,7 +1,9 @@
 //! Landing: how pages get from the wire into guest RAM.
 //!
-//! Allocating a page costs far more than receiving it, so warm batches are written by several threads while the next is
-//! received, and cold ones by a thread of their own, which also pages them out. Order is kept where it matters: a page
+//! Allocating a page costs far more than receiving it, so warm batches are written by a thread of their own while the
+//! next is received, and cold ones by another, which also pages them out. One thread each: writers of one file wait for
+//! one another in the kernel (mm/shmem.c, `shmem_file_write_iter` holds the inode's lock), and faulting pages in through
+//! the mapping, which several threads could do at once, costs twice as much a page. Order is kept where it matters: a page
 //! that is still on its way to guest RAM is waited for before it is written again.
 
 use std::ops::Range;
@@ -18,8 +20,6 @@ use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
 use crate::units::ByteSize;
 
-/// Threads that write warm pages.
-const WARM_THREADS: usize = 2;
 /// Batches that may wait for a thread.
 const QUEUE: usize = 4;
 
@@ -65,8 +65,8 @@ impl Pending {
 /// Puts pages into guest RAM.
 pub(super) struct Landing<'scope, 'env> {
     ram: &'env GuestRam,
-    warm: Queue,
-    cold: Queue,
+    warm: SyncSender<Job>,
+    cold: SyncSender<Job>,
     pending: Arc<Pending>,
     recycled: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     /// Pages handed to a thread since all were last waited for.
@@ -79,8 +79,6 @@ pub(super) struct Landing<'scope, 'env> {
     can_page_out: Arc<AtomicBool>,
     scope: std::marker::PhantomData<&'scope ()>,
 }
-
-type Queue = (SyncSender<Job>, Arc<Mutex<Receiver<Job>>>);
 
 /// Everything has landed.
 pub(super) struct Landed {
@@ -104,14 +102,12 @@ impl<'scope, 'env> Landing<'scope, 'env> {
         can_page_out: bool,
     ) -> Result<Self, DestinationError> {
         let pages = ram.pages();
-        let queue = || {
-            let (sender, receiver) = sync_channel(QUEUE);
-            (sender, Arc::new(Mutex::new(receiver)))
-        };
+        let (warm_sender, warm) = sync_channel(QUEUE);
+        let (cold_sender, cold) = sync_channel(QUEUE);
         let landing = Self {
             ram,
-            warm: queue(),
-            cold: queue(),
+            warm: warm_sender,
+            cold: cold_sender,
             pending: Arc::default(),
             recycled: channel(),
             under_way: PageSet::new(pages),
@@ -121,18 +117,16 @@ impl<'scope, 'env> Landing<'scope, 'env> {
             can_page_out: Arc::new(AtomicBool::new(can_page_out)),
             scope: std::marker::PhantomData,
         };
-        for i in 0..WARM_THREADS {
-            landing.spawn(scope, format!("land-warm{i}"), Arc::clone(&landing.warm.1), None)?;
-        }
-        landing.spawn(scope, "land-cold".into(), Arc::clone(&landing.cold.1), Some(Arc::clone(&landing.keeper)))?;
+        landing.spawn(scope, "land-warm", warm, None)?;
+        landing.spawn(scope, "land-cold", cold, Some(Arc::clone(&landing.keeper)))?;
         Ok(landing)
     }
 
     fn spawn(
         &self,
         scope: &'scope Scope<'scope, 'env>,
-        name: String,
-        jobs: Arc<Mutex<Receiver<Job>>>,
+        name: &str,
+        jobs: Receiver<Job>,
         keeper: Option<Arc<Keeper>>,
     ) -> Result<(), DestinationError> {
         let ram = self.ram;
@@ -140,12 +134,10 @@ impl<'scope, 'env> Landing<'scope, 'env> {
         let recycled = self.recycled.0.clone();
         let can_page_out = Arc::clone(&self.can_page_out);
         Builder::new()
-            .name(name)
+            .name(name.into())
             .stack_size(256 << 10)
             .spawn_scoped(scope, move || {
-                loop {
-                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(Job { batch, payload }) = job else { return };
+                for Job { batch, payload } in jobs {
                     let mut result = batch
                         .runs
                         .iter()
@@ -191,8 +183,8 @@ impl<'scope, 'env> Landing<'scope, 'env> {
             }
         }
         let queue = match batch.lane {
-            Lane::Hot => &self.warm.0,
-            Lane::Cold => &self.cold.0,
+            Lane::Hot => &self.warm,
+            Lane::Cold => &self.cold,
         };
         self.pending.add();
         queue.send(Job { batch, payload }).map_err(|_| DestinationError::Thread("it has ended".into()))

@@ -1,0 +1,42 @@
+//! What this host offers, and what a trial needs of it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Something that not every host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// `/dev/kvm`, for reading and writing.
+    Kvm,
+    /// Root.
+    Root,
+    /// A zram swap device of one's own.
+    Zram,
+    /// Network namespaces, and `ip` and `tc` to set them up.
+    Network,
+}
+
+/// Why `need` is not met here.
+pub(crate) fn missing(need: Need) -> Option<String> {
+    match need {
+        Need::Kvm => match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+            Ok(_) => None,
+            Err(e) => Some(format!("no /dev/kvm: {e}")),
+        },
+        Need::Root => (!is_root()).then(|| "not root".into()),
+        Need::Zram => crate::swap::unavailable(),
+        Need::Network => ["ip", "tc"].into_iter().find_map(|program| {
+            let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            found.err().map(|e| format!("no `{program}` (package iproute2): {e}"))
+        }),
+    }
+}
+
+/// Whether nothing may be left out: a CI machine that has what it takes.
+pub(crate) fn must_run_everything() -> bool {
+    std::env::var("CI").is_ok_and(|ci| ci == "true") && Path::new("/dev/kvm").exists() && is_root()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
