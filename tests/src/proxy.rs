@@ -109,9 +109,10 @@ impl Shared {
 
     fn reset(&self) {
         for stream in locked(&self.streams).iter() {
-            let _ = rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+            // Disconnecting sends a reset though others have the socket open and wait on it.
+            let _ = rustix::net::connect_unspec(stream);
         }
-        locked(&self.streams).clear();
+        self.close();
     }
 }
 
@@ -296,6 +297,10 @@ impl Pump {
             bytes[at] ^= 0x10;
             bytes
         };
+        if matches!(wrong, Wrong::HoldBefore | Wrong::HoldAfter) {
+            // Before the frame leaves, so that no answer to it can pass.
+            self.shared.hold();
+        }
         let done = match wrong {
             Wrong::CutBefore => Err(Over),
             Wrong::CutInside => self.write(&frame.bytes[..frame.bytes.len() / 2], to).and(Err(Over)),
@@ -308,7 +313,6 @@ impl Pump {
             Wrong::HoldAfter => self.write(&frame.bytes, to),
         };
         match wrong {
-            Wrong::HoldBefore | Wrong::HoldAfter => self.shared.hold(),
             Wrong::ResetBefore => self.shared.reset(),
             _ if done.is_err() => self.shared.close(),
             _ => {}

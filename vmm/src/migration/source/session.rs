@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use memory_agent::{Counts, PAGE_SIZE, PageState, SwapCounters};
+use memory_agent::{Counts, PAGE_SIZE, PageState, Residency, SwapCounters};
 
 use super::{Options, SourceError};
 use crate::migration::SourceMachine;
@@ -58,8 +58,6 @@ impl<'m> Session<'m> {
     ) -> Result<Self, SourceError> {
         cancel.watch(&link);
         let ram = machine.ram();
-        let residency = ram.residency(0..ram.pages())?;
-        let before = residency.counts();
         let mut reader = FrameReader::new(link.try_clone().map_err(WireError::from)?);
         let mut writer = FrameWriter::new(link);
         preamble::send(writer.link())?;
@@ -81,12 +79,12 @@ impl<'m> Session<'m> {
             observer,
             writer,
             reader,
-            plan: Plan::new(&residency, options.cold),
+            plan: Plan::new(&Residency::uniform(pages, PageState::Resident), options.cold),
             swapped: PageSet::new(pages),
             delivered: PageSet::new(pages),
             tracker: Tracker::new(pages),
-            before,
-            peak: before.resident,
+            before: Counts::default(),
+            peak: 0,
             swap_before: SwapCounters::read().ok(),
             bandwidth: 0.0,
             round_started: (Instant::now(), 0),
@@ -110,6 +108,8 @@ impl<'m> Session<'m> {
     pub(super) fn classify(&mut self) -> Result<(), SourceError> {
         let residency = self.ram().residency(0..self.ram().pages())?;
         self.plan = Plan::new(&residency, self.options.cold);
+        self.before = residency.counts();
+        self.peak = self.before.resident;
         residency.ranges_of(PageState::Swapped).for_each(|run| self.swapped.insert_range(run));
         let holes: Vec<_> = residency.ranges_of(PageState::Hole).collect();
         for hole in &holes {

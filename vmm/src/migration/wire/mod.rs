@@ -14,8 +14,8 @@ use std::io;
 /// The version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;
 
-/// Most pages in one batch.
-pub const MAX_BATCH_PAGES: usize = 256;
+/// Most pages in one batch: few enough that a batch is still in the processor's cache when it is written to guest RAM.
+pub const MAX_BATCH_PAGES: usize = 64;
 /// Most bytes in the payload of a message that is not pages.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
