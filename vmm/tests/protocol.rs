@@ -1,0 +1,315 @@
+//! The whole migration protocol between two machines without KVM: the guest is a thread that writes its memory, the
+//! dirty log is the monitor's own, the connection is a socket pair with somebody in the middle.
+//!
+//! Nothing here depends on swap: what is cold is another test's concern.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use thermocline::devices::serial::SavedSerial;
+use thermocline::kvm::state::VmState;
+use thermocline::machine::{MachineDescription, MachineError, MachineState};
+use thermocline::migration::cancel::Cancel;
+use thermocline::migration::destination::{self, DestinationError};
+use thermocline::migration::link::Link;
+use thermocline::migration::plan::ColdPolicy;
+use thermocline::migration::progress::{Progress, Report};
+use thermocline::migration::source::{self, Options, SourceError};
+use thermocline::migration::{DestinationMachine, SourceMachine};
+use thermocline::ram::{GuestRam, PageSet};
+use vm_memory::{Bytes, GuestAddress};
+
+const PAGES: u64 = 512;
+const PAGE: usize = 4096;
+
+/// A machine whose guest is whoever holds a [`Writer`].
+struct Fake {
+    ram: Arc<GuestRam>,
+    running: AtomicBool,
+    /// Held by the guest while it writes, so that a pause is a pause.
+    executing: Mutex<()>,
+    state: Mutex<Option<MachineState>>,
+}
+
+impl Fake {
+    fn new() -> Self {
+        let ram = Arc::new(GuestRam::new(PAGES * PAGE as u64).unwrap());
+        Self { ram, running: AtomicBool::new(false), executing: Mutex::new(()), state: Mutex::new(None) }
+    }
+
+    fn write(&self, page: u64, value: u8) {
+        self.ram.memory().write_slice(&[value; PAGE], GuestAddress(page * PAGE as u64)).unwrap();
+    }
+
+    /// What the guest does: writes `value` to `page` if it may run.
+    fn execute(&self, page: u64, value: u8) -> bool {
+        let _executing = self.executing.lock().unwrap();
+        let running = self.running.load(Ordering::SeqCst);
+        if running {
+            self.write(page, value);
+        }
+        running
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut bytes = vec![0; PAGES as usize * PAGE];
+        self.ram.read_pages(0..PAGES, &mut bytes).unwrap();
+        bytes
+    }
+}
+
+impl SourceMachine for Fake {
+    fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+    fn describe(&self) -> MachineDescription {
+        MachineDescription {
+            ram: self.ram.layout().clone(),
+            cpus: 1,
+            cpuid: Vec::new(),
+            tsc_khz: 1,
+            devices: Vec::new(),
+        }
+    }
+    fn start_dirty_log(&self) -> Result<(), MachineError> {
+        self.ram.take_own_writes();
+        Ok(())
+    }
+    fn take_dirty_log(&self) -> Result<PageSet, MachineError> {
+        Ok(self.ram.take_own_writes())
+    }
+    fn stop_dirty_log(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+    fn pause(&self) {
+        let _executing = self.executing.lock().unwrap();
+        self.running.store(false, Ordering::SeqCst);
+    }
+    fn resume(&self) {
+        self.running.store(true, Ordering::SeqCst);
+    }
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+    fn save(&self) -> Result<MachineState, MachineError> {
+        let vm = VmState { irqchips: Vec::new(), pit: Default::default(), clock: Default::default() };
+        let serial = SavedSerial { received: b"typed".to_vec(), ..SavedSerial::default() };
+        Ok(MachineState { vm, vcpus: Vec::new(), serial })
+    }
+}
+
+impl DestinationMachine for Fake {
+    fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        *self.state.lock().unwrap() = Some(state.clone());
+        Ok(())
+    }
+    fn resume(&self) {
+        self.running.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How many bytes somebody in the middle lets through each way before the connection breaks.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    to_destination: u64,
+    to_source: u64,
+}
+
+const UNBROKEN: Limits = Limits { to_destination: u64::MAX, to_source: u64::MAX };
+
+/// What became of a migration.
+struct Outcome {
+    source: Arc<Fake>,
+    source_result: Result<Report, SourceError>,
+    destination: Arc<Fake>,
+    destination_result: Result<(), DestinationError>,
+    /// Bytes that went through each way.
+    passed: Limits,
+}
+
+/// Copies until `limit` bytes have passed or one side ends, then ends both.
+fn copy(mut from: UnixStream, mut to: UnixStream, limit: u64, passed: &AtomicU64) {
+    let mut buffer = vec![0; 1 << 16];
+    let mut left = limit;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        match from.read(&mut buffer[..most]) {
+            Ok(n @ 1..) if to.write_all(&buffer[..n]).is_ok() => {
+                left -= n as u64;
+                passed.fetch_add(n as u64, Ordering::SeqCst);
+            }
+            _ => break,
+        }
+    }
+    let how = if left == 0 { Shutdown::Both } else { Shutdown::Write };
+    let _ = to.shutdown(how);
+    if left == 0 {
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
+
+/// Migrates a fake machine prepared by `prepare` while `guest` runs in it.
+fn migrate(
+    limits: Limits,
+    cold: ColdPolicy,
+    prepare: impl FnOnce(&Fake),
+    guest: impl Fn(&Fake) + Send + 'static,
+) -> Outcome {
+    let source = Arc::new(Fake::new());
+    prepare(&source);
+    SourceMachine::resume(source.as_ref());
+    let ended = Arc::new(AtomicBool::new(false));
+    let guest = thread::spawn({
+        let (source, ended) = (Arc::clone(&source), Arc::clone(&ended));
+        move || {
+            while !ended.load(Ordering::SeqCst) {
+                guest(&source);
+            }
+        }
+    });
+
+    let (ours, middle_source) = UnixStream::pair().unwrap();
+    let (middle_destination, theirs) = UnixStream::pair().unwrap();
+    let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let middle = [
+        thread::spawn({
+            let (from, to) = (middle_source.try_clone().unwrap(), middle_destination.try_clone().unwrap());
+            let counts = Arc::clone(&counts);
+            move || copy(from, to, limits.to_destination, &counts.0)
+        }),
+        thread::spawn({
+            let counts = Arc::clone(&counts);
+            move || copy(middle_destination, middle_source, limits.to_source, &counts.1)
+        }),
+    ];
+    let destination = Arc::new(Fake::new());
+    let receiving = thread::spawn({
+        let destination = Arc::clone(&destination);
+        move || {
+            destination::receive(Link::Unix(theirs), &Cancel::default(), |_| Ok(destination))
+                .map(|arrived| drop(arrived.settle()))
+        }
+    });
+    let options = Options { cold, ..Options::default() };
+    let source_result =
+        source::migrate(source.as_ref(), Link::Unix(ours), &options, &Cancel::default(), &mut |_: &Progress| {});
+    let destination_result = receiving.join().unwrap();
+    ended.store(true, Ordering::SeqCst);
+    guest.join().unwrap();
+    for thread in middle {
+        thread.join().unwrap();
+    }
+    let passed = Limits { to_destination: counts.0.load(Ordering::SeqCst), to_source: counts.1.load(Ordering::SeqCst) };
+    Outcome { source, source_result, destination, destination_result, passed }
+}
+
+fn busy_guest() -> impl Fn(&Fake) + Send + 'static {
+    let at = AtomicU64::new(0);
+    move |fake| {
+        let n = at.fetch_add(1, Ordering::Relaxed);
+        // Over and over the same few pages, now and then one that was a hole or becomes empty.
+        let page = if n.is_multiple_of(7) { n * 31 % PAGES } else { n % 16 };
+        fake.execute(page, (n % 5) as u8);
+        thread::sleep(Duration::from_micros(20));
+    }
+}
+
+fn half_full(fake: &Fake) {
+    for page in 0..PAGES / 2 {
+        fake.write(page * 2, page as u8);
+    }
+}
+
+#[test]
+fn memory_arrives_whole_while_the_guest_writes() {
+    for cold in [ColdPolicy::Paced, ColdPolicy::Eager] {
+        let outcome = migrate(UNBROKEN, cold, half_full, busy_guest());
+        let report = outcome.source_result.unwrap();
+        outcome.destination_result.unwrap();
+        let destination = outcome.destination;
+        // The source stands since switchover, the destination's guest does nothing: both are the same.
+        assert!(outcome.source.content() == destination.content(), "memory differs");
+        assert!(!outcome.source.is_running() && destination.is_running());
+        let state = destination.state.lock().unwrap().clone().unwrap();
+        assert_eq!(state.serial.received, b"typed");
+        let pages = report.pages;
+        assert_eq!(pages.hole + pages.zero + pages.hot + pages.cold, PAGES, "{pages:?}");
+    }
+}
+
+#[test]
+fn holes_stay_holes_on_both_sides() {
+    let outcome = migrate(UNBROKEN, ColdPolicy::Paced, half_full, |_| thread::sleep(Duration::from_millis(1)));
+    assert!(outcome.source_result.is_ok());
+    assert_eq!(outcome.source.ram.counts().unwrap().hole, PAGES / 2);
+    // Page 0 and every page whose number's low byte is 0 were written with zeros: they travel as such and stay holes.
+    let empty = (0..PAGES / 2).filter(|page| *page as u8 == 0).count() as u64;
+    assert_eq!(outcome.destination.ram.counts().unwrap().hole, PAGES / 2 + empty);
+}
+
+/// Wherever the connection breaks: exactly one side runs the guest, or the source says that it cannot know.
+fn check_one_owner(limits: Limits) {
+    let outcome = migrate(limits, ColdPolicy::Paced, half_full, busy_guest());
+    let runs = (outcome.source.is_running(), outcome.destination.is_running());
+    let expected = match (&outcome.source_result, &outcome.destination_result) {
+        (Ok(_) | Err(SourceError::Unconfirmed(_)), Ok(())) => {
+            assert!(outcome.source.content() == outcome.destination.content(), "{limits:?}: memory differs");
+            (false, true)
+        }
+        (Err(SourceError::Unconfirmed(_)), Err(_)) => (false, false),
+        (Err(_), Err(_)) => (true, false),
+        (source, destination) => panic!("{limits:?}: source {source:?}, destination {destination:?}"),
+    };
+    assert_eq!(runs, expected, "{limits:?}: {:?}, {:?}", outcome.source_result, outcome.destination_result);
+}
+
+#[test]
+fn a_connection_may_break_after_any_byte() {
+    let whole = migrate(UNBROKEN, ColdPolicy::Paced, half_full, |_| thread::sleep(Duration::from_millis(1)));
+    assert!(whole.source_result.is_ok());
+    // The end decides over the owner: every byte of it, and a sample of what comes before.
+    let total = whole.passed.to_destination;
+    for to_destination in (0..total.saturating_sub(600)).step_by(total as usize / 40).chain(total - 600..=total + 600) {
+        if to_destination.is_multiple_of(23) || to_destination > total - 60 {
+            check_one_owner(Limits { to_destination, ..UNBROKEN });
+        }
+    }
+    for to_source in (0..=whole.passed.to_source).step_by(3) {
+        check_one_owner(Limits { to_source, ..UNBROKEN });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever is in memory and whatever the guest writes meanwhile.
+    #[test]
+    fn any_memory_arrives(
+        content in prop::collection::vec((0..PAGES, 0u8..4), 0..200),
+        writes in prop::collection::vec((0..PAGES, 0u8..4), 1..200),
+        eager: bool,
+    ) {
+        let cold = if eager { ColdPolicy::Eager } else { ColdPolicy::Paced };
+        let at = AtomicU64::new(0);
+        let outcome = migrate(
+            UNBROKEN,
+            cold,
+            |fake| content.iter().for_each(|(page, value)| fake.write(*page, *value)),
+            move |fake| {
+                let (page, value) = writes[at.fetch_add(1, Ordering::Relaxed) as usize % writes.len()];
+                fake.execute(page, value);
+            },
+        );
+        prop_assert!(outcome.source_result.is_ok(), "{:?}", outcome.source_result);
+        prop_assert!(outcome.source.content() == outcome.destination.content());
+    }
+}
