@@ -2,6 +2,7 @@
 //! dirty log is the monitor's own, the connection is a socket pair with somebody in the middle.
 //!
 //! Nothing here depends on swap: what is cold is another test's concern.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

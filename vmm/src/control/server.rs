@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::vmm::{Farewell, Vmm};
-use super::{Answer, Failure, MigrateRequest, Request, Response};
+use super::{Failure, MigrateRequest, Request, Response};
 use crate::exit::ExitCode;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::unix::{SocketFile, bind};
@@ -18,8 +18,8 @@ use crate::migration::progress::Progress;
 const MAX_REQUEST: u64 = 1 << 20;
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16;
-/// How long a client may take to send its request.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to send its request or to read an answer.
+const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 /// Progress is sent this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -75,7 +75,8 @@ fn refuse(stream: &UnixStream, text: &str) -> io::Result<()> {
 }
 
 fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
-    stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+    stream.set_read_timeout(Some(CLIENT_LIMIT))?;
+    stream.set_write_timeout(Some(CLIENT_LIMIT))?;
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_REQUEST)).read_until(b'\n', &mut line)?;
     let request: Request = match serde_json::from_slice(&line) {
@@ -83,25 +84,19 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         Err(e) => return refuse(stream, &format!("not a request: {e}")),
     };
     let leaving = matches!(request, Request::Migrate(MigrateRequest { stay: false, .. }));
-    let result = match &request {
-        Request::Migrate(migrate) => {
-            let cancel = Arc::new(Cancel::default());
-            let mut shown = Instant::now() - PROGRESS_EVERY;
-            let mut phase = None;
-            let mut observer = |progress: &Progress| {
-                if phase == Some(progress.phase) && shown.elapsed() < PROGRESS_EVERY {
-                    return;
-                }
-                (phase, shown) = (Some(progress.phase), Instant::now());
-                // Who asked for the migration and has gone no longer wants it.
-                if respond(stream, &Response::Progress(progress.clone())).is_err() {
-                    cancel.cancel();
-                }
-            };
-            vmm.migrate(migrate, &cancel, &mut observer).map(Answer::Migrated)
+    let cancel = Arc::new(Cancel::default());
+    let mut shown = None;
+    let mut observer = |progress: &Progress| {
+        if shown.is_some_and(|(phase, at): (_, Instant)| phase == progress.phase && at.elapsed() < PROGRESS_EVERY) {
+            return;
         }
-        other => vmm.handle(other),
+        shown = Some((progress.phase, Instant::now()));
+        // Who asked for the migration and has gone no longer wants it.
+        if respond(stream, &Response::Progress(progress.clone())).is_err() {
+            cancel.cancel();
+        }
     };
+    let result = vmm.handle(&request, &cancel, &mut observer);
     let left = leaving && result.is_ok();
     let responded = respond(
         stream,

@@ -120,11 +120,17 @@ impl Vmm {
         self.lock().farewell.clone()
     }
 
-    /// Does what a request other than a migration asks.
+    /// Does what a request asks. A migration shows its progress to `observer` and can be given up by `cancel`; the monitor
+    /// still has to be ended after it.
     ///
     /// # Errors
     /// Why it was not done.
-    pub fn handle(&self, request: &Request) -> Result<Answer, VmmError> {
+    pub fn handle(
+        &self,
+        request: &Request,
+        cancel: &Arc<Cancel>,
+        observer: &mut dyn Observer,
+    ) -> Result<Answer, VmmError> {
         match request {
             Request::Status => Ok(Answer::Status(self.status())),
             Request::Pause => self.pause().map(|()| Answer::Done),
@@ -139,7 +145,7 @@ impl Vmm {
                 self.lock().migration.as_ref().ok_or(VmmError::NotMigrating)?.cancel();
                 Ok(Answer::Done)
             }
-            Request::Migrate(request) => self.migrate(request, &Arc::default(), &mut |_: &_| {}).map(Answer::Migrated),
+            Request::Migrate(request) => self.migrate(request, cancel, observer).map(Answer::Migrated),
         }
     }
 
@@ -154,11 +160,7 @@ impl Vmm {
         let _ = self.ended.write(1);
     }
 
-    /// Migrates the machine; the monitor still has to be ended afterwards. `cancel` gives it up from outside.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn migrate(
+    fn migrate(
         &self,
         request: &MigrateRequest,
         cancel: &Arc<Cancel>,
