@@ -36,6 +36,6 @@ pub mod wire_frame;
 pub use console::Console;
 pub use host::Need;
 pub use machine::{Lab, Machine, Workload};
-pub use migration::{How, Migration, Migrated};
+pub use migration::{How, Migrated, Migration};
 pub use process::Process;
-pub use trials::{Trials, trial};
+pub use trials::Trials;

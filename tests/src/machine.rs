@@ -145,9 +145,10 @@ impl Lab {
         arguments.push(api.clone().into());
         arguments.extend(more.iter().map(Into::into));
         let machine = self.machine("destination", prefix, arguments, api, workload)?;
-        let announced = machine.process.stderr.wait_for(0, PATIENCE, |line| {
-            line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned)
-        });
+        let announced = machine
+            .process
+            .stderr
+            .wait_for(0, PATIENCE, |line| line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned));
         let (_, address) = announced.with_context(|| format!("not listening: {:?}", machine.process.stderr.lines()))?;
         Ok(Destination { machine, address })
     }

@@ -39,6 +39,13 @@ struct Text {
 }
 
 impl Output {
+    /// What goes elsewhere: nothing comes here.
+    fn closed() -> Self {
+        let output = Self::default();
+        locked(&output.0.text).closed = true;
+        output
+    }
+
     /// Collects what `from` gives until it ends.
     pub fn collect(from: impl Read + Send + 'static) -> Self {
         let output = Self::default();
@@ -216,8 +223,8 @@ impl Process {
             }
         }
         let mut child: Child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
-        let stdout = child.stdout.take().map(Output::collect).unwrap_or_default();
-        let stderr = child.stderr.take().map(Output::collect).unwrap_or_default();
+        let stdout = child.stdout.take().map_or_else(Output::closed, Output::collect);
+        let stderr = child.stderr.take().map_or_else(Output::closed, Output::collect);
         let (stdin, pid) = (child.stdin.take(), child.id());
         let child = Arc::new(Mutex::new(child));
         stop::register(&child);

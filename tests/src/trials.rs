@@ -28,7 +28,6 @@ macro_rules! trial {
         $trials.add(stringify!($function), &[$($crate::Need::$need),*], $function)
     };
 }
-pub use trial;
 
 impl Trials {
     /// Adds a trial.

@@ -1,2 +1,47 @@
-//! Everything that a person or CI runs.
-fn main() {}
+//! `cargo xtask`: everything that a person or CI runs. One file a command.
+
+mod bench;
+mod host;
+mod lint;
+mod outcome;
+mod packages;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests, checks and measures Thermocline.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every test, after installing what they need.
+    Test(test::Arguments),
+    /// Check formatting, lints and documentation.
+    Lint,
+    /// Run a benchmark; without a name, list them.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(arguments) => test::main(&arguments),
+        Command::Lint => lint::main(),
+        Command::Bench(arguments) => bench::main(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // A sentence, and no backtrace, whatever the environment says: what failed has said its own above.
+            eprintln!("cargo xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

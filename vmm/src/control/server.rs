@@ -83,7 +83,11 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         Ok(request) => request,
         Err(e) => return refuse(stream, &format!("not a request: {e}")),
     };
-    let leaving = matches!(request, Request::Migrate(MigrateRequest { stay: false, .. }));
+    let farewell = match request {
+        Request::Quit => Some(Farewell::Quit),
+        Request::Migrate(MigrateRequest { stay: false, .. }) => Some(Farewell::Migrated),
+        _ => None,
+    };
     let cancel = Arc::new(Cancel::default());
     let mut shown = None;
     let mut observer = |progress: &Progress| {
@@ -97,7 +101,7 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         }
     };
     let result = vmm.handle(&request, &cancel, &mut observer);
-    let left = leaving && result.is_ok();
+    let farewell = farewell.filter(|_| result.is_ok());
     let responded = respond(
         stream,
         &match result {
@@ -105,8 +109,9 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
             Err(e) => Response::Error(e.into()),
         },
     );
-    if left {
-        vmm.end(Farewell::Migrated);
+    // Only now: when the monitor ends the process does, and with it this thread.
+    if let Some(farewell) = farewell {
+        vmm.end(farewell);
     }
     responded
 }

@@ -120,8 +120,8 @@ impl Vmm {
         self.lock().farewell.clone()
     }
 
-    /// Does what a request asks. A migration shows its progress to `observer` and can be given up by `cancel`; the monitor
-    /// still has to be ended after it.
+    /// Does what a request asks. A migration shows its progress to `observer` and can be given up by `cancel`. After
+    /// [`Request::Quit`], and after a migration, the monitor still has to be ended.
     ///
     /// # Errors
     /// Why it was not done.
@@ -135,10 +135,8 @@ impl Vmm {
             Request::Status => Ok(Answer::Status(self.status())),
             Request::Pause => self.pause().map(|()| Answer::Done),
             Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
-            Request::Quit => {
-                self.end(Farewell::Quit);
-                Ok(Answer::Done)
-            }
+            // Whoever serves the request ends the monitor once the answer is out.
+            Request::Quit => Ok(Answer::Done),
             Request::Pages { cells } => self.pages(*cells).map(Answer::Pages),
             Request::PageOut { ranges } => self.page_out(ranges.as_deref()),
             Request::CancelMigration => {
