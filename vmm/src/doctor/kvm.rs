@@ -12,8 +12,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{Area, Findings, State, text};
+use super::{Area, Findings, State};
 use crate::config::MAX_CPUS;
+use crate::host::text;
 use crate::kvm::Vm;
 use crate::ram::GuestRam;
 

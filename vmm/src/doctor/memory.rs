@@ -4,10 +4,11 @@ use std::path::Path;
 
 use memory_agent::SwapDevice;
 
-use super::cgroup::MemoryGroup;
 use super::swap::any_keeps;
-use super::{Area, Findings, State, text};
+use super::{Area, Findings, State};
 use crate::host;
+use crate::host::cgroup::MemoryGroup;
+use crate::host::text;
 use crate::units::ByteSize;
 
 pub(super) fn examine(found: &mut Findings, devices: &[SwapDevice]) {
@@ -39,7 +40,7 @@ fn group(found: &mut Findings) {
     let total = rustix::system::sysinfo();
     let total = (total.totalram as u64).saturating_mul(u64::from(total.mem_unit));
     // "No limit" of version 1 is a number larger than any memory.
-    let limit = host::cgroup_limit().filter(|limit| *limit < total);
+    let limit = group.limit().filter(|limit| *limit < total);
     let (value, consequence) = match limit {
         Some(limit) => (
             format!("version {}, {} at most", group.version, ByteSize(limit)),

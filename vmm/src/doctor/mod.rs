@@ -3,14 +3,12 @@
 //! Everything is looked at or tried, nothing is changed: the one machine and the few pages that are made for a trial
 //! are given back before the answer.
 
-mod cgroup;
 mod kvm;
 mod memory;
 mod pages;
 mod rights;
 mod swap;
 mod sys;
-mod text;
 mod tunables;
 mod userfault;
 

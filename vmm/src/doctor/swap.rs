@@ -2,8 +2,9 @@
 
 use memory_agent::{SwapDevice, SwapKind};
 
-use super::cgroup::MemoryGroup;
-use super::{Area, Findings, State, text};
+use super::{Area, Findings, State};
+use crate::host::cgroup::MemoryGroup;
+use crate::host::text;
 use crate::units::ByteSize;
 
 /// A swap device with less than this left is as good as full.

@@ -3,7 +3,8 @@
 use memory_agent::SwapDevice;
 
 use super::swap::any_keeps;
-use super::{Area, Findings, State, text};
+use super::{Area, Findings, State};
+use crate::host::text;
 
 type Judgement = (State, String);
 

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::{Area, Findings, State, rights, sys, text};
+use super::{Area, Findings, State, rights, sys};
+use crate::host::text;
 
 /// Features that matter here: bit, name, what it is for.
 const FEATURES: [(u64, &str); 4] =

@@ -128,6 +128,10 @@ impl Vcpus {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
             let cpuid = cpuid::for_vcpu(&supported, index, count);
             fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            // Written back as it is: until then an INIT for a vCPU other than the first is lost (seen on Linux 6.18 with
+            // PVM; QEMU writes the local APIC of every vCPU too).
+            let lapic = fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?;
+            fd.set_lapic(&lapic).map_err(KvmError::call("KVM_SET_LAPIC"))?;
             let tsc_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
             let shared = Arc::new(Shared {
                 index,

@@ -121,7 +121,14 @@ fn copy<'scope>(
         let mut payload = landing.buffer();
         match receive_frame(reader, &mut payload, landing.pages())? {
             Incoming::Pages(batch) => landing.land(batch, payload)?,
-            Incoming::Message(Message::Zeros(ranges)) => landing.zeros(&ranges)?,
+            Incoming::Message(Message::Zeros(ranges)) => {
+                let all = landing.pages();
+                if let Some(range) = ranges.iter().find(|range| range.start > range.end || range.end > all) {
+                    let why = format!("zeros in pages {} to {}, of {all}", range.start, range.end);
+                    return Err(WireError::Payload { sequence: reader.last_sequence(), why }.into());
+                }
+                landing.zeros(&ranges)?;
+            }
             Incoming::Message(Message::RoundEnd(round)) => {
                 landing.drain()?;
                 Message::RoundDone(round).send(writer)?;

@@ -56,7 +56,9 @@ pub fn migrate(
     if options.cold == ColdPolicy::Lazy {
         return Err(SourceError::LazyNotYet);
     }
-    let mut session = Session::negotiate(machine, link, options, cancel, observer)?;
+    // Giving up ends the connection, and whatever waits on it sees only that.
+    let mut session = Session::negotiate(machine, link, options, cancel, observer)
+        .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
     match copy(&mut session) {
         Ok(()) => {}
         Err(e) => return Err(session.give_up(e)),

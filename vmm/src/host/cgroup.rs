@@ -4,16 +4,16 @@ use super::text;
 
 /// Where this process's memory is accounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MemoryGroup {
+pub(crate) struct MemoryGroup {
     /// 1 or 2.
-    pub(super) version: u8,
+    pub(crate) version: u8,
     /// Its directory.
     directory: String,
 }
 
 impl MemoryGroup {
     /// This process's; `None` where memory is not accounted at all.
-    pub(super) fn own() -> Option<Self> {
+    pub(crate) fn own() -> Option<Self> {
         Self::parse(&text::read("/proc/self/cgroup")?)
     }
 
@@ -36,13 +36,19 @@ impl MemoryGroup {
         unified
     }
 
+    /// The limit on its memory, in bytes; `None` when it has none.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        let name = if self.version == 1 { "memory.limit_in_bytes" } else { "memory.max" };
+        self.read(name)?.parse().ok()
+    }
+
     /// One of its files; `None` when it has none of that name that can be read.
-    pub(super) fn read(&self, name: &str) -> Option<String> {
+    pub(crate) fn read(&self, name: &str) -> Option<String> {
         text::read(&format!("{}/{name}", self.directory))
     }
 
     /// Path of one of its files.
-    pub(super) fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         format!("{}/{name}", self.directory)
     }
 }

@@ -3,13 +3,13 @@
 use std::fs;
 
 /// The file's text without blanks around it; `None` when it is not there or not for this user.
-pub(super) fn read(path: &str) -> Option<String> {
+pub(crate) fn read(path: &str) -> Option<String> {
     // Bytes: nothing promises UTF-8.
     fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
 /// What follows the first `name:`, without blanks around it.
-pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
         (key.trim() == name).then(|| value.trim())
@@ -17,24 +17,24 @@ pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// The bytes of a field in kB, as in `/proc/meminfo`.
-pub(super) fn kib_field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn kib_field(text: &str, name: &str) -> Option<u64> {
     let number: u64 = field(text, name)?.split_whitespace().next()?.parse().ok()?;
     number.checked_mul(1024)
 }
 
 /// Whether a line of words has this one.
-pub(super) fn has_word(line: &str, word: &str) -> bool {
+pub(crate) fn has_word(line: &str, word: &str) -> bool {
     line.split_whitespace().any(|w| w == word)
 }
 
 /// The choice in brackets, as in `always [never]`.
-pub(super) fn chosen(text: &str) -> Option<&str> {
+pub(crate) fn chosen(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once('[')?;
     rest.split_once(']').map(|(choice, _)| choice)
 }
 
 /// The group's name, from the text of `/etc/group`.
-pub(super) fn group_name(groups: &str, gid: u32) -> Option<&str> {
+pub(crate) fn group_name(groups: &str, gid: u32) -> Option<&str> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, _password, number) = (fields.next()?, fields.next()?, fields.next()?);
