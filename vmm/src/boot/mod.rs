@@ -4,6 +4,7 @@ pub mod pvh;
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -11,6 +12,9 @@ use vm_memory::GuestAddress;
 
 use crate::ram::GuestRam;
 use workload_guest::Options;
+
+/// Where Linux's boot protocol has its magic (Documentation/arch/x86/boot.rst).
+const BZ_MAGIC: Range<usize> = 0x202..0x206;
 
 /// What a machine boots, as given with `--kernel`.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +42,12 @@ pub enum BootError {
     /// The file is a Linux bzImage.
     #[error("kernel {path} is a bzImage, which cannot be booted yet; give an ELF with a PVH note, such as a Linux vmlinux built with CONFIG_PVH", path = path.display())]
     BzImage {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no ELF.
+    #[error("kernel {path} is no ELF file; give an ELF with a PVH note, such as a Linux vmlinux built with CONFIG_PVH", path = path.display())]
+    NotElf {
         /// The file.
         path: PathBuf,
     },
@@ -98,18 +108,16 @@ pub fn load(kernel: &Kernel, ram: &GuestRam, cpus: u8) -> Result<Entry, BootErro
         Kernel::PvhElf(path) => {
             let open = |source| BootError::Open { path: path.clone(), source };
             let mut file = File::open(path).map_err(open)?;
-            if is_bz_image(&mut file).map_err(open)? {
+            let mut start = Vec::new();
+            file.by_ref().take(BZ_MAGIC.end as u64).read_to_end(&mut start).map_err(open)?;
+            file.rewind().map_err(open)?;
+            if start.get(BZ_MAGIC) == Some(b"HdrS") {
                 return Err(BootError::BzImage { path: path.clone() });
+            }
+            if !start.starts_with(b"\x7fELF") {
+                return Err(BootError::NotElf { path: path.clone() });
             }
             pvh::load(ram, &mut file, "")
         }
     }
-}
-
-/// Whether the file has the magic of Linux's boot protocol (Documentation/arch/x86/boot.rst: `HdrS` at 0x202).
-fn is_bz_image(file: &mut File) -> io::Result<bool> {
-    let mut start = Vec::new();
-    file.by_ref().take(0x206).read_to_end(&mut start)?;
-    file.rewind()?;
-    Ok(start.get(0x202..0x206) == Some(b"HdrS"))
 }

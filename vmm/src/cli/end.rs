@@ -48,6 +48,21 @@ impl End {
     }
 }
 
+impl std::fmt::Display for End {
+    /// The sentence with its causes; those that a sentence has in it already are not said twice.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if text.is_empty() {
+                text = cause;
+            } else if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        f.write_str(&text)
+    }
+}
+
 impl From<anyhow::Error> for End {
     fn from(error: anyhow::Error) -> Self {
         Self { error, code: ExitCode::Failure }
@@ -67,5 +82,20 @@ impl From<ClientError> for End {
             ClientError::Failed(failure) => Self::new(ExitCode::from_number(failure.exit_code), e),
             _ => Self::new(ExitCode::Failure, e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let io = std::io::Error::other("broken");
+        let sentence = crate::control::client::ClientError::Io(io);
+        let end = End::from(Err::<(), _>(sentence).context("while asking").unwrap_err());
+        assert_eq!(end.to_string(), "while asking: the connection to the monitor failed: broken");
     }
 }

@@ -97,7 +97,7 @@ pub fn main() -> std::process::ExitCode {
     };
     let code = end.map_or_else(
         |end| {
-            eprintln!("thermocline: {:#}", end.error);
+            eprintln!("thermocline: {end}");
             end.code
         },
         |()| ExitCode::Success,

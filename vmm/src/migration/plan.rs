@@ -18,7 +18,7 @@ pub enum ColdPolicy {
     Paced,
     /// Read like all others, and left in memory on both sides.
     Eager,
-    /// Left where they are until the guest runs at the destination.
+    /// Left where they are until the guest runs at the destination; not available yet.
     Lazy,
 }
 
