@@ -113,6 +113,7 @@ impl ExitCode {
             RefusalReason::Memory => Self::RefusedMemory,
             RefusalReason::Cpu => Self::RefusedCpu,
             RefusalReason::Devices => Self::RefusedDevices,
+            RefusalReason::Connection => Self::ConnectionLost,
             RefusalReason::Stream => Self::Garbled,
             RefusalReason::Host => Self::Failure,
         }

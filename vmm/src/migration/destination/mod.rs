@@ -154,6 +154,9 @@ fn refuse(reader: &mut FrameReader<Link>, writer: &mut FrameWriter<Link>, error:
     let refusal = match error {
         DestinationError::Aborted(_) | DestinationError::Cancelled => return,
         DestinationError::Refused(refusal) => refusal.clone(),
+        DestinationError::Wire(WireError::Io(_) | WireError::Closed | WireError::Silent) => {
+            Refusal { reason: RefusalReason::Connection, text: error.to_string() }
+        }
         DestinationError::Wire(_) => Refusal { reason: RefusalReason::Stream, text: error.to_string() },
         _ => Refusal { reason: RefusalReason::Host, text: error.to_string() },
     };

@@ -42,6 +42,8 @@ pub enum RefusalReason {
     Cpu,
     /// A device it does not know.
     Devices,
+    /// Nothing arrived for too long.
+    Connection,
     /// What arrived makes no sense.
     Stream,
     /// The host failed in the middle.
