@@ -151,6 +151,10 @@ pub fn must_continue(first: &Output, second: &Output) -> Result<()> {
     ensure!(first.wait_closed(PATIENCE), "the first console is still open");
     second.wait_for(0, PATIENCE, |_| Some(()))?;
     let mut lines = first.lines();
+    if lines.first().is_some_and(|line| Line::parse(line).is_err()) {
+        // The tail of what was said before the guest came to the first.
+        lines.remove(0);
+    }
     let mut behind = second.lines().into_iter();
     lines.push(first.rest() + &behind.next().unwrap_or_default());
     lines.extend(behind);

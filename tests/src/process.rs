@@ -17,7 +17,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at something that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of each process that a failure shows.
-const SHOWN: usize = 12;
+const SHOWN: usize = 8;
+/// Outputs that a failure shows.
+const PROCESSES: usize = 8;
 
 /// What a process has written to one of its outputs.
 #[derive(Clone, Debug, Default)]
@@ -133,7 +135,10 @@ pub(crate) fn forget_transcripts() {
 
 pub(crate) fn transcripts() -> String {
     let mut all = String::new();
-    for (name, output) in locked(&TRANSCRIPTS).iter() {
+    let transcripts = locked(&TRANSCRIPTS);
+    // What was over long ago does not matter.
+    let spoken: Vec<_> = transcripts.iter().filter(|(_, output)| !output.is_empty()).collect();
+    for (name, output) in &spoken[spoken.len().saturating_sub(PROCESSES)..] {
         let lines = output.lines();
         for line in &lines[lines.len().saturating_sub(SHOWN)..] {
             let cut = line.char_indices().nth(200).map_or(line.len(), |(at, _)| at);

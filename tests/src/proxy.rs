@@ -83,6 +83,8 @@ struct Shared {
     changed: Condvar,
     /// Nothing is passed on any more.
     held: AtomicBool,
+    /// The connection has ended.
+    over: AtomicBool,
     /// Names of frames seen, each way.
     seen: Mutex<[Vec<&'static str>; 2]>,
     streams: Mutex<Vec<TcpStream>>,
@@ -154,9 +156,28 @@ impl Proxy {
                 // Who connects to nobody sees the connection end.
                 let _ = serve(&listener, &to, fault, &shared);
                 shared.close();
+                shared.over.store(true, Ordering::SeqCst);
+                shared.changed.notify_all();
             })
         };
         Ok(Self { address, shared, thread: Some(thread) })
+    }
+
+    /// Waits until the fault has been done; `false` when the connection ended before its frame came.
+    ///
+    /// # Errors
+    /// When neither happens.
+    pub fn struck(&self) -> Result<bool> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut struck = locked(&self.shared.struck);
+        while !*struck && !self.shared.over.load(Ordering::SeqCst) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "the frame for the fault never came; seen: {}", self.summary());
+            // Looks up now and then: the end is not told under this lock.
+            let look = left.min(Duration::from_millis(50));
+            struck = self.shared.changed.wait_timeout(struck, look).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(*struck)
     }
 
     /// Waits until the fault has been done.
@@ -164,11 +185,18 @@ impl Proxy {
     /// # Errors
     /// When the frame did not come.
     pub fn wait_struck(&self) -> Result<()> {
-        let struck = locked(&self.shared.struck);
-        let waited = self.shared.changed.wait_timeout_while(struck, PATIENCE, |struck| !*struck);
-        let struck = *waited.unwrap_or_else(PoisonError::into_inner).0;
-        ensure!(struck, "the frame for the fault never came; seen: {:?}", self.seen());
+        ensure!(self.struck()?, "the migration was over before the frame for the fault came; seen: {}", self.summary());
         Ok(())
+    }
+
+    /// The frames seen, each way, as names and numbers.
+    fn summary(&self) -> String {
+        let mut text = String::new();
+        for (way, seen) in ["there", "back"].into_iter().zip(self.seen()) {
+            let runs = seen.chunk_by(|a, b| a == b).map(|run| format!("{} x{}", run[0], run.len()));
+            text += &format!("{way}: {}; ", runs.collect::<Vec<_>>().join(", "));
+        }
+        text
     }
 
     /// Names of frames that came: to the destination, and back.

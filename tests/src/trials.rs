@@ -17,6 +17,9 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a trial may take to notice that its processes have been killed.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// Set, each trial's time is printed.
+const TIMES: &str = "THERMOCLINE_TESTS_TIMES";
+
 /// All trials of one test binary.
 #[derive(Default)]
 pub struct Trials(Vec<Trial>);
@@ -42,7 +45,12 @@ impl Trials {
                 eprintln!("ignored {shown}: {why}");
                 return Ok(Completion::ignored_with(why));
             }
-            within_limit(body).map(|()| Completion::Completed)
+            let started = Instant::now();
+            let end = within_limit(body);
+            if std::env::var_os(TIMES).is_some() {
+                eprintln!("{:6.1} s  {shown}", started.elapsed().as_secs_f64());
+            }
+            end.map(|()| Completion::Completed)
         }));
     }
 

@@ -1,0 +1,83 @@
+//! One migration of one subject, looked at from outside.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use memory_agent::{PAGE_SIZE, SwapCounters};
+use workload_guest::Command;
+
+use super::{MIB, Mode};
+use crate::subject::{Machine, Subject};
+use crate::{sampler, stop};
+
+/// How long the guest works before it is migrated.
+const WORK: Duration = Duration::from_secs(1);
+/// How long the guest's reports are taken in at the destination: more than two of them.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// Boots, migrates, counts, and only then has the guest check every page, which wakes them.
+pub(super) fn measure(
+    subject: &dyn Subject,
+    machine: &Machine,
+    mode: Mode,
+    folder: &Path,
+) -> Result<BTreeMap<&'static str, f64>> {
+    let mut source = subject.run(folder, machine)?;
+    let (_, ready) = source.console.ready()?;
+    let mut destination = subject.receive(folder, machine)?;
+    let source_ram = source.ram()?;
+    match mode {
+        Mode::Cold => source_ram.page_out(&ready.cold)?,
+        _ => source.console.send(Command::Stop)?,
+    }
+    stop::sleep(WORK)?;
+    source.console.send(Command::ResetStall)?;
+
+    let before = source_ram.counts()?;
+    let overhead = source.process.overhead_kib();
+    let cpu = |process: &crate::process::Process| process.cpu_time();
+    let cpu_before = (cpu(&source.process)?, cpu(&destination.process)?);
+    let swap_before = SwapCounters::read()?;
+    let (migrated, peaks) = sampler::during(&source_ram, source.process.pid(), destination.process.pid(), || {
+        subject.migrate(&source, &destination)
+    })?;
+    let swap = SwapCounters::read()?.since(&swap_before);
+    let cpu_after = (cpu(&source.process)?, cpu(&destination.process)?);
+
+    let after = source_ram.counts()?;
+    let destination_ram = destination.ram()?;
+    let there = destination_ram.counts()?;
+    let seen = destination.console.watch(WATCH)?;
+    let all = destination.console.check()?;
+    let errors = seen.errors.max(all.errors);
+    ensure!(errors == 0, "{errors} pages are not what the guest wrote");
+    let written = (machine.workload.working_set + machine.workload.cold) / PAGE_SIZE;
+    ensure!(all.pages == written, "the guest found {} pages instead of {written}", all.pages);
+
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let mut values = BTreeMap::from([
+        ("total_ms", ms(migrated.total)),
+        ("downtime_ms", ms(migrated.downtime)),
+        ("guest_stall_us", seen.longest_stall_us as f64),
+        ("swap_ins", swap.swap_ins as f64),
+        ("swap_outs", swap.swap_outs as f64),
+        ("source_resident_before", before.resident as f64),
+        ("source_resident_peak", peaks.source_resident.max(before.resident) as f64),
+        ("source_resident_after", after.resident as f64),
+        ("destination_resident", there.resident as f64),
+        ("destination_swapped", there.swapped as f64),
+        ("cpu_ms_source", ms(cpu_after.0.saturating_sub(cpu_before.0))),
+        ("cpu_ms_destination", ms(cpu_after.1.saturating_sub(cpu_before.1))),
+        ("errors", errors as f64),
+        ("overhead_kib", overhead.unwrap_or_default() as f64),
+        ("overhead_peak_kib_source", peaks.source_overhead_kib as f64),
+        ("overhead_peak_kib_destination", peaks.destination_overhead_kib as f64),
+    ]);
+    if mode == Mode::Hot {
+        let mib = (before.resident * PAGE_SIZE) as f64 / MIB as f64;
+        values.insert("hot_mib_per_s", mib / migrated.total.as_secs_f64());
+    }
+    Ok(values)
+}

@@ -1,0 +1,194 @@
+//! `cargo xtask bench cold`: one guest, migrated over loopback TCP by Thermocline and by stock QEMU, counted from outside
+//! in the same way for each.
+//!
+//! | mode | the guest | what it shows |
+//! |---|---|---|
+//! | `cold` | most of its pages swapped out, the others worked on | what a migration wakes, and what that takes |
+//! | `hot` | three quarters written, resident, at rest | how fast resident memory travels |
+//! | `idle` | 32 MiB written, at rest | how long the guest stands |
+//! | `start` | boots and is not migrated | how soon it runs, what its monitor occupies |
+//!
+//! Subjects take turns, so that what disturbs the host for a while disturbs all of them.
+
+mod columns;
+mod migration;
+mod start;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use memory_agent::ScopedZram;
+use workload_guest::Options;
+
+use crate::disturbance::Disturbances;
+use crate::peer::qemu::Qemu;
+use crate::stop;
+use crate::subject::thermocline::Thermocline;
+use crate::subject::{Machine, Subject};
+use crate::table::{Row, medians, table, write_json};
+
+/// Bytes in a MiB.
+const MIB: u64 = 1 << 20;
+/// Memory that is neither working set nor cold: the image, the table of generations, alignment, firmware's tables.
+const MARGIN_MIB: u64 = 16;
+/// The most memory of a machine that has all of it in one piece, with every subject.
+const MOST_MIB: u64 = 2048;
+/// Page operations a second of a guest that works moderately; half of them write.
+const MODERATE: u64 = 2000;
+
+/// Options of `cargo xtask bench cold`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Also write the table to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each subject is measured; the table has medians.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: u32,
+    /// Guest memory, MiB.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    mib: u64,
+    /// Which part of it is swapped out, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
+    cold: f64,
+    /// Only this mode; may be repeated.
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Vec<Mode>,
+    /// Only subjects whose name contains this.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    subject: String,
+}
+
+/// What a guest is like when it is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Mostly swapped out, and at work.
+    Cold,
+    /// Resident, at rest.
+    Hot,
+    /// Almost empty, at rest.
+    Idle,
+    /// Booting.
+    Start,
+}
+
+impl Mode {
+    const ALL: [Self; 4] = [Self::Cold, Self::Hot, Self::Idle, Self::Start];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Hot => "hot",
+            Self::Idle => "idle",
+            Self::Start => "start",
+        }
+    }
+
+    /// The machine for this mode.
+    fn machine(self, arguments: &Arguments) -> Machine {
+        let mib = arguments.mib;
+        let part = |share: f64| (mib as f64 * share) as u64;
+        let workload = match self {
+            Self::Cold => {
+                let cold = part(arguments.cold).min(mib - MARGIN_MIB);
+                let working_set = (mib - MARGIN_MIB - cold).max(1);
+                Options { working_set: working_set * MIB, cold: cold * MIB, rate: MODERATE, ..Options::default() }
+            }
+            Self::Hot => Options { working_set: MIB, cold: part(0.75) * MIB, ..Options::default() },
+            Self::Idle => Options { working_set: 32 * MIB, ..Options::default() },
+            Self::Start => Options { working_set: 4096, rate: 1, ..Options::default() },
+        };
+        Machine { mib, workload }
+    }
+
+    fn measure(self, subject: &dyn Subject, machine: &Machine, folder: &Path) -> Result<Row> {
+        let values = match self {
+            Self::Start => start::measure(subject, machine, folder)?,
+            _ => migration::measure(subject, machine, self, folder)?,
+        };
+        Ok(Row { subject: subject.name().to_owned(), mode: self.name().to_owned(), values })
+    }
+}
+
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    ensure!(Path::new("/dev/kvm").exists(), "there is no /dev/kvm, and without KVM there is nothing to measure");
+    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
+    ensure!((64..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
+    ensure!(arguments.runs > 0, "--runs must be 1 at least");
+    let qemu = Qemu::find()?;
+    let (paced, eager) = (Thermocline::find("paced")?, Thermocline::find("eager")?);
+    let subjects = |mode| -> Vec<&dyn Subject> {
+        match mode {
+            Mode::Cold => vec![&paced, &eager, &qemu],
+            Mode::Hot => vec![&eager, &qemu],
+            Mode::Idle | Mode::Start => vec![&paced, &qemu],
+        }
+    };
+    let wanted = |mode: &Mode| arguments.mode.is_empty() || arguments.mode.contains(mode);
+    let plan: Vec<_> = Mode::ALL.into_iter().filter(wanted).map(|mode| (mode, subjects(mode))).collect();
+
+    // Filled first, so that what else is there for swap does not matter, as long as it stays on.
+    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let rows = measure_all(arguments, &plan, &zram.path());
+    // Every process that had pages there is gone.
+    let closed = zram.close();
+    let (rows, disturbances) = rows?;
+    let rows = medians(&rows);
+    closed?;
+    println!("{}", table(columns::COLUMNS, &rows, qemu.name()));
+    println!("{}", columns::LEGEND.trim_end());
+    println!("Medians of {} runs; × is the ratio to {}.", arguments.runs, qemu.version());
+    disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    match &arguments.json {
+        Some(path) => write_json(path, columns::COLUMNS, &rows),
+        None => Ok(()),
+    }
+}
+
+/// All rows, and what disturbed them; `own` is the swap device of this benchmark.
+fn measure_all(
+    arguments: &Arguments,
+    plan: &[(Mode, Vec<&dyn Subject>)],
+    own: &Path,
+) -> Result<(Vec<Row>, Disturbances)> {
+    let (mut rows, mut disturbances) = (Vec::new(), Disturbances::default());
+    for run in 1..=arguments.runs {
+        for (mode, subjects) in plan {
+            let machine = mode.machine(arguments);
+            for subject in subjects.iter().filter(|subject| subject.name().contains(&arguments.subject)) {
+                stop::check()?;
+                let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
+                let what = || format!("{} of {}, run {run}", mode.name(), subject.name());
+                let row = mode.measure(*subject, &machine, folder.path()).with_context(what)?;
+                let shown = ["total_ms", "exec_to_guest_ms"].iter().find_map(|key| row.values.get(key));
+                eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, shown.copied().unwrap_or_default());
+                rows.push(row);
+                disturbances.look(own)?;
+            }
+        }
+    }
+    Ok((rows, disturbances))
+}
+
+#[cfg(test)]
+mod tests {
+    use workload_guest::{Extent, Layout};
+
+    use super::*;
+
+    #[test]
+    fn every_guest_fits_its_machine() {
+        for mib in [64, 1024, MOST_MIB] {
+            for cold in [0.0, 0.75, 1.0] {
+                let arguments = Arguments { json: None, runs: 1, mib, cold, mode: vec![], subject: String::new() };
+                for mode in Mode::ALL {
+                    let machine = mode.machine(&arguments);
+                    // Firmware keeps its tables in the last MiB.
+                    let ram = [Extent { start: MIB, len: (mib - 2) * MIB }];
+                    assert!(Layout::place(&ram, &machine.workload).is_ok(), "{mode:?} with {mib} MiB, {cold}");
+                }
+            }
+        }
+    }
+}

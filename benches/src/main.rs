@@ -1,0 +1,55 @@
+//! What is measured, and the peers it is measured against. `cargo xtask bench NAME` builds and runs this.
+//!
+//! A new benchmark is a module with its `Arguments` and `main`, and a line in [`Bench`]. The rest is shared: [`subject`]
+//! and [`peer`] are the monitors that are compared, [`guest_ram`], [`process`] and [`sampler`] look at them from outside
+//! and in the same way for each, and [`table`] makes rows into medians, a table and JSON.
+
+mod cold;
+mod console;
+mod disturbance;
+mod guest_ram;
+mod lines;
+mod peer;
+mod process;
+mod sampler;
+mod stop;
+mod subject;
+mod sys;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Thermocline beside its peers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask bench",
+    bin_name = "cargo xtask bench",
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Migration of a guest that is mostly swapped out, fully resident, or idle, and start-up, beside stock QEMU.
+    Cold(cold::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Cli::parse();
+    let result = stop::on_signals().and_then(|()| match arguments.bench {
+        Bench::Cold(arguments) => cold::main(&arguments),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cargo xtask bench: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! A monitor that is measured: how it runs a guest, waits for one, and migrates it.
+
+pub(crate) mod thermocline;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use workload_guest::Options;
+
+use crate::console::Console;
+use crate::guest_ram::GuestRam;
+use crate::process::Process;
+
+/// A machine, the same for every subject.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// Guest RAM, MiB; below the 32-bit hole, so that it is one memory file.
+    pub(crate) mib: u64,
+    /// What the embedded guest does in it.
+    pub(crate) workload: Options,
+}
+
+/// A monitor with its guest, or waiting for one.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// The monitor.
+    pub(crate) process: Process,
+    /// When it was started.
+    pub(crate) started: Instant,
+    /// The guest's serial port.
+    pub(crate) console: Console,
+    /// What the name of the memory file contains.
+    ram_name: &'static str,
+    ram_bytes: u64,
+    /// The control socket.
+    pub(crate) control: PathBuf,
+    /// Where it waits for a guest.
+    pub(crate) address: Option<String>,
+}
+
+impl Host {
+    /// Starts a monitor whose standard input and output are the guest's serial port.
+    pub(crate) fn start(
+        command: &mut std::process::Command,
+        machine: &Machine,
+        ram_name: &'static str,
+        control: PathBuf,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let (mut process, lines) = Process::start(command)?;
+        let console = Console::new(process.input.take().context("no pipe to the process")?, lines);
+        Ok(Self { process, started, console, ram_name, ram_bytes: machine.mib << 20, control, address: None })
+    }
+
+    /// The guest's memory; at a destination there may be none before the guest comes.
+    pub(crate) fn ram(&self) -> Result<GuestRam> {
+        GuestRam::open(self.process.pid(), self.ram_name, self.ram_bytes)
+    }
+}
+
+/// A migration that succeeded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Migrated {
+    /// From the command to the monitors saying that all is done, seen from outside.
+    pub(crate) total: Duration,
+    /// How long the guest stood, by the monitor's own account.
+    pub(crate) downtime: Duration,
+}
+
+/// A monitor that is measured.
+pub(crate) trait Subject {
+    /// Its name in tables.
+    fn name(&self) -> &str;
+
+    /// Boots the machine.
+    fn run(&self, folder: &Path, machine: &Machine) -> Result<Host>;
+
+    /// Waits for the machine to come in, on a port of loopback TCP.
+    fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host>;
+
+    /// Migrates the machine and waits until both sides are done.
+    fn migrate(&self, source: &Host, destination: &Host) -> Result<Migrated>;
+}

@@ -1,0 +1,20 @@
+//! What breaks: the other side, the connection, what comes over it. In each case exactly one side runs the guest, both
+//! sides say what happened in one line with a code of its own, and nothing of the guest is lost.
+
+mod crashes;
+mod garbage;
+mod refusals;
+mod silence;
+mod stream;
+mod switchover;
+
+fn main() -> std::process::ExitCode {
+    let mut trials = thermocline_tests::Trials::default();
+    refusals::add(&mut trials);
+    stream::add(&mut trials);
+    switchover::add(&mut trials);
+    crashes::add(&mut trials);
+    garbage::add(&mut trials);
+    silence::add(&mut trials);
+    trials.run()
+}

@@ -1,0 +1,210 @@
+//! A destination that is not there, is something else, or does not take the guest; and a source that is something else.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, bail, ensure};
+use thermocline::migration::wire::{Message, Offer, Refusal, RefusalReason, preamble};
+use thermocline_tests::owner::{destination_only, gone_without_guest, source_only};
+use thermocline_tests::peer::{Server, answer_to, connect, offer_of, read_to_end};
+use thermocline_tests::{How, Lab, Trials, Workload, trial};
+
+pub(crate) fn add(trials: &mut Trials) {
+    trial!(trials, [Kvm], nobody_listens);
+    trial!(trials, [Kvm], another_program_listens);
+    trial!(trials, [Kvm], another_version_listens);
+    trial!(trials, [Kvm], another_version_connects);
+    trial!(trials, [Kvm], too_little_memory_there);
+    trial!(trials, [Kvm], another_processor_there);
+    trial!(trials, [Kvm], an_unknown_device);
+    trial!(trials, [Kvm], every_refusal_has_its_code_at_the_source);
+    trial!(trials, [Kvm], a_machine_that_cannot_be_is_refused);
+}
+
+/// Our preamble with another version in it.
+fn preamble_of_version(version: u16) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    preamble::send(&mut bytes)?;
+    bytes[8..10].copy_from_slice(&version.to_le_bytes());
+    Ok(bytes)
+}
+
+fn nobody_listens() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&Workload::default())?;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let socket = lab.path("nobody.sock");
+    for to in [format!("tcp:{nobody}"), format!("unix:{}", socket.display())] {
+        let sentence = source.migrate(&to, &How::usual())?.fails(10)?;
+        ensure!(sentence.contains(&to) && sentence.contains("thermocline receive"), "{sentence:?}");
+    }
+    source.must_go_on()?;
+    // Once somebody does, it goes on from there.
+    let mut destination = lab.receive_on(&format!("unix:{}", socket.display()), &[], &Workload::default())?;
+    source.migrate(&destination.address, &How::usual())?.succeeds()?;
+    destination_only(&source, &mut destination.machine)
+}
+
+fn another_program_listens() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&Workload::default())?;
+    for (says, shown) in [("SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0"), ("+OK\r\n", "+OK"), ("QEVM\0\0\0\x03", "QEVM")] {
+        let server = Server::start(move |mut stream| {
+            stream.write_all(says.as_bytes())?;
+            read_to_end(&stream);
+            Ok(())
+        })?;
+        let sentence = source.migrate(&server.address, &How::usual())?.fails(14)?;
+        ensure!(sentence.contains(shown) && sentence.contains("check the address"), "{sentence:?}");
+        server.finish()?;
+    }
+    // One that waits for a request it understands, and hangs up on ours.
+    let server = Server::start(|stream| {
+        drop(stream);
+        Ok(())
+    })?;
+    source.migrate(&server.address, &How::usual())?.fails(16)?;
+    source.must_go_on()
+}
+
+fn another_version_listens() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&Workload::default())?;
+    for version in [0, 2, 999] {
+        let server = Server::start(move |mut stream| {
+            stream.write_all(&preamble_of_version(version)?)?;
+            read_to_end(&stream);
+            Ok(())
+        })?;
+        let sentence = source.migrate(&server.address, &How::usual())?.fails(15)?;
+        ensure!(sentence.contains(&format!("version {version} ")) && sentence.contains("same release"), "{sentence:?}");
+        server.finish()?;
+    }
+    source.must_go_on()
+}
+
+fn another_version_connects() -> Result<()> {
+    let lab = Lab::new()?;
+    let destination = lab.receive(&Workload::default())?;
+    let mut stream = connect(&destination.address)?;
+    stream.write_all(&preamble_of_version(2)?)?;
+    let answer = read_to_end(&stream);
+    drop(stream);
+    // It says who it is, so that the other side can tell the same.
+    ensure!(answer.starts_with(&preamble_of_version(1)?), "it said {:?}", answer.escape_ascii().to_string());
+    let ended = destination.machine.process.wait()?;
+    ensure!(ended.sentence(15)?.contains("version 2 "), "{ended:?}");
+    gone_without_guest(&destination.machine, &ended)
+}
+
+fn too_little_memory_there() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&Workload::default())?;
+    let small = lab.receive_on("tcp:127.0.0.1:0", &["--max-memory", "63MiB"], &Workload::default())?;
+    let sentence = source.migrate(&small.address, &How::usual())?.fails(11)?;
+    ensure!(sentence.contains("64 MiB") && sentence.contains("63 MiB"), "{sentence:?}");
+    let there = source_only(&mut source, &small.machine, 11)?;
+    ensure!(there.contains("64 MiB") && there.contains("63 MiB"), "{there:?}");
+    let mut enough = lab.receive_on("tcp:127.0.0.1:0", &["--max-memory", "64MiB"], &Workload::default())?;
+    source.migrate(&enough.address, &How::usual())?.succeeds()?;
+    destination_only(&source, &mut enough.machine)
+}
+
+/// The offer of a real machine, which a real destination takes.
+fn real_offer(lab: &Lab) -> Result<Offer> {
+    let mut source = lab.boot(&Workload::default())?;
+    let refusal = Refusal { reason: RefusalReason::Host, text: "only asking for an offer".into() };
+    let (offer, _) = offer_of(&source, refusal)?;
+    source.must_go_on()?;
+    Ok(offer)
+}
+
+/// Has a real destination refuse an offer; checks the class and the destination's code, and that both sentences have
+/// all `parts`.
+fn refused(lab: &Lab, offer: Offer, reason: RefusalReason, code: i32, parts: &[&str]) -> Result<()> {
+    let destination = lab.receive(&Workload::default())?;
+    let refusal = match answer_to(&destination.address, offer)? {
+        Message::Refuse(refusal) => refusal,
+        other => bail!("{} instead of a refusal", other.name()),
+    };
+    ensure!(refusal.reason == reason, "{refusal:?} instead of {reason:?}");
+    let ended = destination.machine.process.wait()?;
+    let sentence = ended.sentence(code)?;
+    for part in parts {
+        ensure!(sentence.contains(part), "{sentence:?} does not say {part:?}");
+        ensure!(refusal.text.contains(part), "{refusal:?} does not say {part:?}");
+    }
+    gone_without_guest(&destination.machine, &ended)
+}
+
+fn another_processor_there() -> Result<()> {
+    let lab = Lab::new()?;
+    let offer = real_offer(&lab)?;
+    let mut vendor = offer.clone();
+    for leaf in vendor.machine.cpuid.iter_mut().filter(|leaf| leaf.function == 0) {
+        (leaf.ebx, leaf.edx, leaf.ecx) = (0x746e_6543, 0x4872_7561, 0x736c_7561);
+    }
+    refused(&lab, vendor, RefusalReason::Cpu, 12, &["CentaurHauls"]).context("another vendor")?;
+    let mut feature = offer.clone();
+    for leaf in feature.machine.cpuid.iter_mut().filter(|leaf| leaf.function == 7 && leaf.index == 0) {
+        leaf.ebx = u32::MAX;
+    }
+    refused(&lab, feature, RefusalReason::Cpu, 12, &["CPUID 7.0.ebx"]).context("a feature")?;
+    let mut cpus = offer;
+    cpus.machine.cpus = 0;
+    refused(&lab, cpus, RefusalReason::Cpu, 12, &["vCPU"]).context("no vCPU")
+}
+
+fn an_unknown_device() -> Result<()> {
+    let lab = Lab::new()?;
+    let offer = real_offer(&lab)?;
+    let mut more = offer.clone();
+    more.machine.devices.push(("flux-capacitor".into(), 1));
+    refused(&lab, more, RefusalReason::Devices, 13, &["flux-capacitor", "version 1"])?;
+    let mut newer = offer;
+    newer.machine.devices[0].1 += 100;
+    refused(&lab, newer, RefusalReason::Devices, 13, &["serial", "version 101"])
+}
+
+fn every_refusal_has_its_code_at_the_source() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&Workload::default())?;
+    for (reason, code) in [
+        (RefusalReason::Memory, 11),
+        (RefusalReason::Cpu, 12),
+        (RefusalReason::Devices, 13),
+        (RefusalReason::Stream, 17),
+        (RefusalReason::Host, 1),
+    ] {
+        let refusal = Refusal { reason, text: format!("this host has no room for {reason:?} today") };
+        let text = refusal.text.clone();
+        let migration = offer_of(&source, refusal);
+        let (_, sentence) = migration.with_context(|| format!("{reason:?} is not {code}"))?;
+        ensure!(sentence.contains(&text) && sentence.contains("refuses"), "{sentence:?}");
+    }
+    source.must_go_on()
+}
+
+fn a_machine_that_cannot_be_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let offer = real_offer(&lab)?;
+    let layout = |regions: &[(u64, u64)]| -> Result<_> {
+        let regions: Vec<_> =
+            regions.iter().map(|(start, length)| serde_json::json!({"start": start, "length": length})).collect();
+        Ok(serde_json::from_value(serde_json::json!({ "regions": regions }))?)
+    };
+    for regions in [
+        &[][..],
+        &[(0, 0)],
+        &[(4096, 64 << 20)],
+        &[(0, 64 << 20), (0, 64 << 20)],
+        &[(0, (64 << 20) + 5)],
+        &[(0, u64::MAX)],
+        &[(0, u64::MAX), (4096, u64::MAX)],
+        &[(0, 1 << 50)],
+    ] {
+        let mut other = offer.clone();
+        other.machine.ram = layout(regions)?;
+        refused(&lab, other, RefusalReason::Memory, 11, &["memory"]).with_context(|| format!("{regions:?}"))?;
+    }
+    Ok(())
+}

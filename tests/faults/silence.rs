@@ -1,0 +1,80 @@
+//! A frame that does not come while both sides wait: after half a minute each takes the other for dead.
+//!
+//! All at once, because each takes that half minute.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use thermocline_tests::owner::{gone_without_guest, source_only, source_stands};
+use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
+use thermocline_tests::{How, Lab, Trials, Workload, trial};
+
+pub(crate) fn add(trials: &mut Trials) {
+    trial!(trials, [Kvm], both_sides_notice_silence);
+}
+
+use Way::{Back, There};
+
+const GUEST: Workload = Workload { memory: 32, working_set: 2, cold: 2, rate: 200, writes: 50, cpus: 1 };
+/// The limit that `docs/protocol.md` promises, and some.
+const LIMIT: Duration = Duration::from_secs(40);
+
+fn both_sides_notice_silence() -> Result<()> {
+    let dropped = [
+        (There, "offer"),
+        (Back, "accept"),
+        (There, "round end"),
+        (Back, "round done"),
+        (There, "state"),
+        (Back, "ready"),
+        (There, "commit"),
+    ];
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let mut cases: Vec<_> =
+            dropped.into_iter().map(|(way, frame)| (frame, scope.spawn(move || nothing_comes(way, frame)))).collect();
+        cases.push(("a destination that is stopped", scope.spawn(stopped)));
+        let ended = cases.into_iter().map(|(name, case)| (name, case.join()));
+        ended
+            .filter_map(|(name, result)| match result {
+                Ok(Ok(())) => None,
+                Ok(Err(e)) => Some(format!("{name}: {e:#}")),
+                Err(_) => Some(format!("{name}: panicked")),
+            })
+            .collect()
+    });
+    ensure!(failures.is_empty(), "{} cases:\n  {}", failures.len(), failures.join("\n  "));
+    Ok(())
+}
+
+fn nothing_comes(way: Way, frame: &'static str) -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&GUEST)?;
+    let destination = lab.receive(&GUEST)?;
+    let fault = Fault { way, frame, which: Which::Nth(0), wrong: Wrong::Drop };
+    let proxy = Proxy::with_fault(&destination.address, fault)?;
+    let migration = source.migrate(&proxy.address, &How::usual())?;
+    proxy.wait_struck()?;
+    let there = destination.machine.process.wait_within(LIMIT).context("the destination")?;
+    if frame == "commit" {
+        migration.fails(20)?;
+        source_stands(&source)?;
+        there.sentence(16)?;
+        return gone_without_guest(&destination.machine, &there);
+    }
+    migration.fails(16).context("at the source")?;
+    source_only(&mut source, &destination.machine, 16).map(drop)
+}
+
+/// SIGSTOP: the connection stays, and nobody is behind it.
+fn stopped() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&GUEST)?;
+    let destination = lab.receive(&GUEST)?;
+    destination.machine.process.signal(Signal::STOP)?;
+    let migration = source.migrate(&destination.address, &How::usual())?;
+    let ended = migration.process.wait_within(LIMIT)?;
+    ended.sentence(16)?;
+    destination.machine.process.signal(Signal::CONT)?;
+    source_only(&mut source, &destination.machine, 16).map(drop)
+}

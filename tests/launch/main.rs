@@ -1,0 +1,15 @@
+//! Starting, controlling and ending one machine.
+
+mod console;
+mod control;
+mod ends;
+mod refusals;
+
+fn main() -> std::process::ExitCode {
+    let mut trials = thermocline_tests::Trials::default();
+    ends::add(&mut trials);
+    console::add(&mut trials);
+    control::add(&mut trials);
+    refusals::add(&mut trials);
+    trials.run()
+}

@@ -1,0 +1,158 @@
+//! What is cold stays cold, what was never written stays a hole, and the source does not grow.
+
+use anyhow::{Context, Result, ensure};
+use memory_agent::Counts;
+use thermocline::control::Request;
+use thermocline_tests::console::eventually;
+use thermocline_tests::owner::destination_only;
+use thermocline_tests::residency::{GuestMemory, must_be_near};
+use thermocline_tests::swap::undisturbed;
+use thermocline_tests::{How, Lab, Machine, Migrated, Trials, Workload, trial};
+
+pub(crate) fn add(trials: &mut Trials) {
+    trial!(trials, [Kvm], holes_stay_holes_on_both_sides);
+    trial!(trials, [Kvm, Root, Zram], paced_leaves_both_sides_as_they_were);
+    trial!(trials, [Kvm, Root, Zram], eager_wakes_everything);
+    trial!(trials, [Kvm, Root, Zram], cold_pages_stay_cold_there_and_back);
+    trial!(trials, [Kvm, Root, Zram], a_cold_migration_given_up_leaves_the_source_as_it_was);
+}
+
+/// Three quarters of the memory cold.
+const COLD: Workload = Workload { memory: 256, working_set: 40, cold: 192, rate: 2000, writes: 50, cpus: 1 };
+/// `--window`, in pages.
+const WINDOW: u64 = 1024;
+/// Pages that may be on their way while the window is paged out: a batch, and what per-CPU lists hold back.
+const UNDER_WAY: u64 = 256 + 64;
+
+/// A guest with its cold pages paged out; its memory, and what that is.
+fn boot_cold(lab: &Lab) -> Result<(Machine, GuestMemory, Counts)> {
+    let source = lab.boot(&COLD)?;
+    source.page_out_cold(&source.console.ready()?)?;
+    source.console.must_run()?;
+    let memory = GuestMemory::of(&source)?;
+    let before = memory.counts()?;
+    must_be_near("swapped to begin with", before.swapped, COLD.cold << 8, 2)?;
+    Ok((source, memory, before))
+}
+
+struct Moved {
+    before: Counts,
+    /// Extremes at the source.
+    peak: Counts,
+    /// At the destination, right behind the end, and its extremes.
+    after: Counts,
+    migrated: Migrated,
+    destination: Machine,
+}
+
+fn migrate_cold(lab: &Lab, how: &How) -> Result<Moved> {
+    let (source, memory, before) = boot_cold(lab)?;
+    let destination = lab.receive(&COLD)?;
+    let sampler = memory.watch();
+    let migration = source.migrate(&destination.address, how)?;
+    let migrated = migration.succeeds()?;
+    let peak = sampler.peak()?;
+    let after = GuestMemory::of(&destination.machine)?.counts()?;
+    ensure!(source.process.wait()?.code() == Some(0), "the source failed");
+    Ok(Moved { before, peak, after, migrated, destination: destination.machine })
+}
+
+fn holes_stay_holes_on_both_sides() -> Result<()> {
+    for cold in ["paced", "eager"] {
+        let lab = Lab::new()?;
+        let workload = Workload { memory: 256, ..Workload::default() };
+        let source = lab.boot(&workload)?;
+        // Whatever it writes at its start is written by then.
+        source.console.must_run()?;
+        let memory = GuestMemory::of(&source)?;
+        let before = memory.counts()?;
+        ensure!(before.hole > 200 << 8, "the guest touches what it should not: {before:?}");
+        let destination = lab.receive(&workload)?;
+        let mut there = destination.machine;
+        let sampler = memory.watch();
+        let migrated = source.migrate(&destination.address, &How::with(&["--cold", cold]))?.succeeds()?;
+        let least = sampler.peak()?.hole;
+        ensure!(least == before.hole, "{cold}: the source had {} holes, then {least}", before.hole);
+        let after = GuestMemory::of(&there)?.counts()?;
+        // Pages of zeros become holes; none the other way round.
+        let expected = before.hole + migrated.report.pages.zero;
+        ensure!(after.hole.abs_diff(expected) <= 8, "{cold}: {} holes there, not {expected}", after.hole);
+        ensure!(after.hole >= before.hole, "{cold}: {} holes became {}", before.hole, after.hole);
+        ensure!(migrated.report.pages.hole.abs_diff(before.hole) <= 8, "{:?}", migrated.report);
+        destination_only(&source, &mut there)?;
+    }
+    Ok(())
+}
+
+fn paced_leaves_both_sides_as_they_were() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let mut moved = migrate_cold(&lab, &How::with(&["--window", "4MiB"]))?;
+        let Moved { before, peak, after, migrated, destination } = &mut moved;
+        let report = &migrated.report;
+        let most = before.resident + WINDOW + UNDER_WAY;
+        ensure!(peak.resident <= most, "the source grew from {} to {} pages", before.resident, peak.resident);
+        ensure!(report.source.resident_peak <= most, "by its own account: {report:?}");
+        must_be_near("source resident afterwards", report.source.resident_after, before.resident, 2)?;
+        must_be_near("source swapped afterwards", report.source.swapped_after, before.swapped, 2)?;
+        must_be_near("destination resident", after.resident, before.resident, 2)?;
+        must_be_near("destination swapped", after.swapped, before.swapped, 2)?;
+        let told = report.destination.context("the destination's residency is not told")?;
+        must_be_near("destination resident, as told", told.resident, after.resident, 2)?;
+        must_be_near("destination swapped, as told", told.swapped, after.swapped, 2)?;
+        must_be_near("cold pages sent", report.pages.cold, before.swapped, 2)?;
+        // All of it is whole, which wakes it.
+        destination.must_go_on()
+    })
+}
+
+fn eager_wakes_everything() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let mut moved = migrate_cold(&lab, &How::with(&["--cold", "eager"]))?;
+        let Moved { before, peak, after, migrated, destination } = &mut moved;
+        let data = before.resident + before.swapped;
+        must_be_near("destination resident", after.resident, data, 1)?;
+        must_be_near("source resident at its peak", peak.resident, data, 1)?;
+        ensure!(after.swapped < 64, "swapped at the destination: {after:?}");
+        ensure!(peak.hole == before.hole, "holes became pages at the source: {before:?} {peak:?}");
+        ensure!(migrated.report.source.swapped_after < 64, "{:?}", migrated.report);
+        destination.must_go_on()
+    })
+}
+
+fn cold_pages_stay_cold_there_and_back() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let (mut here, _, before) = boot_cold(&lab)?;
+        for time in 0..3 {
+            let destination = lab.receive(&COLD)?;
+            here.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?.succeeds()?;
+            here.process.wait()?;
+            here = destination.machine;
+            let now = GuestMemory::of(&here)?.counts()?;
+            must_be_near(&format!("swapped after {time}"), now.swapped, before.swapped, 3)?;
+            must_be_near(&format!("resident after {time}"), now.resident, before.resident, 3)?;
+            // A page of zeros is a hole after its first journey.
+            ensure!(now.hole >= before.hole, "holes became pages: {before:?} {now:?}");
+        }
+        here.must_go_on()
+    })
+}
+
+fn a_cold_migration_given_up_leaves_the_source_as_it_was() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let (mut source, memory, before) = boot_cold(&lab)?;
+        let destination = lab.receive(&COLD)?;
+        let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
+        migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
+        source.ask(&Request::CancelMigration)?;
+        migration.fails(19)?;
+        // The window that was awake is paged out when the migration lets go of it.
+        eventually("the source is as cold as before", || {
+            Ok(must_be_near("", memory.counts()?.resident, before.resident, 2).is_ok())
+        })?;
+        source.must_go_on()
+    })
+}

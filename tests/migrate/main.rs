@@ -1,0 +1,15 @@
+//! Migrations that succeed, or are given up by whoever asked for them.
+
+mod arrives;
+mod cold;
+mod given_up;
+mod two_hosts;
+
+fn main() -> std::process::ExitCode {
+    let mut trials = thermocline_tests::Trials::default();
+    arrives::add(&mut trials);
+    cold::add(&mut trials);
+    given_up::add(&mut trials);
+    two_hosts::add(&mut trials);
+    trials.run()
+}

@@ -1,0 +1,31 @@
+//! `cargo xtask bench`
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::packages;
+use crate::step::{build_release, program, shown};
+
+/// Options of `cargo xtask bench`.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Arguments {
+    /// Name of the benchmark and its options, such as `cold --json FILE`; `cold --help` tells them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
+    rest: Vec<OsString>,
+}
+
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    packages::ensure_installed()?;
+    let [thermocline, benches] = build_release(["thermocline", "thermocline-benches"])?;
+    let mut command = program(benches);
+    command.env("THERMOCLINE_BIN", thermocline).args(&arguments.rest);
+    // Paths among the options are meant from where the user is.
+    command.current_dir(std::env::current_dir()?);
+    eprintln!("$ {}", shown(&command));
+    // In this process's place: what ends this, such as Ctrl-C or `timeout`, then reaches whoever has things to take down.
+    Err(command.exec()).context("the benchmarks cannot be started")
+}

@@ -1,0 +1,109 @@
+//! What a run of `cargo test` came to, read from what the test programs write.
+
+use std::fmt;
+
+/// Sums over all test programs of a run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Test programs that reported, one for each crate, integration test and set of documentation tests.
+    programs: u32,
+    passed: u64,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+    in_successes: bool,
+}
+
+impl Outcome {
+    /// Takes in a line; whether a person wants to see it.
+    ///
+    /// What passing tests wrote is not worth showing, except why a test was skipped. That is why the tests run with
+    /// `--show-output`: the harness would keep it to itself.
+    pub(crate) fn read(&mut self, line: &str) -> bool {
+        if line == "successes:" {
+            self.in_successes = true;
+        } else if let Some(sums) = line.strip_prefix("test result: ") {
+            self.in_successes = false;
+            self.programs += 1;
+            self.passed += number_before(sums, " passed").unwrap_or(0);
+        } else if line == "failures:" {
+            self.in_successes = false;
+        }
+        if line.trim_start().starts_with("skipped") {
+            self.skipped.push(line.trim().to_owned());
+            return true;
+        }
+        if let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
+            if result.starts_with("FAILED") {
+                self.failed.push(name.trim_end().to_owned());
+            } else if let Some(why) = result.strip_prefix("ignored") {
+                self.skipped.push(format!("{}: {}", name.trim_end(), why.trim_start_matches(", ")));
+            }
+        }
+        !self.in_successes
+    }
+
+    /// What was skipped, with the reasons the tests gave.
+    pub(crate) fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+}
+
+/// The number that stands before `word`.
+fn number_before(text: &str, word: &str) -> Option<u64> {
+    let (before, _) = text.split_once(word)?;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { programs, passed, failed, skipped, .. } = self;
+        for (title, list) in [("skipped", skipped), ("failed", failed)] {
+            for entry in list {
+                writeln!(f, "  {title}: {}", entry.trim_start_matches("skipped ").trim_end_matches(": "))?;
+            }
+        }
+        write!(f, "{programs} test programs: {passed} tests passed, {} failed, {} skipped", failed.len(), skipped.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Outcome, String) {
+        let mut outcome = Outcome::default();
+        let shown = text.lines().filter(|line| outcome.read(line)).collect::<Vec<_>>().join("\n");
+        (outcome, shown)
+    }
+
+    #[test]
+    fn counts_what_the_harness_says() {
+        let (outcome, shown) = read(
+            "running 3 tests\ntest a::b ... ok\ntest c   ... FAILED\ntest d ... ignored, no swap\n\n\
+             test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        );
+        assert_eq!((outcome.programs, outcome.passed), (1, 1));
+        assert_eq!((outcome.failed, outcome.skipped), (vec!["c".into()], vec!["d: no swap".into()]));
+        assert!(shown.contains("test d ... ignored, no swap"));
+    }
+
+    #[test]
+    fn of_passing_tests_only_skips_are_shown() {
+        let (outcome, shown) = read(
+            "test a ... ok\nsuccesses:\n\n---- a stdout ----\nchatter\nskipped a: no /dev/kvm\n\n\
+             successes:\n    a\n\ntest result: ok. 1 passed; 0 failed\nRunning b",
+        );
+        assert_eq!(outcome.skipped, ["skipped a: no /dev/kvm"]);
+        assert_eq!(shown, "test a ... ok\nskipped a: no /dev/kvm\ntest result: ok. 1 passed; 0 failed\nRunning b");
+    }
+
+    #[test]
+    fn the_summary_names_what_did_not_pass() {
+        let (mut outcome, _) = read("test c ... FAILED\nskipped d: no swap");
+        outcome.passed = 4;
+        assert_eq!(
+            outcome.to_string(),
+            "  skipped: d: no swap\n  failed: c\n0 test programs: 4 tests passed, 1 failed, 1 skipped"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask test`
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::outcome::Outcome;
+use crate::step::{build_release, cargo, shown};
+use crate::{host, packages};
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Only this package; may be repeated.
+    #[arg(long, short, value_name = "NAME")]
+    package: Vec<String>,
+    /// Only tests whose names contain one of these, and other options of the test programs.
+    #[arg(last = true, value_name = "NAME")]
+    filter: Vec<String>,
+}
+
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
+    packages::ensure_installed()?;
+    // Whole processes are tested as they are shipped; everything else in the profile that checks its arithmetic.
+    let [thermocline] = build_release(["thermocline"])?;
+
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast"]);
+    if arguments.package.is_empty() {
+        command.arg("--workspace");
+    }
+    command.args(arguments.package.iter().flat_map(|package| ["--package", package]));
+    command.args(["--", "--show-output"]).args(&arguments.filter);
+    command.env("THERMOCLINE_BIN", &thermocline);
+    eprintln!("$ {}", shown(&command));
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be started")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut outcome = Outcome::default();
+    // Bytes, not lines of UTF-8: a failing test may show anything.
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        if outcome.read(&line) {
+            println!("{line}");
+        }
+    }
+    let status = child.wait()?;
+    println!("\n{outcome}, {:.0} s in all.", started.elapsed().as_secs_f64());
+    if !status.success() {
+        bail!("there are tests that did not pass");
+    }
+    if !outcome.skipped().is_empty() && host::is_ci() && host::is_root() && host::has_kvm() {
+        bail!("with CI=true nothing may be skipped on a machine with /dev/kvm and root");
+    }
+    Ok(())
+}
