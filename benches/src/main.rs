@@ -48,6 +48,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            // The signal may have ended a child first, whose end is then no news.
+            let e = stop::check().err().unwrap_or(e);
             eprintln!("cargo xtask bench: {e:#}");
             ExitCode::FAILURE
         }

@@ -66,7 +66,7 @@ fn survives(lab: &Lab, source: &mut Machine, fault: Fault, codes: &Codes) -> Res
         return Ok(false);
     }
     proxy.wait_struck()?;
-    migration.fails(codes.source).context("at the source")?;
+    migration.fails_at_once(codes.source).context("at the source")?;
     source_only(source, &destination.machine, codes.destination)?;
     Ok(true)
 }

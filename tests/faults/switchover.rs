@@ -58,7 +58,7 @@ fn forced_to_go_on(lab: &Lab, mut source: Machine) -> Result<()> {
 fn commit_lost_on_the_way() -> Result<()> {
     for wrong in [Wrong::CutBefore, Wrong::CutInside, Wrong::ResetBefore] {
         let struck = strike(There, "commit", wrong)?;
-        let sentence = struck.migration.fails(20)?;
+        let sentence = struck.migration.fails_at_once(20)?;
         ensure!(sentence.contains("resume --force"), "{sentence:?} does not say what to do");
         source_stands(&struck.source)?;
         let ended = struck.destination.process.wait()?;
@@ -78,7 +78,7 @@ fn commit_lost_on_the_way() -> Result<()> {
 fn commit_garbled() -> Result<()> {
     for wrong in [Wrong::FlipHeader, Wrong::FlipPayload] {
         let mut struck = strike(There, "commit", wrong)?;
-        struck.migration.fails(17)?;
+        struck.migration.fails_at_once(17)?;
         source_only(&mut struck.source, &struck.destination, 17)?;
         let mut good = struck.lab.receive(&GUEST)?;
         struck.source.migrate(&good.address, &How::usual())?.succeeds()?;
@@ -96,7 +96,7 @@ fn commit_repeated() -> Result<()> {
 /// What the source can no longer take back, and cannot be sure of.
 fn ready_repeated() -> Result<()> {
     let mut struck = strike(Back, "ready", Wrong::Repeat)?;
-    struck.migration.fails(20)?;
+    struck.migration.fails_at_once(20)?;
     source_stands(&struck.source)?;
     struck.destination.must_go_on()
 }
@@ -106,7 +106,7 @@ fn running_lost_on_the_way() -> Result<()> {
         [Wrong::CutBefore, Wrong::CutInside, Wrong::ResetBefore, Wrong::FlipHeader, Wrong::FlipPayload, Wrong::Drop]
     {
         let mut struck = strike(Back, "running", wrong)?;
-        struck.migration.fails(20).with_context(|| format!("{wrong:?}"))?;
+        struck.migration.fails_at_once(20).with_context(|| format!("{wrong:?}"))?;
         struck.destination.must_go_on().with_context(|| format!("{wrong:?}: the destination"))?;
         source_stands(&struck.source)?;
         // The person looks at the destination, and ends the one that stands.
@@ -176,7 +176,7 @@ fn the_destination_killed_before_commit() -> Result<()> {
         struck.destination.process.kill();
         struck.destination.process.wait()?;
         drop(struck.proxy);
-        struck.migration.fails(16).with_context(|| format!("at '{frame}'"))?;
+        struck.migration.fails_at_once(16).with_context(|| format!("at '{frame}'"))?;
         struck.destination.console.must_be_silent()?;
         struck.source.must_go_on().with_context(|| format!("at '{frame}'"))?;
     }
@@ -190,7 +190,7 @@ fn the_destination_killed_after_commit() -> Result<()> {
         struck.destination.process.kill();
         struck.destination.process.wait()?;
         drop(struck.proxy);
-        struck.migration.fails(20).with_context(|| format!("{wrong:?}"))?;
+        struck.migration.fails_at_once(20).with_context(|| format!("{wrong:?}"))?;
         source_stands(&struck.source)?;
         // What the person sees is that the destination is no more.
         let (forced, _) = struck.source.ctl(&["resume", "--force"])?;

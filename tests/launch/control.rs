@@ -177,7 +177,7 @@ fn silent_api_clients_are_in_nobodys_way() -> Result<()> {
     ensure!(machine.status()?.state == RunState::Running, "{:?}", machine.status()?);
     // More than are served at a time are told so.
     let crowd: Vec<_> = (0..16).map(|_| UnixStream::connect(&machine.api)).collect::<Result<_, _>>()?;
-    let refused = machine.ask(&thermocline::control::Request::Status);
+    let refused = machine.ask(&thermocline::control::Request::Status {});
     let text = refused.err().context("no limit on connections")?.to_string();
     ensure!(text.contains("too many connections"), "{text}");
     drop((silent, crowd));

@@ -147,7 +147,7 @@ fn a_cold_migration_given_up_leaves_the_source_as_it_was() -> Result<()> {
         let destination = lab.receive(&COLD)?;
         let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
         migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
-        source.ask(&Request::CancelMigration)?;
+        source.ask(&Request::CancelMigration {})?;
         migration.fails(19)?;
         // The window that was awake is paged out when the migration lets go of it.
         eventually("the source is as cold as before", || {

@@ -58,7 +58,7 @@ fn cancelled_before_the_destination_says_anything() -> Result<()> {
     })?;
     let migration = source.migrate(&silent.address, &How::usual())?;
     eventually("it migrates", || Ok(source.status()?.state == RunState::Migrating))?;
-    source.ask(&Request::CancelMigration)?;
+    source.ask(&Request::CancelMigration {})?;
     migration.fails(19)?;
     silent.finish()?;
     source.must_go_on()

@@ -207,7 +207,7 @@ impl Machine {
     /// # Errors
     /// When it does not answer.
     pub fn status(&self) -> Result<Status> {
-        match self.ask(&Request::Status)? {
+        match self.ask(&Request::Status {})? {
             Answer::Status(status) => Ok(status),
             other => bail!("{other:?} to status"),
         }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
@@ -13,6 +13,9 @@ use crate::process::{Ended, Process, Standard};
 
 /// Longer than any migration of the trials takes.
 const LIMIT: Duration = Duration::from_secs(45);
+
+/// Far less than the half minute after which silence is taken for an end, on a busy machine too.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// How to migrate: arguments after `--to`.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +105,18 @@ impl Migration {
     /// When it is something else.
     pub fn fails(&self, code: i32) -> Result<String> {
         Ok(self.end()?.sentence(code)?.to_owned())
+    }
+
+    /// The same, at once: an end that can be seen is not waited for as silence is.
+    ///
+    /// # Errors
+    /// As [`Migration::fails`], and when it takes longer than `AT_ONCE`.
+    pub fn fails_at_once(&self, code: i32) -> Result<String> {
+        let started = Instant::now();
+        let sentence = self.fails(code)?;
+        let took = started.elapsed();
+        ensure!(took < AT_ONCE, "it took {took:?} to see: {sentence}");
+        Ok(sentence)
     }
 
     /// Waits for its success, and checks that what it said on the way is sane.

@@ -60,6 +60,10 @@ impl Trials {
         let mut arguments = Arguments::from_args();
         // Swap, and the two cores of a small machine, are shared by all trials.
         arguments.test_threads = Some(1);
+        if !arguments.list {
+            // Outside of any trial's time; one that needs it says why there is none.
+            let _ = crate::binary::thermocline();
+        }
         let conclusion = libtest_mimic::run(&arguments, self.0);
         if let Err(e) = swap::close() {
             eprintln!("the swap device of these tests is still on: {e}");

@@ -24,7 +24,7 @@ pub struct Machine {
 /// The machine as the first vCPU found it; lives on its stack, which it never leaves.
 static MACHINE: AtomicPtr<Machine> = AtomicPtr::new(ptr::null_mut());
 
-/// Starts the second vCPU, whose APIC is number 1. False if it is not there within a second.
+/// Starts the second vCPU, whose APIC is number 1. False if it is not there within ten seconds: a host that emulates it and is busy takes long.
 pub fn start(machine: &Machine) -> bool {
     let wait = |us: u64| {
         let start = tsc::now();
@@ -42,7 +42,7 @@ pub fn start(machine: &Machine) -> bool {
         // The second one is for processors that miss the first.
         apic::send_startup(1, entry::TRAMPOLINE);
     }
-    wait(1_000_000);
+    wait(10_000_000);
     FIGURES[1].up.load(Ordering::Acquire)
 }
 

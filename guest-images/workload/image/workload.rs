@@ -68,7 +68,7 @@ fn run(machine: &Machine, mut console: Console, mut clock: Clock) -> ! {
     ORDERS.writes.store(options.writes, Relaxed);
     memory.fill();
     if options.cpus == 2 && !smp::start(machine) {
-        console.fail(&"the second vCPU did not start within a second", &mut clock);
+        console.fail(&"the second vCPU did not start within ten seconds", &mut clock);
     }
     let sleeper = Sleeper::new(0, frequency);
     let worker = Worker::new(memory, frequency, &FIGURES[0], options.seed, 0, u64::from(options.cpus));

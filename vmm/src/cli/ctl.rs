@@ -50,12 +50,12 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let request = match &arguments.command {
-        Command::Status => Request::Status,
-        Command::Pause => Request::Pause,
+        Command::Status => Request::Status {},
+        Command::Pause => Request::Pause {},
         Command::Resume { force } => Request::Resume { force: *force },
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
-        Command::CancelMigration => Request::CancelMigration,
-        Command::Quit => Request::Quit,
+        Command::CancelMigration => Request::CancelMigration {},
+        Command::Quit => Request::Quit {},
     };
     match ask(&arguments.api.api_socket, &request, |_| {})? {
         Answer::Done => {}

@@ -13,14 +13,14 @@ use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
 use crate::units::ByteSize;
 
-/// What a client may ask.
+/// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// What the machine is doing.
-    Status,
+    Status {},
     /// Stop the guest.
-    Pause,
+    Pause {},
     /// Let the guest go on.
     Resume {
         /// Even though it was handed over and may run elsewhere.
@@ -28,7 +28,7 @@ pub enum Request {
         force: bool,
     },
     /// End the machine and this process.
-    Quit,
+    Quit {},
     /// What guest RAM is.
     Pages {
         /// Into how many parts of equal size the picture divides guest RAM; 0 for the sums alone.
@@ -44,7 +44,7 @@ pub enum Request {
     /// Migrate to another host.
     Migrate(MigrateRequest),
     /// Give a migration up.
-    CancelMigration,
+    CancelMigration {},
 }
 
 /// How to migrate.
@@ -150,7 +150,8 @@ mod tests {
         let text = r#"{"command":"page-out","ranges":[[4096,8192]]}"#;
         let request: Request = serde_json::from_str(text).unwrap();
         assert_eq!(request, Request::PageOut { ranges: Some(vec![(4096, 8192)]) });
-        assert_eq!(serde_json::from_str::<Request>(r#"{"command":"status"}"#).unwrap(), Request::Status);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"command":"status"}"#).unwrap(), Request::Status {});
         assert!(serde_json::from_str::<Request>(r#"{"command":"format-disk"}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"command":"status","more":1}"#).is_err());
     }
 }

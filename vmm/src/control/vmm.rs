@@ -132,14 +132,14 @@ impl Vmm {
         observer: &mut dyn Observer,
     ) -> Result<Answer, VmmError> {
         match request {
-            Request::Status => Ok(Answer::Status(self.status())),
-            Request::Pause => self.pause().map(|()| Answer::Done),
+            Request::Status {} => Ok(Answer::Status(self.status())),
+            Request::Pause {} => self.pause().map(|()| Answer::Done),
             Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
             // Whoever serves the request ends the monitor once the answer is out.
-            Request::Quit => Ok(Answer::Done),
+            Request::Quit {} => Ok(Answer::Done),
             Request::Pages { cells } => self.pages(*cells).map(Answer::Pages),
             Request::PageOut { ranges } => self.page_out(ranges.as_deref()),
-            Request::CancelMigration => {
+            Request::CancelMigration {} => {
                 self.lock().migration.as_ref().ok_or(VmmError::NotMigrating)?.cancel();
                 Ok(Answer::Done)
             }
@@ -171,6 +171,7 @@ impl Vmm {
             downtime_limit: Duration::from_millis(request.downtime_limit_ms),
             max_rounds: request.max_rounds,
         };
+        options.check()?;
         let machine = {
             let mut state = self.lock();
             let machine = state.machine.clone().ok_or(VmmError::NoGuest)?;

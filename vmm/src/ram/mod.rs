@@ -148,8 +148,11 @@ impl GuestRam {
         for part in self.layout.split(pages.clone()) {
             let length = ((part.pages.end - part.pages.start) * PAGE_SIZE) as usize;
             let address = self.layout.address_of(part.pages.start).unwrap_or_default();
-            self.memory.read_slice(&mut buffer[done..done + length], GuestAddress(address)).map_err(|e| {
-                RamError::Access { page: part.pages.start, what: "read", source: io::Error::other(e.to_string()) }
+            let place = &mut buffer[done..done + length];
+            self.memory.read_slice(place, GuestAddress(address)).map_err(|e| RamError::Access {
+                page: part.pages.start,
+                what: "read",
+                source: io::Error::other(e.to_string()),
             })?;
             done += length;
         }

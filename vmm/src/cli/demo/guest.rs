@@ -163,7 +163,7 @@ impl Guest {
 
     /// Ends the process.
     pub(super) fn quit(mut self) -> anyhow::Result<()> {
-        self.ask(&Request::Quit)?;
+        self.ask(&Request::Quit {})?;
         self.child.wait()?;
         Ok(())
     }

@@ -99,23 +99,21 @@ impl Session<'_> {
         }
         let ram = self.ram();
         let mut payload = std::mem::take(&mut self.payload);
-        pages::encode(lane, runs, &mut payload, |run, bytes| ram.read_pages(run, bytes))?;
+        let mut sum = pages::encode(lane, runs, &mut payload, |page, bytes| ram.read_pages(page..page + 1, bytes))?;
         let data = payload.len() - runs.iter().map(|r| (r.end - r.start) as usize * PAGE).sum::<usize>();
         let (full, empty) = split_empty(runs, &payload[data..]);
         if !empty.is_empty() {
             let read = payload[data..].to_vec();
-            let mut at = runs.iter().cloned().flatten().zip(read.chunks(PAGE));
-            pages::encode(lane, &full, &mut payload, |run, bytes| {
-                for (page, bytes) in run.zip(bytes.chunks_mut(PAGE)) {
-                    if let Some((_, content)) = at.by_ref().find(|(p, _)| *p == page) {
-                        bytes.copy_from_slice(content);
-                    }
+            let mut pages = runs.iter().cloned().flatten().zip(read.chunks(PAGE));
+            sum = pages::encode(lane, &full, &mut payload, |page, bytes| {
+                if let Some((_, content)) = pages.by_ref().find(|(p, _)| *p == page) {
+                    bytes.copy_from_slice(content);
                 }
                 Ok::<_, SourceError>(())
             })?;
         }
         if !full.is_empty() {
-            self.writer.write(Kind::Pages, &payload).map_err(|e| self.explain(e))?;
+            self.writer.write_summed(Kind::Pages, &payload, sum).map_err(|e| self.explain(e))?;
         }
         self.payload = payload;
         for run in full {

@@ -30,6 +30,16 @@ pub struct Options {
     pub max_rounds: u32,
 }
 
+impl Options {
+    /// Checks what can be checked before anybody is connected to.
+    ///
+    /// # Errors
+    /// When this cannot be done at all.
+    pub fn check(&self) -> Result<(), SourceError> {
+        if self.cold == ColdPolicy::Lazy { Err(SourceError::LazyNotYet) } else { Ok(()) }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -53,9 +63,7 @@ pub fn migrate(
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
-    if options.cold == ColdPolicy::Lazy {
-        return Err(SourceError::LazyNotYet);
-    }
+    options.check()?;
     // Giving up ends the connection, and whatever waits on it sees only that.
     let mut session = Session::negotiate(machine, link, options, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;

@@ -56,7 +56,8 @@ impl PageBatch {
     }
 }
 
-/// Writes a batch's payload: `fill` puts the bytes of one run where they belong.
+/// Writes a batch's payload and gives its CRC-32: `fill` puts the bytes of one page where they belong. Each page is
+/// summed right after it is filled, while it is in the processor's nearest cache.
 ///
 /// # Errors
 /// Those of `fill`.
@@ -64,22 +65,31 @@ pub fn encode<E>(
     lane: Lane,
     runs: &[Range<u64>],
     payload: &mut Vec<u8>,
-    mut fill: impl FnMut(Range<u64>, &mut [u8]) -> Result<(), E>,
-) -> Result<(), E> {
-    payload.clear();
-    let header = BatchHeader { lane: lane as u8, zero: [0; 3], runs: U32::new(runs.len() as u32) };
-    payload.extend_from_slice(header.as_bytes());
+    mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<u32, E> {
+    let table = size_of::<BatchHeader>() + runs.len() * size_of::<WireRun>();
+    let pages: u64 = runs.iter().map(|run| run.end - run.start).sum();
+    // What is in the buffer from the last batch is written over, not cleared first.
+    payload.resize(table + (pages * PAGE_SIZE) as usize, 0);
+    let mut head = &mut payload[..table];
+    let mut put = |bytes: &[u8]| {
+        let (place, rest) = std::mem::take(&mut head).split_at_mut(bytes.len());
+        place.copy_from_slice(bytes);
+        head = rest;
+    };
+    put(BatchHeader { lane: lane as u8, zero: [0; 3], runs: U32::new(runs.len() as u32) }.as_bytes());
     for run in runs {
-        let run =
-            WireRun { first: U64::new(run.start), pages: U32::new((run.end - run.start) as u32), zero: U32::ZERO };
-        payload.extend_from_slice(run.as_bytes());
+        let pages = U32::new((run.end - run.start) as u32);
+        put(WireRun { first: U64::new(run.start), pages, zero: U32::ZERO }.as_bytes());
     }
-    for run in runs {
-        let at = payload.len();
-        payload.resize(at + ((run.end - run.start) * PAGE_SIZE) as usize, 0);
-        fill(run.clone(), &mut payload[at..])?;
+    let mut sum = crc32fast::Hasher::new();
+    let (head, data) = payload.split_at_mut(table);
+    sum.update(head);
+    for (page, place) in runs.iter().cloned().flatten().zip(data.chunks_mut(PAGE_SIZE as usize)) {
+        fill(page, place)?;
+        sum.update(place);
     }
-    Ok(())
+    Ok(sum.finalize())
 }
 
 /// Reads a batch's payload for a machine of `ram_pages` pages.
@@ -129,13 +139,11 @@ mod tests {
 
     fn batch(lane: Lane, runs: &[Range<u64>]) -> Vec<u8> {
         let mut payload = Vec::new();
-        let filled = encode(lane, runs, &mut payload, |run, bytes| {
-            for (page, bytes) in run.zip(bytes.chunks_mut(PAGE_SIZE as usize)) {
-                bytes.fill(page as u8);
-            }
+        let sum = encode(lane, runs, &mut payload, |page, bytes| {
+            bytes.fill(page as u8);
             Ok::<_, Infallible>(())
         });
-        filled.unwrap();
+        assert_eq!(sum, Ok(crc32fast::hash(&payload)));
         payload
     }
 
