@@ -8,7 +8,8 @@ use crate::page_out::{PageOutError, PageOutReport, page_out};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{PageCache, Probe, ProbeError};
 use crate::residency::{Residency, Run};
-use crate::target::Mapping;
+use crate::scan_view::ScanView;
+use crate::target::{Mapping, TargetError};
 
 /// Why memory could not be remembered or put back.
 #[derive(Debug, Error)]
@@ -19,6 +20,25 @@ pub enum ScanError {
     /// Pages could not be paged out again.
     #[error(transparent)]
     PageOut(#[from] PageOutError),
+    /// The memory cannot be mapped for reading.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The file may get shorter while it is read, which would end this process.
+    #[error("the file can get shorter while it is read: seal it with F_SEAL_SHRINK")]
+    NotSealed,
+    /// Pages could not be mapped or unmapped.
+    #[error("the host could not {what} pages {pages:?} for a reader: {source}")]
+    Map {
+        /// `map` or `unmap`.
+        what: &'static str,
+        /// Which pages.
+        pages: Range<u64>,
+        /// The system's reason.
+        source: rustix::io::Errno,
+    },
+    /// Pages that are not in the file, or a buffer that has not their size.
+    #[error("pages {0:?} are not in the file, or the buffer has another size")]
+    OutOfRange(Range<u64>),
 }
 
 /// For whoever is about to read shared memory: remember what is swapped, read, put it back.
@@ -27,12 +47,19 @@ pub enum ScanError {
 #[derive(Clone, Copy, Debug)]
 pub struct ScanGuard<'m> {
     mapping: Mapping<'m>,
+    /// The view that the mapping is of, when readers have one of their own.
+    view: Option<&'m ScanView>,
 }
 
 impl<'m> ScanGuard<'m> {
     /// A guard for readers of `mapping`.
     pub fn new(mapping: Mapping<'m>) -> Self {
-        Self { mapping }
+        Self { mapping, view: None }
+    }
+
+    /// A guard for readers of `mapping`, which is `view`'s.
+    pub(crate) fn of_view(mapping: Mapping<'m>, view: &'m ScanView) -> Self {
+        Self { mapping, view: Some(view) }
     }
 
     /// Finds out, exactly, what the pages of the ranges are now. To be called right before reading them.
@@ -43,7 +70,7 @@ impl<'m> ScanGuard<'m> {
         let parts = ranges.iter().filter(|range| !range.is_empty());
         let parts = parts.map(|range| Ok((range.start, PageCache.residency(&self.mapping, range.clone())?)));
         let parts = parts.collect::<Result<_, ProbeError>>()?;
-        Ok(Remembered { mapping: self.mapping, parts, kept: Vec::new(), done: false })
+        Ok(Remembered { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false })
     }
 }
 
@@ -55,6 +82,7 @@ impl<'m> ScanGuard<'m> {
 #[must_use = "dropping it at once pages out at once: keep it until the pages are read"]
 pub struct Remembered<'m> {
     mapping: Mapping<'m>,
+    view: Option<&'m ScanView>,
     /// First page, and the states from there on.
     parts: Vec<(u64, Residency)>,
     kept: Vec<Range<u64>>,
@@ -87,10 +115,10 @@ impl Remembered<'_> {
     /// [`ScanError::PageOut`] when nothing at all could be paged out.
     pub fn put_back(mut self) -> Result<PageOutReport, ScanError> {
         self.done = true;
-        Ok(self.page_out()?)
+        self.page_out()
     }
 
-    fn page_out(&mut self) -> Result<PageOutReport, PageOutError> {
+    fn page_out(&mut self) -> Result<PageOutReport, ScanError> {
         for (first, residency) in &mut self.parts {
             for kept in &self.kept {
                 let local = |page: u64| page.saturating_sub(*first);
@@ -98,7 +126,12 @@ impl Remembered<'_> {
             }
         }
         let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
-        page_out(&self.mapping, &swapped)
+        let report = page_out(&self.mapping, &swapped);
+        if let Some(view) = self.view {
+            // What stayed, because the owner wants it, is the owner's alone again.
+            view.unmap(&swapped)?;
+        }
+        Ok(report?)
     }
 }
 

@@ -136,6 +136,11 @@ impl<'fd> Mapping<'fd> {
         Ok(Self { fd, file_offset, address, length })
     }
 
+    /// A mapping of our own of a file's beginning, known to be as it should.
+    pub(crate) fn of_map(fd: BorrowedFd<'fd>, map: &SharedMap) -> Self {
+        Self { fd, file_offset: 0, address: map.address(), length: map.length() as u64 }
+    }
+
     /// Number of pages.
     pub fn pages(&self) -> u64 {
         self.length / PAGE_SIZE
@@ -235,7 +240,7 @@ impl FileView {
 
     /// The mapping to probe.
     pub fn mapping(&self) -> Mapping<'_> {
-        Mapping { fd: self.file.as_fd(), file_offset: 0, address: self.map.address(), length: self.map.length() as u64 }
+        Mapping::of_map(self.file.as_fd(), &self.map)
     }
 }
 

@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use memory_agent::{
-    Counts, FileView, Mapping, PageCache, PageCacheBySeek, PageState, Probe, ProbeError, Residency, ScanGuard,
-    ScopedZram, SwapCounters, SwapKind, TargetError, active, counts_of, page_out, windows,
+    Counts, FileView, Mapping, PAGE_SIZE, PageCache, PageCacheBySeek, PageState, Probe, ProbeError, Residency,
+    ScanError, ScanGuard, ScanView, ScopedZram, SwapCounters, SwapKind, TargetError, active, counts_of, page_out,
+    windows,
 };
+use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::io::pread;
 use support::{Memory, Random, with_swap};
 
 fn whole(probe: &dyn Probe, mapping: &Mapping<'_>) -> Residency {
@@ -356,5 +359,43 @@ fn zram_devices_are_not_shared() {
         assert!(!paths.iter().any(ours));
         paths.dedup();
         assert_eq!(paths.len(), 3);
+    });
+}
+
+#[test]
+fn what_the_owner_touches_during_a_scan_stays() {
+    with_swap("what_the_owner_touches_during_a_scan_stays", || {
+        const PAGES: u64 = 1024;
+        let memory = three_quarters_cold(PAGES);
+        let mapping = memory.mapping();
+        assert!(matches!(ScanView::new(mapping.fd(), mapping.length()), Err(ScanError::NotSealed)));
+        fcntl_add_seals(mapping.fd(), SealFlags::SHRINK).unwrap();
+        let view = ScanView::new(mapping.fd(), mapping.length()).unwrap();
+        let before = whole(&PageCache, &mapping);
+        let cold: Vec<_> = before.ranges_of(PageState::Swapped).collect();
+        let touched = cold[0].start;
+
+        let remembered = view.guard().remember(&cold).unwrap();
+        let mut page = vec![0; PAGE_SIZE as usize];
+        for number in cold.iter().cloned().flatten() {
+            view.read(&(number..number + 1), &mut page).unwrap();
+            let mut direct = vec![0; PAGE_SIZE as usize];
+            pread(mapping.fd(), &mut direct, number * PAGE_SIZE).unwrap();
+            assert!(page == direct, "content of page {number}");
+        }
+        assert!(memory.holds(touched, touched + 1));
+        let report = remembered.put_back().unwrap();
+        // A touch also maps awake neighbours (mm/memory.c, `do_fault_around`): up to 16 pages, aligned.
+        let around = touched / 16 * 16..touched / 16 * 16 + 16;
+        assert!((1..=16).contains(&report.left), "{report:?}");
+
+        let after = whole(&PageCache, &mapping);
+        assert_eq!(after.get(touched), Some(PageState::Resident));
+        for run in before.ranges_where(&after, |before, after| before != after) {
+            assert!(around.start <= run.start && run.end <= around.end, "{run:?} changed");
+        }
+        // The view has let go of them: their owner can page them out.
+        assert_eq!(page_out(&mapping, &[around]).unwrap().left, 0);
+        assert!(view.read(&(PAGES..PAGES + 1), &mut page).is_err());
     });
 }

@@ -1,22 +1,25 @@
-//! A shared mapping that nobody touches.
+//! A read-only shared mapping, which nobody holds references into.
 
 use std::ffi::c_void;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-/// A mapping of the first bytes of a file, shared and never accessed; unmapped on drop.
+use crate::page_state::PAGE_SIZE;
+
+/// A read-only mapping of the first bytes of a file, shared; unmapped on drop.
 #[derive(Debug)]
 pub(crate) struct SharedMap {
     base: NonNull<c_void>,
     length: usize,
 }
 
-// SAFETY: the pointer is only ever handed out as a number, nothing behind it is accessed through this type.
+// SAFETY: the pointer belongs to no thread; what is behind it is only ever read, as memory that others may write.
 unsafe impl Send for SharedMap {}
-// SAFETY: as above; no method but `drop` does anything with the mapping.
+// SAFETY: as above; any number of threads may read and unmap pages at a time, the kernel orders them.
 unsafe impl Sync for SharedMap {}
 
 /// The lowest address that may be mapped by default (`vm.mmap_min_addr`).
@@ -49,6 +52,36 @@ impl SharedMap {
 
     pub(crate) fn length(&self) -> usize {
         self.length
+    }
+
+    /// Copies what the pages hold now; `buffer` has exactly their size. Panics unless they are all in the mapping.
+    ///
+    /// The file must not get shorter meanwhile: the kernel ends a process that reads behind the end with SIGBUS.
+    pub(crate) fn read(&self, pages: &Range<u64>, buffer: &mut [u8]) {
+        let (offset, length) = self.bytes(pages);
+        assert_eq!(length, buffer.len());
+        for (i, word) in buffer.chunks_exact_mut(size_of::<u64>()).enumerate() {
+            // SAFETY: `bytes` has checked that the pages are in the mapping, whose start is aligned to a page, and a page
+            // is whole words. Volatile because others write this memory whenever they like.
+            let value = unsafe { self.base.byte_add(offset).cast::<u64>().add(i).read_volatile() };
+            word.copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+
+    /// Takes the pages out of this mapping's page tables (`MADV_DONTNEED`); the file keeps them. Panics unless they are
+    /// all in the mapping.
+    pub(crate) fn unmap(&self, pages: &Range<u64>) -> rustix::io::Result<()> {
+        let (offset, length) = self.bytes(pages);
+        // SAFETY: of a shared file mapping this drops page-table entries only (mm/madvise.c, `madvise_dontneed_single_vma`):
+        // what the memory reads as stays what the file holds. The range was checked, and this is `new`'s mapping.
+        unsafe { rustix::mm::madvise(self.base.as_ptr().byte_add(offset), length, Advice::LinuxDontNeed) }
+    }
+
+    /// Offset and length in bytes of pages that must be in the mapping.
+    fn bytes(&self, pages: &Range<u64>) -> (usize, usize) {
+        let whole = self.length as u64 / PAGE_SIZE;
+        assert!(pages.start <= pages.end && pages.end <= whole, "pages {pages:?} of {whole}");
+        ((pages.start * PAGE_SIZE) as usize, ((pages.end - pages.start) * PAGE_SIZE) as usize)
     }
 }
 

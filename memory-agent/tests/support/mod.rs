@@ -20,7 +20,7 @@ const SWAP_BYTES: u64 = 1 << 30;
 /// Runs a test alone in this process, with swap, or says in a line why it is skipped where there cannot be any.
 ///
 /// Swap is the host's: pages go to any device, and when another process ends its own, the kernel brings in all pages
-/// that are there. So a test that fails while other devices were active is repeated.
+/// that are there. DAMON, where it is on, pages out by itself. So a test that fails while either may have been is repeated.
 pub(crate) fn with_swap(test: &str, body: impl Fn()) {
     const ATTEMPTS: u32 = 6;
     static ALONE: Mutex<()> = Mutex::new(());
@@ -35,15 +35,23 @@ pub(crate) fn with_swap(test: &str, body: impl Fn()) {
         }
     };
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let disturbed = || active().unwrap().iter().any(|device| device.path != zram.path());
+    let disturbed = || damon_is_on() || active().unwrap().iter().any(|device| device.path != zram.path());
     for attempt in 1.. {
         let before = disturbed();
         let Err(failure) = catch_unwind(AssertUnwindSafe(&body)) else { return };
         if attempt == ATTEMPTS || !before && !disturbed() {
             resume_unwind(failure);
         }
-        eprintln!("{test} is repeated: another process has swap of its own");
+        eprintln!("{test} is repeated: others on this host page out or have swap of their own");
     }
+}
+
+/// Whether the kernel's monitor of memory accesses (Documentation/admin-guide/mm/damon/usage.rst) works on this host.
+fn damon_is_on() -> bool {
+    let monitors = std::fs::read_dir("/sys/kernel/mm/damon/admin/kdamonds").into_iter().flatten().flatten();
+    monitors
+        .map(|entry| entry.path().join("state"))
+        .any(|state| std::fs::read_to_string(state).is_ok_and(|state| state.trim() == "on"))
 }
 
 /// The device that all tests of this process share; it is gone with the last of them.
@@ -80,7 +88,7 @@ fn word(stamp: u64, index: usize) -> u64 {
 
 impl Memory {
     pub(crate) fn new(name: &str, pages: u64) -> Self {
-        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC).unwrap());
+        let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
         file.set_len(pages * PAGE_SIZE).unwrap();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let length = (pages * PAGE_SIZE) as usize;

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use memory_agent::{Counts, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency};
+use memory_agent::{Counts, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency, ScanGuard, ScanView};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -79,10 +79,22 @@ pub enum RamError {
     Target(#[from] memory_agent::TargetError),
 }
 
+impl RamError {
+    /// Why pages could not be paged out, if that is what failed: what is in them is whole.
+    pub fn page_out(&self) -> Option<&memory_agent::PageOutError> {
+        match self {
+            Self::PageOut(e) | Self::Scan(memory_agent::ScanError::PageOut(e)) => Some(e),
+            _ => None,
+        }
+    }
+}
+
 /// The memory of one machine.
 pub struct GuestRam {
     memory: GuestMemory,
     layout: RamLayout,
+    /// One a region, for those who read it.
+    views: Vec<ScanView>,
 }
 
 impl std::fmt::Debug for GuestRam {
@@ -99,8 +111,10 @@ impl GuestRam {
     pub fn new(bytes: u64) -> Result<Self, RamError> {
         let layout = RamLayout::new(bytes);
         let mut regions = Vec::with_capacity(layout.regions().len());
+        let mut views = Vec::with_capacity(layout.regions().len());
         for region in layout.regions() {
             let file = sealed_memfd(region.length)?;
+            views.push(ScanView::new(file.as_fd(), region.length)?);
             let length = usize::try_from(region.length).map_err(|e| RamError::Map(e.to_string()))?;
             let page_size = std::num::NonZeroUsize::new(PAGE_SIZE as usize).unwrap_or(std::num::NonZeroUsize::MIN);
             let mapping = MmapRegionBuilder::new_with_bitmap(length, AtomicBitmap::new(length, page_size))
@@ -114,7 +128,7 @@ impl GuestRam {
             regions.push(region);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|e| RamError::Map(e.to_string()))?;
-        Ok(Self { memory, layout })
+        Ok(Self { memory, layout, views })
     }
 
     /// The memory as devices and loaders see it. Writes through it are logged.
@@ -155,6 +169,23 @@ impl GuestRam {
                 source: io::Error::other(e.to_string()),
             })?;
             done += length;
+        }
+        Ok(())
+    }
+
+    /// Reads pages that were swapped when they were remembered, through a mapping of the reader's own: see
+    /// [`ScanView`].
+    ///
+    /// # Errors
+    /// When the range is not all RAM.
+    pub fn read_asleep(&self, pages: Range<u64>, buffer: &mut [u8]) -> Result<(), RamError> {
+        self.check(&pages)?;
+        let mut rest = buffer;
+        for part in self.layout.split(pages) {
+            let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
+            let (place, behind) = rest.split_at_mut(length);
+            self.view(part.region)?.read(&part.local, place)?;
+            rest = behind;
         }
         Ok(())
     }
@@ -234,12 +265,33 @@ impl GuestRam {
         Ok(report)
     }
 
-    /// Remembers what each page of the ranges is, before somebody reads them.
+    /// Pages out pages that have landed and that the guest has not touched yet.
+    ///
+    /// # Errors
+    /// When the host cannot page out at all; pages that stayed are in the report.
+    pub fn page_out_landed(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, RamError> {
+        let mut report = PageOutReport::default();
+        for (region, local) in self.by_region(ranges)? {
+            report = report.merge(self.view(region)?.page_out(&local)?);
+        }
+        Ok(report)
+    }
+
+    /// Remembers what each page of the ranges is, before somebody reads them with [`GuestRam::read_pages`].
     ///
     /// # Errors
     /// When a range is not all RAM or the host does not answer.
     pub fn remember(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
-        RememberedRam::new(self, ranges)
+        RememberedRam::new(self, ranges, |region| Ok(ScanGuard::new(self.mapping(region)?)))
+    }
+
+    /// Remembers what each page of the ranges is, before somebody reads those that are swapped with
+    /// [`GuestRam::read_asleep`].
+    ///
+    /// # Errors
+    /// When a range is not all RAM or the host does not answer.
+    pub fn remember_asleep(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
+        RememberedRam::new(self, ranges, |region| Ok(self.view(region)?.guard()))
     }
 
     /// The pages written through [`GuestRam::memory`] since the last call.
@@ -258,6 +310,10 @@ impl GuestRam {
     fn mapping(&self, region: usize) -> Result<Mapping<'_>, RamError> {
         let r = self.memory.iter().nth(region).ok_or(RamError::OutOfRange { range: 0..0, pages: self.pages() })?;
         Ok(Mapping::new(self.file(region)?.as_fd(), 0, r.as_ptr() as usize, r.len())?)
+    }
+
+    fn view(&self, region: usize) -> Result<&ScanView, RamError> {
+        self.views.get(region).ok_or(RamError::OutOfRange { range: 0..0, pages: self.pages() })
     }
 
     fn file(&self, region: usize) -> Result<&File, RamError> {

@@ -18,11 +18,15 @@ struct Part<'r> {
 }
 
 impl<'r> RememberedRam<'r> {
-    pub(super) fn new(ram: &'r GuestRam, ranges: &[Range<u64>]) -> Result<Self, RamError> {
+    pub(super) fn new(
+        ram: &'r GuestRam,
+        ranges: &[Range<u64>],
+        guard: impl Fn(usize) -> Result<ScanGuard<'r>, RamError>,
+    ) -> Result<Self, RamError> {
         let mut parts = Vec::new();
         for (region, local) in ram.by_region(ranges)? {
             let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
-            let remembered = ScanGuard::new(ram.mapping(region)?).remember(&local)?;
+            let remembered = guard(region)?.remember(&local)?;
             parts.push(Part { first, remembered });
         }
         Ok(Self { parts })

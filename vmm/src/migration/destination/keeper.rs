@@ -43,7 +43,7 @@ impl Keeper {
             awake.clear();
             runs
         };
-        ram.page_out(&runs)
+        ram.page_out_landed(&runs)
     }
 
     fn lock(&self) -> MutexGuard<'_, PageSet> {

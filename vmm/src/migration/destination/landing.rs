@@ -144,7 +144,7 @@ impl<'scope, 'env> Landing<'scope, 'env> {
                         .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
                     if let Some(keeper) = keeper.as_ref().filter(|_| can_page_out.load(Ordering::Relaxed)) {
                         result = result.and_then(|()| keeper.landed(ram, batch.runs.into_iter().map(|(run, _)| run)));
-                        if let Err(RamError::PageOut(e)) = &result {
+                        if let Some(e) = result.as_ref().err().and_then(RamError::page_out) {
                             // Content is whole; only the memory it takes is not what was wanted.
                             tracing::warn!("cold pages stay in memory here: {e}");
                             can_page_out.store(false, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{PAGE_SIZE, PageState};
+use memory_agent::{PAGE_SIZE, PageOutError, PageState};
 
 use super::SourceError;
 use super::session::Session;
@@ -57,7 +57,7 @@ impl Session<'_> {
             if runs.is_empty() {
                 break;
             }
-            let remembered = self.ram().remember(&runs)?;
+            let remembered = self.ram().remember_asleep(&runs)?;
             let mut zeros = Vec::new();
             let mut batch = Vec::new();
             let mut room = MAX_BATCH_PAGES as u64;
@@ -84,7 +84,12 @@ impl Session<'_> {
             }
             self.send_batch(Lane::Cold, &batch, &mut zeros)?;
             self.sample_peak()?;
-            remembered.put_back()?;
+            match remembered.put_back() {
+                Ok(_) => {}
+                // The guest has woken every page of the window meanwhile, and wants them.
+                Err(e) if matches!(e.page_out(), Some(PageOutError::Kept(_))) => {}
+                Err(e) => return Err(e.into()),
+            }
             self.send_zeros(zeros)?;
             self.show();
         }
@@ -99,7 +104,10 @@ impl Session<'_> {
         }
         let ram = self.ram();
         let mut payload = std::mem::take(&mut self.payload);
-        let mut sum = pages::encode(lane, runs, &mut payload, |page, bytes| ram.read_pages(page..page + 1, bytes))?;
+        let mut sum = pages::encode(lane, runs, &mut payload, |page, bytes| match lane {
+            Lane::Hot => ram.read_pages(page..page + 1, bytes),
+            Lane::Cold => ram.read_asleep(page..page + 1, bytes),
+        })?;
         let data = payload.len() - runs.iter().map(|r| (r.end - r.start) as usize * PAGE).sum::<usize>();
         let (full, empty) = split_empty(runs, &payload[data..]);
         if !empty.is_empty() {
