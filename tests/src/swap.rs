@@ -6,7 +6,7 @@ use memory_agent::ScopedZram;
 
 /// Room for what any one trial pages out, on both sides, twice over.
 const BYTES: u64 = 1 << 30;
-/// How often a trial about residency is tried while others' swap disturbs it.
+/// How often a trial about residency is tried while somebody disturbs it.
 const ATTEMPTS: u32 = 3;
 
 enum Device {
@@ -45,16 +45,22 @@ pub(crate) fn close() -> Result<(), String> {
     }
 }
 
-/// Whether other swap than ours is on. When its owner ends it, the kernel brings in all pages that are there, ours too.
-fn disturbed() -> bool {
+/// Who else moves pages in and out here. When the owner of other swap ends it, the kernel brings in all pages that are
+/// there, ours too; and a host with DAMON's proactive reclaim pages out whatever idles, ours too.
+fn disturbed() -> Option<&'static str> {
     let own = match &*device() {
         Device::There(zram) => Some(zram.path()),
         _ => None,
     };
-    memory_agent::active().is_ok_and(|devices| devices.iter().any(|device| Some(&device.path) != own.as_ref()))
+    if memory_agent::active().is_ok_and(|devices| devices.iter().any(|device| Some(&device.path) != own.as_ref())) {
+        return Some("others have swap of their own here");
+    }
+    let monitors = std::fs::read_dir("/sys/kernel/mm/damon/admin/kdamonds").into_iter().flatten().flatten();
+    let mut states = monitors.filter_map(|monitor| std::fs::read_to_string(monitor.path().join("state")).ok());
+    states.any(|state| state.trim() == "on").then_some("DAMON is on here and may page out what idles")
 }
 
-/// Runs a body that is about residency, and again, a few times, if it fails while swap of others is on.
+/// Runs a body that is about residency, and again, a few times, if it fails while somebody else moves pages.
 ///
 /// # Errors
 /// The last failure.
@@ -62,8 +68,9 @@ pub fn undisturbed(mut body: impl FnMut() -> anyhow::Result<()>) -> anyhow::Resu
     for attempt in 1.. {
         let before = disturbed();
         match body() {
-            Err(e) if attempt < ATTEMPTS && (before || disturbed()) => {
-                println!("repeated, because others have swap of their own here: {e:#}");
+            Err(e) if attempt < ATTEMPTS => {
+                let Some(why) = before.or_else(disturbed) else { return Err(e) };
+                println!("repeated, because {why}: {e:#}");
                 crate::trials::give_more_time();
             }
             end => return end,
