@@ -59,6 +59,8 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// COM1.
     pub serial: SavedSerial,
+    /// Whether the guest is to run once it is restored.
+    pub running: bool,
 }
 
 /// A machine. It stands still until [`Machine::resume`].
@@ -193,7 +195,7 @@ impl Machine {
     pub fn save(&self) -> Result<MachineState, MachineError> {
         // The clock with the vCPUs' counters, as close together as can be: guests compute one from the other.
         let vcpus = self.vcpus.save()?;
-        Ok(MachineState { vm: self.vm.save()?, vcpus, serial: self.com1.save() })
+        Ok(MachineState { vm: self.vm.save()?, vcpus, serial: self.com1.save(), running: self.is_running() })
     }
 
     /// Writes everything but RAM. The machine stands.

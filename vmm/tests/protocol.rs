@@ -101,7 +101,7 @@ impl SourceMachine for Fake {
     fn save(&self) -> Result<MachineState, MachineError> {
         let vm = VmState { irqchips: Vec::new(), pit: Default::default(), clock: Default::default() };
         let serial = SavedSerial { received: b"typed".to_vec(), ..SavedSerial::default() };
-        Ok(MachineState { vm, vcpus: Vec::new(), serial })
+        Ok(MachineState { vm, vcpus: Vec::new(), serial, running: false })
     }
 }
 
@@ -166,8 +166,8 @@ fn migrate(
     guest: impl Fn(&Fake) + Send + 'static,
 ) -> Outcome {
     let source = Arc::new(Fake::new());
-    prepare(&source);
     SourceMachine::resume(source.as_ref());
+    prepare(&source);
     let ended = Arc::new(AtomicBool::new(false));
     let guest = thread::spawn({
         let (source, ended) = (Arc::clone(&source), Arc::clone(&ended));
@@ -245,6 +245,13 @@ fn memory_arrives_whole_while_the_guest_writes() {
         let pages = report.pages;
         assert_eq!(pages.hole + pages.zero + pages.hot + pages.cold, PAGES, "{pages:?}");
     }
+}
+
+#[test]
+fn a_guest_that_stands_goes_on_standing() {
+    let outcome = migrate(UNBROKEN, ColdPolicy::Paced, Fake::pause, |_| thread::sleep(Duration::from_millis(1)));
+    assert!(outcome.source_result.is_ok() && outcome.destination_result.is_ok());
+    assert!(!outcome.source.is_running() && !outcome.destination.is_running());
 }
 
 #[test]

@@ -106,7 +106,9 @@ fn take<M: DestinationMachine>(
     }
     // From here on the guest is ours, whatever happens to the connection or to whoever would cancel.
     cancel.close();
-    machine.resume();
+    if state.running {
+        machine.resume();
+    }
     let _ = Message::Running.send(writer);
     Ok((machine, offer.cold, landed))
 }

@@ -9,6 +9,7 @@ use memory_agent::SwapCounters;
 
 use super::SourceError;
 use super::session::Session;
+use crate::machine::MachineState;
 use crate::migration::progress::{Phase, Report, SourceResidency};
 use crate::migration::wire::message::receive_message;
 use crate::migration::wire::{Message, WireError};
@@ -44,7 +45,7 @@ impl Stopped<'_> {
             self.session.plan.found_awake(0..self.session.ram().pages());
             self.session.send_hot_lane(true)?;
         }
-        let state = self.session.machine.save()?;
+        let state = MachineState { running: self.go_on, ..self.session.machine.save()? };
         self.session.send(&Message::State(state))?;
         match self.session.receive("ready")? {
             Message::Ready => Ok(()),

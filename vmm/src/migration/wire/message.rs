@@ -81,7 +81,7 @@ pub enum Message {
     Ready,
     /// Source: it is yours.
     Commit,
-    /// Destination: it runs here.
+    /// Destination: it runs here, or stands here if it stood at the source.
     Running,
     /// Destination: what was cold has been paged out; this is what guest RAM is here now. The last message.
     Settled(Counts),
