@@ -72,8 +72,14 @@ impl GuestRam {
             asked?;
             stop::sleep(PAUSE)?;
         }
+        // A few may be in memory without being mapped by the process, and only its own touch would change that. All subjects
+        // are counted as they are then.
         let left: usize = self.resident_in(extents)?.iter().map(|(_, length)| length / PAGE_SIZE as usize).sum();
-        ensure!(left == 0, "{left} of {} pages cannot be paged out; is there swap?", extents.pages());
+        ensure!(
+            left as u64 <= extents.pages() / 1000,
+            "{left} of {} pages cannot be paged out; is there swap?",
+            extents.pages()
+        );
         Ok(())
     }
 
