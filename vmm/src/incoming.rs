@@ -35,7 +35,8 @@ impl Default for Limits {
 /// A guest that is to come in.
 #[derive(Debug)]
 pub struct Incoming {
-    listener: Listener,
+    /// Until somebody has connected.
+    listener: Option<Listener>,
     limits: Limits,
     console: Option<Console>,
     shared: Arc<Shared>,
@@ -72,12 +73,12 @@ impl Incoming {
     pub fn new(listener: Listener, limits: Limits, console: ConsoleOutput) -> io::Result<Self> {
         let shared =
             Shared { cancel: Cancel::default(), result: Mutex::default(), arrival: EventFd::new(libc::EFD_NONBLOCK)? };
-        Ok(Self { listener, limits, console: Some(Console(console)), shared: Arc::new(shared) })
+        Ok(Self { listener: Some(listener), limits, console: Some(Console(console)), shared: Arc::new(shared) })
     }
 
-    /// The socket to wait on.
-    pub fn listener(&self) -> &Listener {
-        &self.listener
+    /// The socket to wait on, until somebody has connected.
+    pub fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
     }
 
     /// Readable once there is a result.
@@ -95,10 +96,11 @@ impl Incoming {
         self.shared.cancel.cancel();
     }
 
-    /// Takes the connection that has come and receives the guest over it.
+    /// Takes the connection that has come and receives the guest over it. Nobody is listened to any more: one guest a
+    /// process, and who comes later is to know at once.
     pub fn accept(&mut self) {
-        let Some(Console(console)) = self.console.take() else { return };
-        let link = match self.listener.accept() {
+        let (Some(Console(console)), Some(listener)) = (self.console.take(), self.listener.take()) else { return };
+        let link = match listener.accept() {
             Ok(link) => link,
             Err(e) => return self.shared.report(Err(e.into())),
         };

@@ -191,7 +191,9 @@ impl MutEventSubscriber for Monitor {
             watch(ops, api.listener(), Source::Api);
         }
         if let Some(incoming) = &self.incoming {
-            watch(ops, &Raw(incoming.listener().as_fd().as_raw_fd()), Source::Connection);
+            if let Some(listener) = incoming.listener() {
+                watch(ops, &Raw(listener.as_fd().as_raw_fd()), Source::Connection);
+            }
             watch(ops, incoming.arrival(), Source::Arrival);
         }
         if let Some(machine) = self.vmm.machine() {
@@ -233,9 +235,10 @@ impl MutEventSubscriber for Monitor {
             }
             Some(Source::Connection) => {
                 if let Some(incoming) = &mut self.incoming {
-                    // One guest a process: others who connect find nobody.
-                    let fd = Raw(incoming.listener().as_fd().as_raw_fd());
-                    let _ = ops.remove(Events::with_data(&fd, Source::Connection as u32, EventSet::IN));
+                    if let Some(listener) = incoming.listener() {
+                        let fd = Raw(listener.as_fd().as_raw_fd());
+                        let _ = ops.remove(Events::with_data(&fd, Source::Connection as u32, EventSet::IN));
+                    }
                     incoming.accept();
                 }
             }
