@@ -1,6 +1,7 @@
 //! KVM: the VM, its vCPUs, what they save.
 
 pub mod cpuid;
+mod registers;
 pub mod state;
 mod sys;
 mod time;
