@@ -63,7 +63,7 @@ impl Pending {
 }
 
 /// Puts pages into guest RAM.
-pub(super) struct Landing<'scope, 'env> {
+pub(super) struct Landing<'env> {
     ram: &'env GuestRam,
     warm: SyncSender<Job>,
     cold: SyncSender<Job>,
@@ -77,7 +77,6 @@ pub(super) struct Landing<'scope, 'env> {
     accounted: PageSet,
     keeper: Arc<Keeper>,
     can_page_out: Arc<AtomicBool>,
-    scope: std::marker::PhantomData<&'scope ()>,
 }
 
 /// Everything has landed.
@@ -93,9 +92,9 @@ impl Landed {
     }
 }
 
-impl<'scope, 'env> Landing<'scope, 'env> {
+impl<'env> Landing<'env> {
     /// Starts the threads, which end with the scope.
-    pub(super) fn new(
+    pub(super) fn new<'scope>(
         scope: &'scope Scope<'scope, 'env>,
         ram: &'env GuestRam,
         window: ByteSize,
@@ -115,14 +114,13 @@ impl<'scope, 'env> Landing<'scope, 'env> {
             accounted: PageSet::new(pages),
             keeper: Arc::new(Keeper::new(pages, window.pages())),
             can_page_out: Arc::new(AtomicBool::new(can_page_out)),
-            scope: std::marker::PhantomData,
         };
         landing.spawn(scope, "land-warm", warm, None)?;
         landing.spawn(scope, "land-cold", cold, Some(Arc::clone(&landing.keeper)))?;
         Ok(landing)
     }
 
-    fn spawn(
+    fn spawn<'scope>(
         &self,
         scope: &'scope Scope<'scope, 'env>,
         name: &str,

@@ -114,10 +114,10 @@ fn take<M: DestinationMachine>(
 }
 
 /// Everything up to the machine's state: pages, zeros and the ends of rounds.
-fn copy<'scope>(
+fn copy(
     reader: &mut FrameReader<Link>,
     writer: &mut FrameWriter<Link>,
-    landing: &mut Landing<'scope, '_>,
+    landing: &mut Landing<'_>,
 ) -> Result<MachineState, DestinationError> {
     loop {
         let mut payload = landing.buffer();

@@ -65,7 +65,9 @@ impl<'m> Session<'m> {
         let offer = Offer { machine: machine.describe(), cold: options.cold, window: options.window };
         let answer = Message::Offer(offer).send(&mut writer).and_then(|()| receive_message(&mut reader, "accept"));
         match answer {
-            Ok(Message::Accept(_)) => {}
+            Ok(Message::Accept(accepted)) => {
+                tracing::info!(can_page_out = accepted.can_page_out, "the destination takes the machine");
+            }
             Ok(Message::Refuse(refusal)) => return Err(SourceError::Refused(refusal)),
             Ok(other) => return Err(WireError::Unexpected { found: other.name(), expected: "accept" }.into()),
             Err(_) if cancel.is_cancelled() => return Err(SourceError::Cancelled),

@@ -130,13 +130,12 @@ fn write_both(link: &mut impl Write, header: &[u8], payload: &[u8]) -> std::io::
 pub struct FrameReader<R> {
     link: R,
     sequence: u32,
-    bytes: u64,
 }
 
 impl<R: Read> FrameReader<R> {
     /// A reader that expects frame 0.
     pub fn new(link: R) -> Self {
-        Self { link, sequence: 0, bytes: 0 }
+        Self { link, sequence: 0 }
     }
 
     /// Reads one frame's payload into `payload`, replacing what is there. No more is allocated than a frame of its kind
@@ -173,18 +172,12 @@ impl<R: Read> FrameReader<R> {
             return Err(WireError::Checksum { sequence });
         }
         self.sequence = sequence.wrapping_add(1);
-        self.bytes += u64::from(length) + size_of::<Header>() as u64;
         Ok(kind)
     }
 
     /// Number of the frame that was read last.
     pub fn last_sequence(&self) -> u32 {
         self.sequence.wrapping_sub(1)
-    }
-
-    /// Bytes read so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// The connection.

@@ -1,0 +1,63 @@
+//! What can go wrong with guest RAM.
+
+use std::io;
+use std::ops::Range;
+
+/// What can go wrong with guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The memfd could not be made.
+    #[error("no memory for the guest: {call} failed: {source}")]
+    Create {
+        /// The system call.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The memory could not be mapped.
+    #[error("guest RAM could not be mapped: {0}")]
+    Map(String),
+    /// A page range reaches behind the end of guest RAM.
+    #[error("pages {} to {} are not all guest RAM, which has {pages} pages", range.start, range.end)]
+    OutOfRange {
+        /// What was asked for.
+        range: Range<u64>,
+        /// How much there is.
+        pages: u64,
+    },
+    /// Reading or writing a page failed.
+    #[error("guest RAM page {page} could not be {what}: {source}")]
+    Access {
+        /// The first page of the access.
+        page: u64,
+        /// `read`, `written` or `punched`.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Asking the host about pages failed.
+    #[error(transparent)]
+    Probe(#[from] memory_agent::ProbeError),
+    /// Paging out failed.
+    #[error(transparent)]
+    PageOut(#[from] memory_agent::PageOutError),
+    /// Scanning failed.
+    #[error(transparent)]
+    Scan(#[from] memory_agent::ScanError),
+    /// Counting failed.
+    #[error(transparent)]
+    Usage(#[from] memory_agent::UsageError),
+    /// A region cannot be described to the memory agent.
+    #[error(transparent)]
+    Target(#[from] memory_agent::TargetError),
+}
+
+impl RamError {
+    /// Why pages could not be paged out, if that is what failed: what is in them is whole.
+    pub fn page_out(&self) -> Option<&memory_agent::PageOutError> {
+        match self {
+            Self::PageOut(e) | Self::Scan(memory_agent::ScanError::PageOut(e)) => Some(e),
+            _ => None,
+        }
+    }
+}
