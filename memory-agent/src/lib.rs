@@ -7,12 +7,15 @@
 //!
 //! It knows Linux memory, and nothing of what the memory is used for.
 
+mod agent;
+mod byte_size;
+mod guard;
 mod page_out;
 mod page_state;
+pub mod picture;
 mod probe;
 mod residency;
 mod scan;
-mod scan_view;
 mod swap;
 mod sys;
 mod target;
@@ -20,14 +23,22 @@ mod usage;
 mod vmstat;
 mod zram;
 
+pub use agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Suspended};
+pub use byte_size::{ByteSize, ByteSizeError};
+pub use guard::{GuardError, GuardReport, ResidencyGuard};
 pub use page_out::{PageOutError, PageOutReport, page_out};
-pub use page_state::{Counts, PAGE_SIZE, PageState};
-pub use probe::{Certainty, PageCache, PageCacheBySeek, Probe, ProbeError};
+pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
+pub use probe::{
+    ChosenProbe, Hint, HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeChoice, ProbeError,
+    ProbeKind, UffdMarker,
+};
 pub use residency::{Residency, ResidencyError, Run, Runs};
-pub use scan::{Remembered, ScanError, ScanGuard, windows};
-pub use scan_view::ScanView;
+pub use scan::{
+    ContentHash, Reader, Remembered, ScanError, ScanGuard, ScanProgress, ScanReport, ScanView, SparseDump, ZeroFinder,
+    scan, windows,
+};
 pub use swap::{SwapDevice, SwapError, SwapKind, active};
-pub use target::{FileView, Mapping, TargetError};
+pub use target::{FileView, Mapping, PageTables, Process, ProcessMemory, Target, TargetError};
 pub use usage::{UsageError, counts_of};
 pub use vmstat::{SwapCounters, VmstatError};
 pub use zram::{ScopedZram, ZramError};

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::probe::{ProbeError, check_range, resident_runs};
 use crate::swap::{self, SwapError};
 use crate::sys;
-use crate::target::Mapping;
+use crate::target::{Target, TargetError};
 
 /// Why nothing was paged out.
 #[derive(Debug, Error)]
@@ -28,6 +28,9 @@ pub enum PageOutError {
     /// The states of the pages could not be found out.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// The target is not what it was, or this user may not do it.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The swap devices could not be listed.
     #[error(transparent)]
     Swap(#[from] SwapError),
@@ -81,7 +84,7 @@ const ATTEMPTS: u32 = 4;
 /// Ranges this near to one another are advised in one call if no page in between may be paged out by mistake.
 const NEAR: u64 = 512;
 
-/// Pages out the resident pages of the ranges (page numbers of the mapping, in any order), and looks whether it
+/// Pages out the resident pages of the ranges (page numbers of the target, in any order), and looks whether it
 /// happened.
 ///
 /// Pages that are resident but not mapped here (brought in by `pread`, say) are mapped first, since
@@ -92,24 +95,39 @@ const NEAR: u64 = 512;
 /// # Errors
 /// [`PageOutError`] when there were resident pages and not a single one could be moved, or the pages are not in
 /// the mapping.
-pub fn page_out(mapping: &Mapping<'_>, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
+pub fn page_out(target: &dyn Target, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
+    page_out_by(target, ranges, false)
+}
+
+/// As [`page_out`]; with `map_first` pages are mapped before they are asked for the first time, where most are known not to
+/// be.
+pub(crate) fn page_out_by(
+    target: &dyn Target,
+    ranges: &[Range<u64>],
+    map_first: bool,
+) -> Result<PageOutReport, PageOutError> {
     for range in ranges {
-        check_range(mapping, range)?;
+        check_range(target, range)?;
     }
     let ranges = merged(ranges);
     let mut left = Vec::new();
     for range in &ranges {
-        resident_runs(mapping, range, &mut left)?;
+        resident_runs(target, range, &mut left)?;
     }
     let mut report = PageOutReport { asked: page_count(&left), ..PageOutReport::default() };
     if report.asked == 0 {
         return Ok(report);
     }
-    advise(mapping, &spans(&left, &ranges))?;
+    if map_first {
+        for run in &left {
+            target.map_pages(run)?;
+        }
+    }
+    target.advise_page_out(&spans(&left, &ranges))?;
     report.attempts = 1;
     loop {
-        left = still_resident(mapping, &left)?;
-        report.queued += remove_queued(mapping, &mut left)?;
+        left = still_resident(target, &left)?;
+        report.queued += remove_queued(target, &mut left)?;
         if left.is_empty() || report.attempts == ATTEMPTS {
             break;
         }
@@ -124,10 +142,9 @@ pub fn page_out(mapping: &Mapping<'_>, ranges: &[Range<u64>]) -> Result<PageOutR
             let _ = sys::drain_lru_batches();
         }
         for run in &left {
-            let (address, length) = mapping.bytes(run);
-            sys::populate_read(address, length).map_err(system("MADV_POPULATE_READ", run))?;
+            target.map_pages(run)?;
         }
-        advise(mapping, &left)?;
+        target.advise_page_out(&left)?;
         report.attempts += 1;
     }
     report.left = page_count(&left) + report.queued;
@@ -136,11 +153,6 @@ pub fn page_out(mapping: &Mapping<'_>, ranges: &[Range<u64>]) -> Result<PageOutR
         return Err(why_nothing(report.asked)?);
     }
     Ok(report)
-}
-
-fn system(call: &'static str, pages: &Range<u64>) -> impl FnOnce(rustix::io::Errno) -> PageOutError {
-    let pages = pages.clone();
-    move |e| PageOutError::System { call, pages, source: e.into() }
 }
 
 fn page_count(ranges: &[Range<u64>]) -> u64 {
@@ -182,31 +194,23 @@ fn spans(runs: &[Range<u64>], ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     spans
 }
 
-fn advise(mapping: &Mapping<'_>, runs: &[Range<u64>]) -> Result<(), PageOutError> {
-    for run in runs {
-        let (address, length) = mapping.bytes(run);
-        sys::page_out(address, length).map_err(system("MADV_PAGEOUT", run))?;
-    }
-    Ok(())
-}
-
-fn still_resident(mapping: &Mapping<'_>, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, ProbeError> {
+fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, ProbeError> {
     let mut left = Vec::new();
     for run in runs {
-        resident_runs(mapping, run, &mut left)?;
+        resident_runs(target, run, &mut left)?;
     }
     Ok(left)
 }
 
 /// Takes out the pages that wait in the swap cache for their device, and says how many. Asking for them again would
 /// be in vain, and mapping them would undo it.
-fn remove_queued(mapping: &Mapping<'_>, runs: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
+fn remove_queued(target: &dyn Target, runs: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
     let mut queued = 0;
     let mut kept = Vec::new();
     let mut todo: Vec<_> = std::mem::take(runs);
     todo.reverse();
     while let Some(run) = todo.pop() {
-        let counts = sys::cachestat_pages(mapping, &run).map_err(|source| PageOutError::System {
+        let counts = sys::cachestat_pages(&target.mapping(), &run).map_err(|source| PageOutError::System {
             call: "cachestat",
             pages: run.clone(),
             source,

@@ -21,6 +21,12 @@ pub enum PageState {
     Swapped,
 }
 
+/// Whether a page, or any bytes, hold nothing but zeros.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Most pages differ from zero in their first bytes.
+    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+}
+
 /// How many pages are in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Counts {

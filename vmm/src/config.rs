@@ -8,7 +8,7 @@ use crate::boot::Kernel;
 use crate::console::SerialTarget;
 use crate::host;
 use crate::ram::layout::MAX_RAM;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// The least memory: what the boot structures and a small kernel need.
 const MIN_RAM: ByteSize = ByteSize::mib(16);

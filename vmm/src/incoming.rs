@@ -14,7 +14,7 @@ use crate::migration::link::Listener;
 use crate::migration::wire::{Offer, Refusal, RefusalReason};
 use crate::ram::GuestRam;
 use crate::ram::layout::{MAX_RAM, RamLayout};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 type Arrival = Result<Arc<Machine>, DestinationError>;
 

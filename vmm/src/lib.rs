@@ -16,4 +16,3 @@ pub mod machine;
 pub mod migration;
 pub mod monitor;
 pub mod ram;
-pub mod units;

@@ -3,50 +3,136 @@
 use std::ops::Range;
 
 use super::ProbeError;
-use crate::page_state::PAGE_SIZE;
+use crate::page_state::{PAGE_SIZE, PageState};
+use crate::residency::{Builder, Residency};
 use crate::sys;
-use crate::target::Mapping;
+use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion};
+use crate::target::{Mapping, PageTables, Target};
 
 /// Pages asked about at a time: one page of answers, and some 500 us at most between a page's look and the
 /// next step of whoever asked.
 pub(super) const CHUNK: usize = 4096;
 
-/// Asks `mincore` about at most [`CHUNK`] pages from `pages.start` on, and calls `each` with every run and
-/// whether it is in memory. Returns the first page not asked about.
-pub(super) fn chunk(
-    mapping: &Mapping<'_>,
-    pages: Range<u64>,
-    mut each: impl FnMut(Range<u64>, bool) -> Result<(), ProbeError>,
-) -> Result<u64, ProbeError> {
-    let mut vector = [0; CHUNK];
-    let end = pages.end.min(pages.start + CHUNK as u64);
-    let vector = &mut vector[..(end - pages.start) as usize];
-    let (address, _) = mapping.bytes(&pages);
-    sys::mincore(address, PAGE_SIZE as usize, vector).map_err(|source| ProbeError::System {
-        call: "mincore",
-        pages: pages.start..end,
-        source,
-    })?;
-    let mut page = pages.start;
-    // Only the lowest bit is defined.
-    for run in vector.chunk_by(|a, b| (a ^ b) & 1 == 0) {
-        let next = page + run.len() as u64;
-        each(page..next, run[0] & 1 == 1)?;
-        page = next;
+/// Gaps this near to one another are asked about in one call: it costs as much as so many pages.
+const NEAR: usize = 4;
+
+/// Asks about pages of one target, a chunk at a time.
+pub(super) struct InMemory<'t> {
+    mapping: Mapping<'t>,
+    /// Another process's page tables, which tell of the pages it has mapped at a fraction of what the page cache costs.
+    /// Own ones are looked at by `mincore` itself.
+    tables: Option<PageTables>,
+    answers: Box<[u8; CHUNK]>,
+}
+
+impl<'t> InMemory<'t> {
+    pub(super) fn new(target: &'t dyn Target) -> Self {
+        // Where they cannot be read, the page cache knows as much.
+        let tables = target.is_elsewhere().then(|| target.page_tables().ok()).flatten();
+        Self { mapping: target.mapping(), tables, answers: Box::new([0; CHUNK]) }
     }
-    Ok(end)
+
+    /// Asks about at most [`CHUNK`] pages from `pages.start` on, and calls `each` with every run and whether it is in
+    /// memory. Returns the first page not asked about.
+    pub(super) fn chunk(
+        &mut self,
+        pages: Range<u64>,
+        mut each: impl FnMut(Range<u64>, bool) -> Result<(), ProbeError>,
+    ) -> Result<u64, ProbeError> {
+        let end = pages.end.min(pages.start + CHUNK as u64);
+        let length = (end - pages.start) as usize;
+        for gap in self.not_mapped(&(pages.start..end)) {
+            let first = pages.start + gap.start as u64;
+            let (address, _) = self.mapping.bytes(&(first..first));
+            sys::mincore(address, PAGE_SIZE as usize, &mut self.answers[gap.clone()]).map_err(|source| {
+                ProbeError::System { call: "mincore", pages: first..first + gap.len() as u64, source }
+            })?;
+        }
+        let mut page = pages.start;
+        // Only the lowest bit is defined.
+        for run in self.answers[..length].chunk_by(|a, b| (a ^ b) & 1 == 0) {
+            let next = page + run.len() as u64;
+            each(page..next, run[0] & 1 == 1)?;
+            page = next;
+        }
+        Ok(end)
+    }
+
+    /// The parts of the answers that another process's page tables leave open; the others are filled in.
+    fn not_mapped(&mut self, pages: &Range<u64>) -> Vec<Range<usize>> {
+        let length = (pages.end - pages.start) as usize;
+        let Some(tables) = &self.tables else { return vec![0..length] };
+        let addresses = tables.addresses(pages);
+        let mut regions = [PageRegion::default(); 512];
+        let mut gaps: Vec<Range<usize>> = Vec::new();
+        let (mut asked, mut done) = (addresses.start, 0);
+        let mut gap = |gap: Range<usize>| match gaps.last_mut() {
+            Some(last) if gap.start - last.end <= NEAR => last.end = gap.end,
+            _ if gap.is_empty() => {}
+            _ => gaps.push(gap),
+        };
+        while asked < addresses.end {
+            match sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), PAGE_IS_PRESENT, &mut regions) {
+                Ok((found, until)) if until > asked => {
+                    for region in found {
+                        let index =
+                            |address| (tables.page_at(address).saturating_sub(pages.start) as usize).min(length);
+                        let (start, end) = (index(region.start), index(region.end));
+                        gap(done..start.max(done));
+                        self.answers[start..end].fill(1);
+                        done = end;
+                    }
+                    asked = until;
+                }
+                // No such call, no such memory any more: the page cache answers for all that is left.
+                _ => break,
+            }
+        }
+        gap(done..length);
+        gaps
+    }
+}
+
+/// Which pages the process that works with the memory has mapped, as resident ones, all others as holes; `None` where
+/// page tables cannot be asked in bulk. Costs 2 ns a page.
+pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<Residency>, ProbeError> {
+    let tables = target.page_tables()?;
+    let addresses = tables.addresses(&pages);
+    let mut regions = [PageRegion::default(); 512];
+    let mut found = Builder::new();
+    let mut asked = addresses.start;
+    while asked < addresses.end {
+        let Ok((regions, until)) =
+            sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), PAGE_IS_PRESENT, &mut regions)
+        else {
+            return Ok(None);
+        };
+        for region in regions {
+            let page = |address| tables.page_at(address) - pages.start;
+            found.fill(page(region.start), PageState::Hole);
+            found.fill(page(region.end), PageState::Resident);
+        }
+        if until <= asked {
+            return Ok(None);
+        }
+        asked = until;
+    }
+    found.fill(pages.end - pages.start, PageState::Hole);
+    target.check()?;
+    Ok(Some(found.build()))
 }
 
 /// Appends the runs of pages of the range that are in memory to `runs`.
 pub(crate) fn resident_runs(
-    mapping: &Mapping<'_>,
+    target: &dyn Target,
     pages: &Range<u64>,
     runs: &mut Vec<Range<u64>>,
 ) -> Result<(), ProbeError> {
     let own = runs.len();
+    let mut in_memory = InMemory::new(target);
     let mut page = pages.start;
     while page < pages.end {
-        page = chunk(mapping, page..pages.end, |run, resident| {
+        page = in_memory.chunk(page..pages.end, |run, resident| {
             if resident {
                 match runs[own..].last_mut() {
                     Some(last) if last.end == run.start => last.end = run.end,

@@ -1,7 +1,11 @@
 //! Finding out which pages are holes, resident or swapped, without changing it.
 
+mod choice;
+mod hint;
 mod in_memory;
+mod marker;
 mod page_cache;
+mod uffd_marker;
 
 use std::io;
 use std::ops::Range;
@@ -9,18 +13,13 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::residency::Residency;
-use crate::target::Mapping;
-pub(crate) use in_memory::resident_runs;
+use crate::target::{Target, TargetError};
+pub use choice::{ChosenProbe, KernelOffer, ProbeChoice, ProbeKind};
+pub use hint::Hint;
+pub(crate) use in_memory::{present, resident_runs};
+pub use marker::Marker;
 pub use page_cache::{PageCache, PageCacheBySeek};
-
-/// How far a probe's answer can be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Certainty {
-    /// Each page was in the state reported at some moment during the call.
-    Exact,
-    /// Pages can be in another state than reported; good for choosing where to look.
-    Hint,
-}
+pub use uffd_marker::UffdMarker;
 
 /// Why pages could not be asked about.
 #[derive(Debug, Error)]
@@ -32,6 +31,17 @@ pub enum ProbeError {
         asked: Range<u64>,
         /// Pages there are.
         pages: u64,
+    },
+    /// The target is not what it was.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The probe wanted cannot be had.
+    #[error("the probe {probe} cannot be used: {why}")]
+    NotHere {
+        /// Which.
+        probe: ProbeKind,
+        /// Why, and what to do.
+        why: &'static str,
     },
     /// A system call failed.
     #[error("{call} failed on pages {pages:?}: {source}; check that the file is still mapped there, whole")]
@@ -45,22 +55,41 @@ pub enum ProbeError {
     },
 }
 
-/// A way to find out the states of pages.
-pub trait Probe {
+/// A way to find out the states of pages, exactly: each page was in the state reported at some moment during the call.
+pub trait Probe: Send + Sync {
     /// A short name for logs and tables.
     fn name(&self) -> &'static str;
 
-    /// How far its answers can be trusted.
-    fn certainty(&self) -> Certainty;
-
-    /// The states of `pages` of the mapping; page 0 of the answer is `pages.start`.
+    /// The states of `pages` of the target; page 0 of the answer is `pages.start`.
     ///
     /// # Errors
-    /// [`ProbeError`] when the pages are not in the mapping, or the kernel refuses.
-    fn residency(&self, mapping: &Mapping<'_>, pages: Range<u64>) -> Result<Residency, ProbeError>;
+    /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
+    fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError>;
 }
 
-pub(crate) fn check_range(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<(), ProbeError> {
+/// A quick way to guess the states of pages.
+pub trait HintProbe: Send + Sync {
+    /// A short name for logs and tables.
+    fn name(&self) -> &'static str;
+
+    /// What the states of `pages` of the target may be; page 0 of the answer is `pages.start`.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
+    fn hint(&self, target: &dyn Target, pages: Range<u64>) -> Result<Hint, ProbeError>;
+
+    /// Prepares pages that have come into memory since the last call for being told of later; where nothing is to be
+    /// prepared, this does nothing.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the kernel refuses.
+    fn arm(&self) -> Result<(), ProbeError> {
+        Ok(())
+    }
+}
+
+pub(crate) fn check_range(target: &dyn Target, pages: &Range<u64>) -> Result<(), ProbeError> {
+    let mapping = target.mapping();
     if mapping.contains(pages) {
         return Ok(());
     }

@@ -5,15 +5,17 @@ use std::ops::Range;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::{Certainty, Probe, ProbeError, check_range, in_memory};
+use super::in_memory::InMemory;
+use super::{Probe, ProbeError, check_range};
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::sys::{self, Cachestat};
-use crate::target::Mapping;
+use crate::target::{Mapping, Target};
 
 /// Looks every page up in the page cache: needs no preparation, no privileges, and works on any kernel.
 ///
-/// `mincore` tells what is in memory. What is not is a hole or swapped, and which of the two is decided by
+/// `mincore` tells what is in memory; another process's page tables (`PAGEMAP_SCAN`) spare it the pages that are mapped
+/// there. What is not is a hole or swapped, and which of the two is decided by
 /// `cachestat` (Linux 6.5), for a whole run of such pages in one look at each: a page that was a hole at the
 /// first look and has been written before the second is not taken for a swapped one. `SEEK_DATA` and
 /// `SEEK_HOLE` only find where holes and swapped pages meet; `SEEK_HOLE` alone would walk to the end of the data,
@@ -32,12 +34,8 @@ impl Probe for PageCache {
         "page-cache"
     }
 
-    fn certainty(&self) -> Certainty {
-        Certainty::Exact
-    }
-
-    fn residency(&self, mapping: &Mapping<'_>, pages: Range<u64>) -> Result<Residency, ProbeError> {
-        residency(mapping, pages, true)
+    fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
+        residency(target, pages, true)
     }
 }
 
@@ -50,19 +48,18 @@ impl Probe for PageCacheBySeek {
         "page-cache-by-seek"
     }
 
-    fn certainty(&self) -> Certainty {
-        Certainty::Exact
-    }
-
-    fn residency(&self, mapping: &Mapping<'_>, pages: Range<u64>) -> Result<Residency, ProbeError> {
-        residency(mapping, pages, false)
+    fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
+        residency(target, pages, false)
     }
 }
 
 /// The probe; `cachestat` says whether to try that call.
-fn residency(mapping: &Mapping<'_>, pages: Range<u64>, cachestat: bool) -> Result<Residency, ProbeError> {
-    check_range(mapping, &pages)?;
+fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<Residency, ProbeError> {
+    let mapping = &target.mapping();
+    check_range(target, &pages)?;
+    let mut in_memory = InMemory::new(target);
     let mut look = Look {
+        target,
         mapping,
         first: pages.start,
         found: Residency::uniform(pages.end - pages.start, PageState::Hole),
@@ -71,7 +68,7 @@ fn residency(mapping: &Mapping<'_>, pages: Range<u64>, cachestat: bool) -> Resul
     let mut page = pages.start;
     // Long holes are skipped in one step.
     while let Some(data) = next_data(mapping, page)?.filter(|&data| data < pages.end) {
-        page = in_memory::chunk(mapping, data..pages.end, |run, resident| {
+        page = in_memory.chunk(data..pages.end, |run, resident| {
             if resident {
                 look.set(run, PageState::Resident);
                 return Ok(());
@@ -79,10 +76,12 @@ fn residency(mapping: &Mapping<'_>, pages: Range<u64>, cachestat: bool) -> Resul
             look.absent(run)
         })?;
     }
+    target.check()?;
     Ok(look.found)
 }
 
 struct Look<'a> {
+    target: &'a dyn Target,
     mapping: &'a Mapping<'a>,
     first: u64,
     /// Holes until found to be something else.
@@ -144,8 +143,9 @@ impl Look<'_> {
         while let Some(data) = next_data(self.mapping, page)?.filter(|&data| data < pages.end) {
             let end = data_end(self.mapping, data, pages.end)?;
             let mut at = data;
+            let mut in_memory = InMemory::new(self.target);
             while at < end {
-                at = in_memory::chunk(self.mapping, at..end, |run, resident| {
+                at = in_memory.chunk(at..end, |run, resident| {
                     self.set(run, if resident { PageState::Resident } else { PageState::Swapped });
                     Ok(())
                 })?;

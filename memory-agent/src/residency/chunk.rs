@@ -145,6 +145,49 @@ impl Chunk {
     }
 }
 
+/// The pages of a chunk that is being made from its beginning on.
+#[derive(Default)]
+pub(super) struct Tail {
+    len: u32,
+    runs: Vec<u16>,
+    /// Once there are too many runs.
+    packed: Option<Box<[u64; WORDS]>>,
+}
+
+impl Tail {
+    /// Number of pages so far, below [`CHUNK_PAGES`] or equal.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Appends as many pages as there is room for.
+    pub(super) fn push(&mut self, pages: u32, state: PageState) {
+        let start = self.len;
+        self.len = CHUNK_PAGES.min(start + pages);
+        if let Some(words) = &mut self.packed {
+            fill(words, start..self.len, state);
+        } else if start == self.len || self.runs.last().is_some_and(|&last| entry_state(last) == state) {
+            // The last run goes on.
+        } else if self.runs.len() < MAX_RUNS {
+            self.runs.push(entry(start, state));
+        } else {
+            let mut words = pack(&self.runs);
+            fill(&mut words, start..self.len, state);
+            (self.packed, self.runs) = (Some(words), Vec::new());
+        }
+    }
+
+    /// The chunk; pages behind the last one may be anything.
+    pub(super) fn chunk(self) -> Chunk {
+        match (self.packed, &self.runs[..]) {
+            (Some(words), _) => Chunk::Packed(words),
+            (None, []) => Chunk::Uniform(PageState::Hole),
+            (None, [only]) => Chunk::Uniform(entry_state(*only)),
+            (None, runs) => Chunk::Runs(runs.to_vec()),
+        }
+    }
+}
+
 fn set_in_runs(runs: &mut Vec<u16>, pages: Range<u32>, state: PageState) {
     // Entries first..last start within the range or exactly at its end: all of them go.
     let first = runs.partition_point(|&e| start_of(e) < pages.start);

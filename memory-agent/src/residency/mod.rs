@@ -1,5 +1,6 @@
 //! A compact map of which pages of a range are holes, resident or swapped.
 
+mod builder;
 mod chunk;
 mod runs;
 #[cfg(test)]
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::page_state::{Counts, PageState};
+pub(crate) use builder::Builder;
 use chunk::{CHUNK_PAGES, Chunk};
 pub use runs::{Run, Runs};
 
@@ -48,6 +50,15 @@ pub struct Residency {
     chunks: Vec<Chunk>,
 }
 
+/// Appends pages that somebody else counted.
+fn push_bounded(builder: &mut Builder, pages: u64, state: PageState) -> Result<(), ResidencyError> {
+    if builder.len().checked_add(pages).is_none_or(|len| len > MAX_PAGES_FROM_OUTSIDE) {
+        return Err(ResidencyError::TooLong);
+    }
+    builder.push(pages, state);
+    Ok(())
+}
+
 fn chunk_of(page: u64) -> usize {
     (page / u64::from(CHUNK_PAGES)) as usize
 }
@@ -77,22 +88,14 @@ impl Residency {
     /// # Errors
     /// [`ResidencyError::NotConsecutive`] if they do not, [`ResidencyError::TooLong`] beyond 256 TiB of pages.
     pub fn from_runs(runs: impl IntoIterator<Item = Run>) -> Result<Self, ResidencyError> {
-        let mut residency = Self::default();
+        let mut builder = Builder::new();
         for Run { pages, state } in runs {
-            if pages.start != residency.len {
-                return Err(ResidencyError::NotConsecutive { expected: residency.len, found: pages.start });
+            if pages.start != builder.len() {
+                return Err(ResidencyError::NotConsecutive { expected: builder.len(), found: pages.start });
             }
-            residency.push_bounded(pages.end.saturating_sub(pages.start), state)?;
+            push_bounded(&mut builder, pages.end.saturating_sub(pages.start), state)?;
         }
-        Ok(residency)
-    }
-
-    fn push_bounded(&mut self, pages: u64, state: PageState) -> Result<(), ResidencyError> {
-        if self.len.checked_add(pages).is_none_or(|len| len > MAX_PAGES_FROM_OUTSIDE) {
-            return Err(ResidencyError::TooLong);
-        }
-        self.push(pages, state);
-        Ok(())
+        Ok(builder.build())
     }
 
     /// Appends `pages` pages in `state`.
@@ -195,10 +198,10 @@ impl TryFrom<Vec<(u64, PageState)>> for Residency {
     type Error = ResidencyError;
 
     fn try_from(runs: Vec<(u64, PageState)>) -> Result<Self, ResidencyError> {
-        let mut residency = Self::default();
+        let mut builder = Builder::new();
         for (pages, state) in runs {
-            residency.push_bounded(pages, state)?;
+            push_bounded(&mut builder, pages, state)?;
         }
-        Ok(residency)
+        Ok(builder.build())
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::chunk::CHUNK_PAGES;
-use super::{Residency, chunk_of};
+use super::{Builder, Residency, chunk_of};
 use crate::page_state::PageState;
 
 /// Neighbouring pages in one state.
@@ -64,6 +64,37 @@ impl Residency {
         self.runs().filter(move |run| run.state == state).map(|run| run.pages)
     }
 
+    /// Both maps side by side: the maximal ranges within which neither changes, in order, with the state here and in
+    /// `other`; pages that only one of the two has are left out.
+    pub fn zip<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (Range<u64>, PageState, PageState)> + 'a {
+        let end = self.len.min(other.len);
+        let mut here = self.runs_in(0..end).peekable();
+        let mut there = other.runs_in(0..end).peekable();
+        let mut page = 0;
+        std::iter::from_fn(move || {
+            let (a, b) = (here.peek()?, there.peek()?);
+            let (end_a, end_b) = (a.pages.end, b.pages.end);
+            let both = (page..end_a.min(end_b), a.state, b.state);
+            page = both.0.end;
+            if end_a == page {
+                here.next();
+            }
+            if end_b == page {
+                there.next();
+            }
+            Some(both)
+        })
+    }
+
+    /// The map whose pages are in state `state(state here, state in other)`: unions, intersections and differences of the
+    /// pages in any states. It is as long as the shorter of the two.
+    #[must_use]
+    pub fn combine(&self, other: &Self, state: impl Fn(PageState, PageState) -> PageState) -> Self {
+        let mut combined = Builder::new();
+        self.zip(other).for_each(|(pages, a, b)| combined.push(pages.end - pages.start, state(a, b)));
+        combined.build()
+    }
+
     /// The ranges of pages for which `wanted(state here, state in other)` holds, in order and maximal;
     /// pages that only one of the two maps has are left out.
     pub fn ranges_where<'a>(
@@ -71,31 +102,13 @@ impl Residency {
         other: &'a Self,
         wanted: impl Fn(PageState, PageState) -> bool + 'a,
     ) -> impl Iterator<Item = Range<u64>> + 'a {
-        let end = self.len.min(other.len);
-        let mut here = self.runs_in(0..end).peekable();
-        let mut there = other.runs_in(0..end).peekable();
-        let mut page = 0;
+        let mut found = self.zip(other).filter(move |(_, a, b)| wanted(*a, *b)).map(|(pages, ..)| pages).peekable();
         std::iter::from_fn(move || {
-            let mut found: Option<Range<u64>> = None;
-            while let (Some(a), Some(b)) = (here.peek(), there.peek()) {
-                let until = a.pages.end.min(b.pages.end);
-                let matches = wanted(a.state, b.state);
-                let (a_done, b_done) = (a.pages.end == until, b.pages.end == until);
-                if matches {
-                    found = Some(found.map_or(page, |found| found.start)..until);
-                }
-                page = until;
-                if a_done {
-                    here.next();
-                }
-                if b_done {
-                    there.next();
-                }
-                if !matches && found.is_some() {
-                    break;
-                }
+            let mut range = found.next()?;
+            while let Some(next) = found.next_if(|next| next.start == range.end) {
+                range.end = next.end;
             }
-            found
+            Some(range)
         })
     }
 }

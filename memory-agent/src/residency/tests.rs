@@ -98,6 +98,16 @@ proptest! {
         let rebuilt = Residency::from_runs(residency.runs()).unwrap();
         prop_assert_eq!(&rebuilt, &residency);
 
+        let mut built = Builder::new();
+        for run in residency.runs() {
+            // In pieces, so that runs go on and cross the ends of chunks.
+            let middle = run.pages.start.midpoint(run.pages.end);
+            built.push(middle - run.pages.start, run.state);
+            built.fill(run.pages.end, run.state);
+        }
+        prop_assert_eq!(built.len(), residency.len());
+        prop_assert_eq!(&built.build(), &residency);
+
         let split = split.index(residency.len() as usize) as u64;
         let part = |pages: Range<u64>| {
             let runs = residency.runs_in(pages.clone());
@@ -124,6 +134,10 @@ proptest! {
         let expected: Vec<u64> = pairs.filter(|(_, (a, b))| wanted(**a, **b)).map(|(page, _)| page as u64).collect();
         prop_assert_eq!(pages, expected);
         prop_assert_eq!(a == b, plain_a == plain_b);
+        let states = [Hole, Resident, Swapped];
+        let state = |a: PageState, b: PageState| states[(a as usize * 3 + b as usize + usize::from(table[0])) % 3];
+        let combined: Vec<_> = plain_a.iter().zip(&plain_b).map(|(a, b)| state(*a, *b)).collect();
+        prop_assert!(a.combine(&b, state).runs().eq(plain_runs(&combined)));
     }
 }
 

@@ -2,6 +2,9 @@
 #![allow(unsafe_code, reason = "system calls that take addresses")]
 
 mod map;
+pub(crate) mod pagemap;
+pub(crate) mod process;
+pub(crate) mod uffd;
 
 use std::ffi::c_void;
 use std::io;
@@ -9,11 +12,17 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::without_provenance_mut;
 
+use rustix::io::Errno;
 use rustix::mm::Advice;
 
 use crate::page_state::PAGE_SIZE;
 use crate::target::Mapping;
 pub(crate) use map::SharedMap;
+
+/// The error of the last call made through libc.
+fn last_error() -> Errno {
+    io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
 
 /// `MADV_PAGEOUT`: asks the kernel to page out what is mapped in the range (mm/madvise.c `madvise_pageout`).
 pub(crate) fn page_out(address: usize, length: usize) -> rustix::io::Result<()> {
@@ -79,6 +88,19 @@ pub(crate) fn cachestat(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Res
     }
 }
 
+/// Whether a call that was asked about a descriptor that is none was understood at all. Kernels without it, and seccomp
+/// filters that hide it, say otherwise.
+fn was_understood(result: libc::c_long) -> bool {
+    result >= 0 || !matches!(last_error(), Errno::NOSYS | Errno::PERM)
+}
+
+/// Whether the kernel has `cachestat` and lets this process use it.
+pub(crate) fn has_cachestat() -> bool {
+    let nothing = std::ptr::null::<u8>();
+    // SAFETY: there is no such descriptor, and the kernel refuses null pointers; it can write nothing.
+    was_understood(unsafe { libc::syscall(SYS_CACHESTAT, -1, nothing, nothing, 0) })
+}
+
 /// [`cachestat`] of pages of a mapping.
 pub(crate) fn cachestat_pages(mapping: &Mapping<'_>, pages: &Range<u64>) -> io::Result<Option<Cachestat>> {
     let length = (pages.end - pages.start) * PAGE_SIZE;
@@ -87,6 +109,14 @@ pub(crate) fn cachestat_pages(mapping: &Mapping<'_>, pages: &Range<u64>) -> io::
         return Ok(Some(Cachestat::default()));
     }
     cachestat(mapping.fd(), mapping.offset(pages.start), length)
+}
+
+/// The calling thread runs only when no other has anything to do (`SCHED_IDLE`, sched(7)).
+pub(crate) fn run_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads the live structure; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Moves the pages that every CPU holds back in its batches on to the kernel's LRU lists, from where they can be

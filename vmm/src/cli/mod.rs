@@ -6,7 +6,6 @@ mod doctor;
 mod end;
 mod migrate;
 mod pages;
-mod picture;
 mod progress;
 mod receive;
 mod run;
@@ -22,7 +21,7 @@ pub use end::End;
 
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.

@@ -2,11 +2,13 @@
 
 use clap::Args;
 
-use super::{ApiSocket, End, picture};
+use memory_agent::picture;
+
+use super::{ApiSocket, End};
 use crate::control::client::ask;
 use crate::control::{Answer, Request};
 use crate::exit::ExitCode;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Options of `thermocline pages`.
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use memory_agent::PAGE_SIZE;
 
 use crate::migration::progress::{Phase, Progress};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Plain lines come this often.
 const LINE_EVERY: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use crate::exit::ExitCode;
 use crate::incoming::{Incoming, Limits};
 use crate::migration::link::{Address, Listener};
 use crate::monitor::Monitor;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Options of `thermocline receive`.
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use crate::exit::ExitCode;
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::ram::GuestRam;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]

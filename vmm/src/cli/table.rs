@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table};
 
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::Report;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// A migration, and the longest stall the guest saw meanwhile, in microseconds, if it can tell.
 pub(super) type Row = (ColdPolicy, Report, Option<u64>);

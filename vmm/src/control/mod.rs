@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

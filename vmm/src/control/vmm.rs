@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use memory_agent::{Counts, PAGE_SIZE};
+use memory_agent::{PAGE_SIZE, picture};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Answer, Failure, MigrateRequest, PagesReport, Request, RunState, Status};
@@ -14,7 +14,7 @@ use crate::migration::cancel::Cancel;
 use crate::migration::link::{Address, AddressError, Link};
 use crate::migration::progress::{Observer, Report};
 use crate::migration::source::{self, SourceError};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Most parts that a picture may have.
 const MAX_CELLS: u32 = 1 << 16;
@@ -240,9 +240,7 @@ impl Vmm {
         let machine = self.machine().ok_or(VmmError::NoGuest)?;
         let pages = machine.ram().pages();
         let residency = machine.ram().residency(0..pages)?;
-        let edge = |cell: u32| (u128::from(pages) * u128::from(cell) / u128::from(cells.max(1))) as u64;
-        let cells: Vec<Counts> = (0..cells).map(|cell| residency.counts_in(edge(cell)..edge(cell + 1))).collect();
-        Ok(PagesReport { counts: residency.counts(), cells })
+        Ok(PagesReport { counts: residency.counts(), cells: picture::cells(&residency, cells) })
     }
 
     fn page_out(&self, ranges: Option<&[(u64, u64)]>) -> Result<Answer, VmmError> {

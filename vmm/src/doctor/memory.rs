@@ -9,7 +9,7 @@ use super::{Area, Findings, State};
 use crate::host;
 use crate::host::cgroup::MemoryGroup;
 use crate::host::text;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 pub(super) fn examine(found: &mut Findings, devices: &[SwapDevice]) {
     size(found);

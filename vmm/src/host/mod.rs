@@ -3,8 +3,8 @@
 pub(crate) mod cgroup;
 pub(crate) mod text;
 
-use crate::units::ByteSize;
 use cgroup::MemoryGroup;
+use memory_agent::ByteSize;
 
 /// Memory and swap together, within the limit of this process's control group; `None` when the host does not say.
 pub fn memory_and_swap() -> Option<ByteSize> {

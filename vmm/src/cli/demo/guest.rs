@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use memory_agent::picture;
 use workload_guest::report::{CheckedAll, Ready, Report as GuestReport};
 use workload_guest::{Command as GuestCommand, Line};
 
-use crate::cli::{picture, progress};
+use crate::cli::progress;
 use crate::control::client::ask;
 use crate::control::{Answer, MigrateRequest, PagesReport, Request};
 use crate::migration::progress::Report;

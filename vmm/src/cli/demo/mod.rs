@@ -18,7 +18,7 @@ use super::End;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Options of `thermocline demo`.
 #[derive(Debug, Args)]

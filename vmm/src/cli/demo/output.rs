@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use memory_agent::picture;
 use serde::Serialize;
 use workload_guest::report::{CheckedAll, Report as GuestReport};
 
-use crate::cli::{picture, table};
+use crate::cli::table;
 use crate::control::PagesReport;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{PagesByClass, Report, SourceResidency};

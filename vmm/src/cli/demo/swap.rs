@@ -4,7 +4,7 @@ use std::fmt;
 
 use memory_agent::{ScopedZram, SwapDevice};
 
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Where cold pages go.
 pub(super) enum DemoSwap {

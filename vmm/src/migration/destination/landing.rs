@@ -18,7 +18,7 @@ use super::DestinationError;
 use super::keeper::Keeper;
 use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// Batches that may wait for a thread.
 const QUEUE: usize = 4;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{PAGE_SIZE, PageOutError, PageState};
+use memory_agent::{PAGE_SIZE, PageOutError, PageState, is_zero};
 
 use super::SourceError;
 use super::session::Session;
@@ -173,11 +173,6 @@ fn split_empty(runs: &[Range<u64>], bytes: &[u8]) -> (Vec<Range<u64>>, Vec<Range
         }
     }
     (full, empty)
-}
-
-/// Most pages differ from zero in their first bytes.
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
 }
 
 #[cfg(test)]

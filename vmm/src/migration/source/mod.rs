@@ -15,7 +15,7 @@ use super::cancel::Cancel;
 use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Phase, Report};
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// How to migrate.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineDescription, MachineState};
 use crate::migration::plan::ColdPolicy;
-use crate::units::ByteSize;
+use memory_agent::ByteSize;
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.

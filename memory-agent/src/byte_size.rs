@@ -1,4 +1,4 @@
-//! Sizes and rates as people write them.
+//! Sizes as people write them.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -51,7 +51,7 @@ impl ByteSize {
 
     /// The number of whole 4 KiB pages.
     pub const fn pages(self) -> u64 {
-        self.0 / memory_agent::PAGE_SIZE
+        self.0 / crate::page_state::PAGE_SIZE
     }
 }
 

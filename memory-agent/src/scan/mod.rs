@@ -1,5 +1,9 @@
 //! Reading shared memory and leaving it as warm and as cold as it was.
 
+mod readers;
+mod view;
+mod walk;
+
 use std::ops::Range;
 
 use thiserror::Error;
@@ -8,8 +12,10 @@ use crate::page_out::{PageOutError, PageOutReport, page_out};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{PageCache, Probe, ProbeError};
 use crate::residency::{Residency, Run};
-use crate::scan_view::ScanView;
-use crate::target::{Mapping, TargetError};
+use crate::target::{FileView, Mapping, TargetError};
+pub use readers::{ContentHash, SparseDump, ZeroFinder};
+pub use view::ScanView;
+pub use walk::{Reader, ScanProgress, ScanReport, scan};
 
 /// Why memory could not be remembered or put back.
 #[derive(Debug, Error)]
@@ -26,16 +32,9 @@ pub enum ScanError {
     /// The file may get shorter while it is read, which would end this process.
     #[error("the file can get shorter while it is read: seal it with F_SEAL_SHRINK")]
     NotSealed,
-    /// Pages could not be mapped or unmapped.
-    #[error("the host could not {what} pages {pages:?} for a reader: {source}")]
-    Map {
-        /// `map` or `unmap`.
-        what: &'static str,
-        /// Which pages.
-        pages: Range<u64>,
-        /// The system's reason.
-        source: rustix::io::Errno,
-    },
+    /// The reader could not go on.
+    #[error("the reader stopped: {0}")]
+    Reader(#[from] std::io::Error),
     /// Pages that are not in the file, or a buffer that has not their size.
     #[error("pages {0:?} are not in the file, or the buffer has another size")]
     OutOfRange(Range<u64>),
@@ -48,7 +47,7 @@ pub enum ScanError {
 pub struct ScanGuard<'m> {
     mapping: Mapping<'m>,
     /// The view that the mapping is of, when readers have one of their own.
-    view: Option<&'m ScanView>,
+    view: Option<&'m FileView>,
 }
 
 impl<'m> ScanGuard<'m> {
@@ -57,9 +56,9 @@ impl<'m> ScanGuard<'m> {
         Self { mapping, view: None }
     }
 
-    /// A guard for readers of `mapping`, which is `view`'s.
-    pub(crate) fn of_view(mapping: Mapping<'m>, view: &'m ScanView) -> Self {
-        Self { mapping, view: Some(view) }
+    /// A guard for readers of `view`, through it or through its file.
+    pub fn of_view(view: &'m FileView) -> Self {
+        Self { mapping: view.mapping(), view: Some(view) }
     }
 
     /// Finds out, exactly, what the pages of the ranges are now. To be called right before reading them.
@@ -82,7 +81,7 @@ impl<'m> ScanGuard<'m> {
 #[must_use = "dropping it at once pages out at once: keep it until the pages are read"]
 pub struct Remembered<'m> {
     mapping: Mapping<'m>,
-    view: Option<&'m ScanView>,
+    view: Option<&'m FileView>,
     /// First page, and the states from there on.
     parts: Vec<(u64, Residency)>,
     kept: Vec<Range<u64>>,
@@ -126,12 +125,10 @@ impl Remembered<'_> {
             }
         }
         let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
-        let report = page_out(&self.mapping, &swapped);
-        if let Some(view) = self.view {
-            // What stayed, because the owner wants it, is the owner's alone again.
-            view.unmap(&swapped)?;
-        }
-        Ok(report?)
+        Ok(match self.view {
+            Some(view) => view.page_out(&swapped)?,
+            None => page_out(&self.mapping, &swapped)?,
+        })
     }
 }
 

@@ -1,0 +1,295 @@
+//! Keeping a process's memory as warm and as cold as it was, while somebody reads all of it.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::page_out::{PageOutError, page_out};
+use crate::page_state::{Counts, PageState};
+use crate::probe::{PageCache, Probe, ProbeError, present, resident_runs};
+use crate::residency::Residency;
+use crate::target::{Target, TargetError};
+use crate::usage::counts_of;
+
+/// So many pages at the reader's front are left to it: what it has just read it may still be sending.
+const FRONT: u64 = 256;
+/// So many more resident pages than page tables explain are worth a look at the page cache.
+const UNEXPLAINED: u64 = 64;
+/// How often pages that stay are asked for at the end.
+const LAST_ATTEMPTS: u32 = 3;
+
+/// Why memory could not be guarded.
+#[derive(Debug, Error)]
+pub enum GuardError {
+    /// The states of the pages could not be found out.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// Pages could not be paged out again.
+    #[error(transparent)]
+    PageOut(#[from] PageOutError),
+    /// The target is not what it was.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The map is of other memory.
+    #[error("the map is of {map} pages and the memory has {memory}: give the map of this guest")]
+    OtherMemory {
+        /// Pages of the map.
+        map: u64,
+        /// Pages of the memory.
+        memory: u64,
+    },
+}
+
+/// What a guard has done, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardReport {
+    /// What the memory was at the start, or should become.
+    pub remembered: Counts,
+    /// Pages woken: swapped pages that came into memory, and holes that were allocated.
+    pub woken: u64,
+    /// Pages of these that were put back.
+    pub put_back: u64,
+    /// Pages of those put back that came again, and were left then: somebody works with them.
+    pub wanted: u64,
+    /// Pages that are awake now and should not be, but for those wanted.
+    pub awake: u64,
+    /// The most of these at any look.
+    pub awake_peak: u64,
+}
+
+/// Remembers what the pages of a target are, and puts back what a reader wakes.
+///
+/// A page is put back once. If it comes into memory again after that, it is its owner who wants it, and it stays.
+pub struct ResidencyGuard<'t> {
+    target: &'t dyn Target,
+    window: u64,
+    /// What pages should be; those put back or found resident at the start are resident here.
+    owed: Residency,
+    /// Pages put back, as swapped ones: to see who comes again.
+    done: Residency,
+    /// What was awake at the last look.
+    awake: Vec<Range<u64>>,
+    /// Resident pages that no page table explained at the start.
+    unexplained: u64,
+    report: GuardReport,
+}
+
+impl<'t> ResidencyGuard<'t> {
+    /// A guard that restores what the target is now; at most about `window_pages` may be awake at a time.
+    ///
+    /// # Errors
+    /// [`GuardError::Probe`] when the host does not tell.
+    pub fn remember(target: &'t dyn Target, window_pages: u64) -> Result<Self, GuardError> {
+        let residency = PageCache.residency(target, 0..target.mapping().pages())?;
+        Self::like(target, window_pages, residency)
+    }
+
+    /// A guard that makes the target like a map: such as the one of the same guest on the host it comes from.
+    ///
+    /// # Errors
+    /// [`GuardError::OtherMemory`] when the map has another size.
+    pub fn like(target: &'t dyn Target, window_pages: u64, map: Residency) -> Result<Self, GuardError> {
+        let memory = target.mapping().pages();
+        if map.len() != memory {
+            return Err(GuardError::OtherMemory { map: map.len(), memory });
+        }
+        let report = GuardReport { remembered: map.counts(), ..GuardReport::default() };
+        let mut guard = Self {
+            target,
+            window: window_pages.max(1),
+            done: Residency::uniform(memory, PageState::Hole),
+            owed: map,
+            awake: Vec::new(),
+            unexplained: 0,
+            report,
+        };
+        if let Some(mapped) = guard.mapped()? {
+            guard.unexplained = guard.resident()?.saturating_sub(mapped.counts().resident);
+        }
+        Ok(guard)
+    }
+
+    /// Looks what has been woken, and puts back what the reader is done with. To be called some tens of times a second.
+    ///
+    /// # Errors
+    /// When the host does not tell, nothing can be paged out, or the target has gone.
+    pub fn step(&mut self) -> Result<GuardReport, GuardError> {
+        let awake = self.look()?;
+        let count = page_count(&awake);
+        self.report.awake_peak = self.report.awake_peak.max(count);
+        // What was awake at the last look already is behind the reader; with more than half of the window awake all is
+        // put back but the reader's front.
+        let due = if count > self.window / 2 { without_last(&awake, FRONT) } else { intersection(&awake, &self.awake) };
+        let left = self.put_back(&due)?;
+        self.report.awake = count - page_count(&due) + left;
+        self.awake = awake;
+        Ok(self.report)
+    }
+
+    /// Puts back all that is awake and should not be.
+    ///
+    /// # Errors
+    /// As [`ResidencyGuard::step`].
+    pub fn finish(mut self) -> Result<GuardReport, GuardError> {
+        for _ in 0..LAST_ATTEMPTS {
+            let mut awake = Vec::new();
+            resident_runs(self.target, &(0..self.owed.len()), &mut awake)?;
+            let awake = self.should_sleep(&awake);
+            self.report.awake = page_count(&awake);
+            if self.report.awake == 0 {
+                break;
+            }
+            self.report.awake = self.put_back(&awake)?;
+        }
+        Ok(self.report)
+    }
+
+    /// The pages that are awake and owed, in order.
+    fn look(&mut self) -> Result<Vec<Range<u64>>, GuardError> {
+        let mut runs = Vec::new();
+        match self.mapped()? {
+            Some(mapped) if self.resident()? <= mapped.counts().resident + self.unexplained + UNEXPLAINED => {
+                runs.extend(mapped.ranges_of(PageState::Resident));
+            }
+            // Read by another way than the process's own mapping, or nobody tells what that maps.
+            _ => resident_runs(self.target, &(0..self.owed.len()), &mut runs)?,
+        }
+        self.count_wanted(&runs);
+        Ok(self.should_sleep(&runs))
+    }
+
+    /// What the process's page tables map, where that can be asked quickly.
+    fn mapped(&self) -> Result<Option<Residency>, GuardError> {
+        Ok(present(self.target, 0..self.owed.len())?)
+    }
+
+    /// Resident pages by the kernel's own sums.
+    fn resident(&self) -> Result<u64, GuardError> {
+        Ok(counts_of(&self.target.mapping()).map_or(u64::MAX, |counts| counts.resident))
+    }
+
+    /// The parts of ranges whose pages should not be in memory.
+    fn should_sleep(&self, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            for run in self.owed.runs_in(range.clone()).filter(|run| run.state != PageState::Resident) {
+                match found.last_mut() {
+                    Some(last) if last.end == run.pages.start => last.end = run.pages.end,
+                    _ => found.push(run.pages),
+                }
+            }
+        }
+        found
+    }
+
+    fn count_wanted(&mut self, resident: &[Range<u64>]) {
+        for range in resident {
+            let again: Vec<_> =
+                self.done.runs_in(range.clone()).filter(|run| run.state == PageState::Swapped).collect();
+            for run in again {
+                self.report.wanted += run.pages.end - run.pages.start;
+                self.done.set(run.pages, PageState::Resident);
+            }
+        }
+    }
+
+    /// Pages out, and tells how many pages stayed. Those that left memory are not owed any more.
+    fn put_back(&mut self, ranges: &[Range<u64>]) -> Result<u64, GuardError> {
+        if ranges.is_empty() {
+            return Ok(0);
+        }
+        match page_out(self.target, ranges) {
+            // The owner works with all of them, or a reader still has them mapped.
+            Ok(_) | Err(PageOutError::Kept(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let mut stayed = Vec::new();
+        for range in ranges {
+            resident_runs(self.target, range, &mut stayed)?;
+        }
+        for range in ranges {
+            self.report.woken += range.end - range.start;
+            self.report.put_back += range.end - range.start;
+            self.owed.set(range.clone(), PageState::Resident);
+            self.done.set(range.clone(), PageState::Swapped);
+        }
+        for range in &stayed {
+            // Not put back; asked for again.
+            self.report.woken -= range.end - range.start;
+            self.report.put_back -= range.end - range.start;
+            self.owed.set(range.clone(), PageState::Swapped);
+            self.done.set(range.clone(), PageState::Hole);
+        }
+        Ok(page_count(&stayed))
+    }
+}
+
+fn page_count(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// The ranges without their last `pages` pages.
+fn without_last(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
+    let mut left = page_count(ranges).saturating_sub(pages);
+    let mut kept = Vec::new();
+    for range in ranges {
+        let length = left.min(range.end - range.start);
+        if length == 0 {
+            break;
+        }
+        kept.push(range.start..range.start + length);
+        left -= length;
+    }
+    kept
+}
+
+/// The pages in both of two lists in order.
+fn intersection(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let mut both = Vec::new();
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        let (start, end) = (x.start.max(y.start), x.end.min(y.end));
+        if start < end {
+            both.push(start..end);
+        }
+        if x.end < y.end {
+            a.next()
+        } else {
+            b.next()
+        };
+    }
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
+        prop::collection::vec((1..5u64, 1..6u64), 0..10).prop_map(|parts| {
+            let mut end = 0;
+            parts
+                .into_iter()
+                .map(|(gap, length)| {
+                    let start = end + gap;
+                    end = start + length;
+                    start..end
+                })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn lists_of_ranges_are_sets_of_pages(a in ranges(), b in ranges(), last in 0..40u64) {
+            let pages = |list: &[Range<u64>]| list.iter().cloned().flatten().collect::<Vec<u64>>();
+            let both: Vec<_> = pages(&a).into_iter().filter(|page| pages(&b).contains(page)).collect();
+            prop_assert_eq!(pages(&intersection(&a, &b)), both);
+            let all = pages(&a);
+            prop_assert_eq!(pages(&without_last(&a, last)), &all[..all.len().saturating_sub(last as usize)]);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Which probe to use on this host, and why.
+
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::{Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker};
+use crate::page_out::page_out;
+use crate::page_state::{PAGE_SIZE, PageState};
+use crate::residency::Residency;
+use crate::swap;
+use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PageRegion};
+use crate::sys::{self, SharedMap, uffd};
+use crate::target::{Mapping, Target};
+
+/// The probes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeKind {
+    /// [`PageCache`]: exact, any kernel.
+    PageCache,
+    /// [`Marker`]: a hint, marker-patched kernels.
+    Marker,
+    /// [`UffdMarker`]: a hint, Linux 6.7, own memory.
+    UffdMarker,
+}
+
+impl ProbeKind {
+    /// Its name, as in options and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PageCache => "page-cache",
+            Self::Marker => "marker",
+            Self::UffdMarker => "uffd-marker",
+        }
+    }
+}
+
+impl fmt::Display for ProbeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Which probe somebody wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeChoice {
+    /// Whichever fits the host: see [`KernelOffer::best`].
+    #[default]
+    Auto,
+    /// This one.
+    #[serde(untagged)]
+    Only(ProbeKind),
+}
+
+impl FromStr for ProbeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "page-cache" => Ok(Self::Only(ProbeKind::PageCache)),
+            "marker" => Ok(Self::Only(ProbeKind::Marker)),
+            "uffd-marker" => Ok(Self::Only(ProbeKind::UffdMarker)),
+            other => Err(format!("there is no probe {other:?}: use auto, page-cache, marker or uffd-marker")),
+        }
+    }
+}
+
+impl fmt::Display for ProbeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Only(kind) => kind.fmt(f),
+        }
+    }
+}
+
+/// What this kernel offers to those who ask about pages, found out by trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelOffer {
+    /// `cachestat(2)`, Linux 6.5.
+    pub cachestat: bool,
+    /// `PAGEMAP_SCAN`, Linux 6.7.
+    pub pagemap_scan: bool,
+    /// `process_madvise(2)`, Linux 5.10.
+    pub process_madvise: bool,
+    /// Asynchronous write protection of shared memory by userfaultfd, Linux 6.7.
+    pub write_protect_async: bool,
+    /// Whether pages that are paged out leave markers by themselves; `None` where that cannot be tried because nothing
+    /// can be paged out.
+    pub markers: Option<bool>,
+}
+
+impl KernelOffer {
+    /// Looks once in a process's life, but for the markers, which are tried again until something can be paged out.
+    pub fn of_this_host() -> Self {
+        static TRIED: OnceLock<KernelOffer> = OnceLock::new();
+        if let Some(offer) = TRIED.get() {
+            return *offer;
+        }
+        let offer = Self {
+            cachestat: sys::has_cachestat(),
+            pagemap_scan: has_pagemap_scan(),
+            process_madvise: sys::process::has_process_madvise(),
+            write_protect_async: uffd::features().is_ok_and(|has| {
+                let wanted = uffd::WP_SHMEM | uffd::WP_ASYNC;
+                has & wanted == wanted
+            }),
+            markers: leaves_markers(),
+        };
+        if offer.markers.is_some() { *TRIED.get_or_init(|| offer) } else { offer }
+    }
+
+    /// The probe for this host, and why. Asynchronous write protection is never chosen without being asked for: it costs
+    /// a guest a fault a page at its first write after each arming.
+    pub fn best(&self) -> (ProbeKind, &'static str) {
+        match self.markers {
+            Some(true) => (ProbeKind::Marker, "this kernel leaves markers; what they leave open is looked up"),
+            Some(false) => (ProbeKind::PageCache, "exact; this kernel leaves no markers, which would be quicker"),
+            None => (ProbeKind::PageCache, "exact; nothing can be paged out here, so that markers cannot be tried"),
+        }
+    }
+
+    /// Why a probe cannot be used here, or `None` when it can.
+    pub fn why_not(&self, kind: ProbeKind) -> Option<&'static str> {
+        match kind {
+            ProbeKind::Marker if self.markers == Some(false) => {
+                Some("this kernel leaves no markers: use page-cache, or boot a marker-patched kernel")
+            }
+            ProbeKind::UffdMarker if !self.write_protect_async => {
+                Some("userfaultfd cannot protect asynchronously here (Linux 6.7 does): use page-cache")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A probe that is ready to be used.
+pub enum ChosenProbe {
+    /// Its answers are certain.
+    Exact(Box<dyn Probe>),
+    /// Its answers are to be resolved.
+    Hint(Box<dyn HintProbe>),
+}
+
+impl fmt::Debug for ChosenProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ChosenProbe").field(&self.name()).finish()
+    }
+}
+
+impl ChosenProbe {
+    /// The probe wanted, for a target. Markers of write protection are armed from here on.
+    ///
+    /// # Errors
+    /// When this host does not have it.
+    pub fn new(choice: ProbeChoice, target: &dyn Target) -> Result<Self, ProbeError> {
+        let offer = KernelOffer::of_this_host();
+        let kind = match choice {
+            ProbeChoice::Auto => offer.best().0,
+            ProbeChoice::Only(kind) => kind,
+        };
+        if let Some(why) = offer.why_not(kind) {
+            return Err(ProbeError::NotHere { probe: kind, why });
+        }
+        Ok(match kind {
+            ProbeKind::PageCache => Self::Exact(Box::new(PageCache)),
+            ProbeKind::Marker => Self::Hint(Box::new(Marker)),
+            ProbeKind::UffdMarker if target.is_elsewhere() => {
+                let why = "it works on memory of the own process alone: use page-cache or marker";
+                return Err(ProbeError::NotHere { probe: kind, why });
+            }
+            ProbeKind::UffdMarker => Self::Hint(Box::new(UffdMarker::new(&target.mapping())?)),
+        })
+    }
+
+    /// A short name for logs and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Exact(probe) => probe.name(),
+            Self::Hint(probe) => probe.name(),
+        }
+    }
+
+    /// Whether its answers are certain.
+    pub fn is_exact(&self) -> bool {
+        matches!(self, Self::Exact(_))
+    }
+
+    /// The states of pages: holes are certain, and all of it is where the probe is exact.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
+    pub fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
+        match self {
+            Self::Exact(probe) => probe.residency(target, pages),
+            Self::Hint(probe) => probe.hint(target, pages.clone())?.resolve(target, pages.start, &PageCache),
+        }
+    }
+
+    /// What the probe says alone, quickly; an exact one answers in full.
+    ///
+    /// # Errors
+    /// As [`ChosenProbe::residency`].
+    pub fn hint(&self, target: &dyn Target, pages: Range<u64>) -> Result<Hint, ProbeError> {
+        match self {
+            Self::Exact(probe) => probe.residency(target, pages).map(Hint::of),
+            Self::Hint(probe) => probe.hint(target, pages),
+        }
+    }
+
+    /// See [`HintProbe::arm`].
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the kernel refuses.
+    pub fn arm(&self) -> Result<(), ProbeError> {
+        match self {
+            Self::Exact(_) => Ok(()),
+            Self::Hint(probe) => probe.arm(),
+        }
+    }
+}
+
+fn has_pagemap_scan() -> bool {
+    let Ok(pagemap) = File::open("/proc/self/pagemap") else { return false };
+    let mut regions = [PageRegion::default(); 1];
+    !matches!(pagemap::scan(&pagemap, &(0..0), PAGE_IS_PRESENT, &mut regions), Err(Errno::NOTTY))
+}
+
+/// Pages out a few pages of one's own and looks whether they leave markers.
+fn leaves_markers() -> Option<bool> {
+    const PAGES: u64 = 8;
+    if !swap::active().is_ok_and(|devices| devices.iter().any(|device| device.free_bytes() > 0)) {
+        return None;
+    }
+    let file = File::from(memfd_create("memory-agent-trial", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()?);
+    // Not zeros: those need no place in swap, and what was only read becomes a hole again.
+    std::io::Write::write_all(&mut &file, &[0xa5; (PAGES * PAGE_SIZE) as usize]).ok()?;
+    fcntl_add_seals(&file, SealFlags::SHRINK).ok()?;
+    let map = SharedMap::new(file.as_fd(), (PAGES * PAGE_SIZE) as usize).ok()?;
+    let mapping = Mapping::of_map(file.as_fd(), &map);
+    mapping.map_pages(&(0..PAGES)).ok()?;
+    page_out(&mapping, &[0..PAGES]).ok()?;
+    let truth = PageCache.residency(&mapping, 0..PAGES).ok()?;
+    let hint = Marker.hint(&mapping, 0..PAGES).ok()?;
+    let mut swapped = truth.ranges_of(PageState::Swapped).flatten().peekable();
+    swapped.peek()?;
+    Some(swapped.any(|page| hint.get(page) == Some(PageState::Swapped)))
+}

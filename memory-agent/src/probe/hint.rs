@@ -1,0 +1,92 @@
+//! What a quick probe believes.
+
+use std::ops::Range;
+
+use super::{Probe, ProbeError};
+use crate::page_state::{Counts, PageState};
+use crate::residency::{Residency, Run};
+use crate::target::Target;
+
+/// What pages may be: the answer of a probe that can be wrong.
+///
+/// It says where to look, and decides nothing. In particular it never says that a page is a hole: pages that a probe
+/// knows nothing of are *open*, holes among them, and the exact probe answers for those.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// Holes are open pages.
+    believed: Residency,
+}
+
+impl Hint {
+    /// `len` pages of which nothing is known.
+    pub fn open(len: u64) -> Self {
+        Self { believed: Residency::uniform(len, PageState::Hole) }
+    }
+
+    /// What somebody believes, such as a map that is no longer fresh; what it calls holes is open.
+    pub fn of(believed: Residency) -> Self {
+        Self { believed }
+    }
+
+    /// Number of pages.
+    pub fn len(&self) -> u64 {
+        self.believed.len()
+    }
+
+    /// Whether there are no pages at all.
+    pub fn is_empty(&self) -> bool {
+        self.believed.is_empty()
+    }
+
+    /// The state that a page may be in; `None` when it is open, or beyond the end.
+    pub fn get(&self, page: u64) -> Option<PageState> {
+        self.believed.get(page).filter(|state| *state != PageState::Hole)
+    }
+
+    /// The runs of pages that may be resident or swapped.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.believed.runs().filter(|run| run.state != PageState::Hole)
+    }
+
+    /// The ranges of pages of which nothing is known.
+    pub fn open_ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.believed.ranges_of(PageState::Hole)
+    }
+
+    /// How many pages are open (`hole`), believed resident and believed swapped.
+    pub fn counts(&self) -> Counts {
+        self.believed.counts()
+    }
+
+    /// Has the exact probe answer for the open pages, which are `target`'s from `first` on. In the result holes are
+    /// certain; which of the other pages are in memory is in part belief.
+    ///
+    /// # Errors
+    /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
+    pub fn resolve(self, target: &dyn Target, first: u64, exact: &dyn Probe) -> Result<Residency, ProbeError> {
+        let open: Vec<_> = self.open_ranges().collect();
+        let mut resolved = self.believed;
+        for open in spans(&open) {
+            let found = exact.residency(target, first + open.start..first + open.end)?;
+            // A span has pages in it that were not open: what is certain of them is welcome.
+            for run in found.runs() {
+                resolved.set(open.start + run.pages.start..open.start + run.pages.end, run.state);
+            }
+        }
+        Ok(resolved)
+    }
+}
+
+/// Open ranges this near to one another are asked about in one go: a look at some pages costs less than beginning anew.
+const NEAR: u64 = 16;
+
+fn spans(open: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for range in open {
+        match spans.last_mut() {
+            Some(span) if range.start - span.end <= NEAR => span.end = range.end,
+            _ => spans.push(range.clone()),
+        }
+    }
+    spans
+}

@@ -1,0 +1,109 @@
+//! Reading all of a memory file, in windows, and leaving it as it was.
+
+use std::io;
+use std::ops::{ControlFlow, Range};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ScanError, ScanGuard};
+use crate::page_out::{PageOutError, PageOutReport};
+use crate::page_state::{Counts, PAGE_SIZE, PageState};
+use crate::target::FileView;
+
+/// Pages read at a time.
+const BATCH: u64 = 64;
+
+/// Something that reads memory, from the first page to the last.
+pub trait Reader {
+    /// These pages come next, and are holes: they read as zeros.
+    ///
+    /// # Errors
+    /// Ends the scan.
+    fn hole(&mut self, pages: Range<u64>) -> io::Result<()>;
+
+    /// These pages come next; `bytes` is what they held when they were read.
+    ///
+    /// # Errors
+    /// Ends the scan.
+    fn content(&mut self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// How far a scan is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanProgress {
+    /// Pages passed.
+    pub done: u64,
+    /// Pages there are.
+    pub pages: u64,
+}
+
+/// What a scan did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanReport {
+    /// What the pages were right before they were read.
+    pub pages: Counts,
+    /// What became of those that were swapped.
+    pub put_back: PageOutReport,
+    /// Whether it went to the end.
+    pub complete: bool,
+}
+
+/// Reads pages of a memory file, in order, and pages out again what was swapped, a window at a time: of the pages that
+/// were swapped never more than `window_pages` are awake. Pages that their owner touches meanwhile stay.
+///
+/// It is not a snapshot: whoever has the memory goes on working with it. `show` is called now and then; when it breaks,
+/// the scan ends early, with everything put back.
+///
+/// # Errors
+/// When the memory cannot be read or the reader fails. What was swapped is put back then too, as well as possible.
+pub fn scan(
+    view: &FileView,
+    pages: Range<u64>,
+    window_pages: u64,
+    reader: &mut dyn Reader,
+    show: &mut dyn FnMut(ScanProgress) -> ControlFlow<()>,
+) -> Result<ScanReport, ScanError> {
+    let guard = ScanGuard::of_view(view);
+    let mut report = ScanReport { complete: true, ..ScanReport::default() };
+    let mut buffer = vec![0; (BATCH * PAGE_SIZE) as usize];
+    let window_pages = window_pages.max(1);
+    let mut start = pages.start;
+    while start < pages.end {
+        let window = start..pages.end.min(start.saturating_add(window_pages));
+        let remembered = guard.remember(std::slice::from_ref(&window))?;
+        let mut read_up_to = window.start;
+        'window: for run in remembered.runs() {
+            if run.state == PageState::Hole {
+                reader.hole(run.pages.clone())?;
+                read_up_to = run.pages.end;
+                continue;
+            }
+            let mut page = run.pages.start;
+            while page < run.pages.end {
+                let batch = page..run.pages.end.min(page + BATCH);
+                let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
+                view.read(&batch, bytes)?;
+                reader.content(batch.clone(), bytes)?;
+                (page, read_up_to) = (batch.end, batch.end);
+                if show(ScanProgress { done: page - pages.start, pages: pages.end - pages.start }).is_break() {
+                    report.complete = false;
+                    break 'window;
+                }
+            }
+        }
+        for run in remembered.runs() {
+            report.pages.count(run.state, run.pages.end.min(read_up_to).saturating_sub(run.pages.start));
+        }
+        match remembered.put_back() {
+            Ok(put_back) => report.put_back = report.put_back.merge(put_back),
+            // The owner has woken every page of the window meanwhile, and wants them.
+            Err(ScanError::PageOut(PageOutError::Kept(_))) => {}
+            Err(e) => return Err(e),
+        }
+        if !report.complete {
+            break;
+        }
+        start = window.end;
+    }
+    Ok(report)
+}
