@@ -10,6 +10,7 @@ mod disturbance;
 mod guest_ram;
 mod lines;
 mod peer;
+mod probe;
 mod process;
 mod sampler;
 mod stop;
@@ -38,12 +39,15 @@ struct Cli {
 enum Bench {
     /// Migration of a guest that is mostly swapped out, fully resident, or idle, and start-up, beside stock QEMU.
     Cold(cold::Arguments),
+    /// What asking about pages costs, for each probe and pattern, beside the system calls alone.
+    Probe(probe::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Cli::parse();
     let result = stop::on_signals().and_then(|()| match arguments.bench {
         Bench::Cold(arguments) => cold::main(&arguments),
+        Bench::Probe(arguments) => probe::main(&arguments),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

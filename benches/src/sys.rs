@@ -1,9 +1,78 @@
-//! System calls that no crate offers.
-#![allow(unsafe_code, reason = "a system call that takes addresses")]
+//! System calls that no crate offers, and memory to try them on.
+#![allow(unsafe_code, reason = "system calls that take addresses, and a mapping that is written")]
 
+use std::ffi::c_void;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::without_provenance_mut;
+use std::ptr::{null_mut, without_provenance_mut};
+
+use memory_agent::{Mapping, PAGE_SIZE};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A shared mapping that is written; unmapped on drop.
+pub(crate) struct OwnMap {
+    base: *mut c_void,
+    length: usize,
+}
+
+impl OwnMap {
+    pub(crate) fn new(file: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice, that only this knows.
+        let base = unsafe { mmap(null_mut(), length, protection, MapFlags::SHARED | MapFlags::NORESERVE, file, 0) }?;
+        Ok(Self { base, length })
+    }
+
+    pub(crate) fn address(&self) -> usize {
+        self.base.addr()
+    }
+
+    /// Writes a number to the beginning of each page; the rest stays zero, so that it takes little room in zram.
+    pub(crate) fn write_each_page(&self, pages: Range<u64>) {
+        assert!(pages.end * PAGE_SIZE <= self.length as u64);
+        for page in pages {
+            // SAFETY: within the mapping, as just checked, and aligned to a page; nobody holds references into it.
+            unsafe { self.base.byte_add((page * PAGE_SIZE) as usize).cast::<u64>().write_volatile(page | 1 << 63) };
+        }
+    }
+}
+
+impl Drop for OwnMap {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made by `new`, which nothing refers to any more.
+        let _ = unsafe { munmap(self.base, self.length) };
+    }
+}
+
+/// `lseek` from a page of the file on; whether it was understood: that there is nothing there is an answer too.
+pub(crate) fn seek(mapping: &Mapping<'_>, page: u64, whence: i32) -> bool {
+    let offset = mapping.file_offset_of(page).unwrap_or_default();
+    // SAFETY: moves the offset of a file, which nobody depends on.
+    let found = unsafe { libc::lseek(mapping.fd().as_raw_fd(), offset.cast_signed(), whence) };
+    found >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)
+}
+
+/// `mincore` of pages, at most as many as there is room for.
+pub(crate) fn mincore(mapping: &Mapping<'_>, pages: &Range<u64>, answers: &mut [u8]) -> bool {
+    let length = (pages.end - pages.start) as usize;
+    let address = without_provenance_mut(mapping.address_of(pages.start).unwrap_or_default());
+    assert!(length <= answers.len());
+    // SAFETY: the kernel writes a byte a page to an array that has room for them and is exclusively ours.
+    unsafe { libc::mincore(address, length * PAGE_SIZE as usize, answers.as_mut_ptr()) == 0 }
+}
+
+/// `cachestat` of pages.
+pub(crate) fn cachestat(mapping: &Mapping<'_>, pages: &Range<u64>) -> bool {
+    /// The libc crate lacks the number for glibc.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let offset = mapping.file_offset_of(pages.start).unwrap_or_default();
+    let range = [offset, (pages.end - pages.start) * PAGE_SIZE];
+    let mut counts = [0_u64; 5];
+    let fd = mapping.fd().as_raw_fd();
+    // SAFETY: two numbers are what the kernel reads as the range, five what it writes as the counts; both are live.
+    unsafe { libc::syscall(SYS_CACHESTAT, fd, range.as_ptr(), counts.as_mut_ptr(), 0) == 0 }
+}
 
 /// Asks the kernel to page out a range of another process's memory (`process_madvise` with `MADV_PAGEOUT`); how many
 /// bytes it went through. That pages left memory is not said: look. Needs CAP_SYS_NICE and the right to trace.

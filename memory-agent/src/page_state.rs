@@ -53,6 +53,15 @@ impl Counts {
         }
     }
 
+    /// The state that most pages are in.
+    pub(crate) fn most(&self) -> PageState {
+        match () {
+            () if self.hole >= self.resident && self.hole >= self.swapped => PageState::Hole,
+            () if self.resident >= self.swapped => PageState::Resident,
+            () => PageState::Swapped,
+        }
+    }
+
     pub(crate) fn count(&mut self, state: PageState, pages: u64) {
         match state {
             PageState::Hole => self.hole += pages,

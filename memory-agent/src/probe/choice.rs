@@ -16,7 +16,7 @@ use crate::page_out::page_out;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::swap;
-use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PageRegion};
+use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PageRegion, Wanted};
 use crate::sys::{self, SharedMap, uffd};
 use crate::target::{Mapping, Target};
 
@@ -233,7 +233,7 @@ impl ChosenProbe {
 fn has_pagemap_scan() -> bool {
     let Ok(pagemap) = File::open("/proc/self/pagemap") else { return false };
     let mut regions = [PageRegion::default(); 1];
-    !matches!(pagemap::scan(&pagemap, &(0..0), PAGE_IS_PRESENT, &mut regions), Err(Errno::NOTTY))
+    !matches!(pagemap::scan(&pagemap, &(0..0), Wanted::AnyOf(PAGE_IS_PRESENT), &mut regions), Err(Errno::NOTTY))
 }
 
 /// Pages out a few pages of one's own and looks whether they leave markers.

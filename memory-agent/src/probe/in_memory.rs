@@ -6,7 +6,7 @@ use super::ProbeError;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys;
-use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion};
+use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion, Wanted};
 use crate::target::{Mapping, PageTables, Target};
 
 /// Pages asked about at a time: one page of answers, and some 500 us at most between a page's look and the
@@ -49,11 +49,12 @@ impl<'t> InMemory<'t> {
             })?;
         }
         let mut page = pages.start;
-        // Only the lowest bit is defined.
-        for run in self.answers[..length].chunk_by(|a, b| (a ^ b) & 1 == 0) {
+        let mut rest = &self.answers[..length];
+        while let Some(first) = rest.first() {
+            let (run, behind) = rest.split_at(run_length(rest));
             let next = page + run.len() as u64;
-            each(page..next, run[0] & 1 == 1)?;
-            page = next;
+            each(page..next, first & 1 == 1)?;
+            (page, rest) = (next, behind);
         }
         Ok(end)
     }
@@ -72,7 +73,12 @@ impl<'t> InMemory<'t> {
             _ => gaps.push(gap),
         };
         while asked < addresses.end {
-            match sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), PAGE_IS_PRESENT, &mut regions) {
+            match sys::pagemap::scan(
+                &tables.pagemap,
+                &(asked..addresses.end),
+                Wanted::AnyOf(PAGE_IS_PRESENT),
+                &mut regions,
+            ) {
                 Ok((found, until)) if until > asked => {
                     for region in found {
                         let index =
@@ -93,6 +99,18 @@ impl<'t> InMemory<'t> {
     }
 }
 
+/// How many answers are the same as the first.
+fn run_length(answers: &[u8]) -> usize {
+    /// As many at a time as the compiler makes few instructions of.
+    const STEP: usize = 64;
+    let first = answers[0];
+    // Only the lowest bit is defined.
+    let differs = |answer: &u8| (answer ^ first) & 1 == 1;
+    let same = |step: &[u8]| step.iter().fold(0, |or, answer| or | (answer ^ first)) & 1 == 0;
+    let steps = answers.chunks_exact(STEP).take_while(|step| same(step)).count() * STEP;
+    steps + answers[steps..].iter().position(differs).unwrap_or(answers.len() - steps)
+}
+
 /// Which pages the process that works with the memory has mapped, as resident ones, all others as holes; `None` where
 /// page tables cannot be asked in bulk. Costs 2 ns a page.
 pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<Residency>, ProbeError> {
@@ -103,7 +121,7 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
     let mut asked = addresses.start;
     while asked < addresses.end {
         let Ok((regions, until)) =
-            sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), PAGE_IS_PRESENT, &mut regions)
+            sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), Wanted::AnyOf(PAGE_IS_PRESENT), &mut regions)
         else {
             return Ok(None);
         };
@@ -143,4 +161,22 @@ pub(crate) fn resident_runs(
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_run_ends_at_the_first_other_answer(answers in prop::collection::vec(0..4_u8, 1..300), length in 0..300usize) {
+            let mut answers = answers;
+            let length = length.min(answers.len());
+            answers[..length].fill(2);
+            let expected = answers.iter().take_while(|answer| (*answer ^ answers[0]) & 1 == 0).count();
+            prop_assert_eq!(run_length(&answers), expected);
+        }
+    }
 }

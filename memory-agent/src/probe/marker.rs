@@ -5,13 +5,15 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use super::{Hint, HintProbe, ProbeError, check_range};
-use crate::page_state::{PAGE_SIZE, PageState};
+use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::residency::Builder;
-use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion};
+use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Wanted};
 use crate::target::{PageTables, Target};
 
 /// Regions that one call gives back: 12 KiB.
 const REGIONS: usize = 512;
+/// Bytes of memory that are asked about at a time, at most.
+const STEP: u64 = 16384 * PAGE_SIZE;
 /// Entries that are read at a time where there is no `PAGEMAP_SCAN`.
 const ENTRIES: usize = 8192;
 
@@ -39,22 +41,36 @@ impl HintProbe for Marker {
 }
 
 /// What page tables say of pages: present, swapped, or nothing, which is built as a hole.
+///
+/// Neighbours mostly are alike, and pages that a scan does not give back cost it least: so each step asks for those
+/// pages that are not what most of the last step's were.
 pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder, ProbeError> {
     let mut found = Builder::new();
     let addresses = tables.addresses(pages);
     let mut regions = [PageRegion::default(); REGIONS];
     let mut asked = addresses.start;
+    let mut most = PageState::Hole;
     let page = |address: u64| tables.page_at(address.clamp(addresses.start, addresses.end)) - pages.start;
     while asked < addresses.end {
-        let wanted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-        match pagemap::scan(&tables.pagemap, &(asked..addresses.end), wanted, &mut regions) {
+        let wanted = match most {
+            PageState::Hole => Wanted::AnyOf(PAGE_IS_PRESENT | PAGE_IS_SWAPPED),
+            PageState::Resident => Wanted::NotIn(PAGE_IS_PRESENT),
+            PageState::Swapped => Wanted::NotIn(PAGE_IS_SWAPPED),
+        };
+        let step = asked..addresses.end.min(asked + STEP);
+        match pagemap::scan(&tables.pagemap, &step, wanted, &mut regions) {
             Ok((regions, until)) if until > asked => {
+                let mut counts = Counts::default();
+                let mut fill = |until: u64, state| {
+                    counts.count(state, until.saturating_sub(found.len()));
+                    found.fill(until, state);
+                };
                 for region in regions {
-                    let state =
-                        if region.categories & PAGE_IS_PRESENT != 0 { PageState::Resident } else { PageState::Swapped };
-                    found.fill(page(region.start), PageState::Hole);
-                    found.fill(page(region.end), state);
+                    fill(page(region.start), most);
+                    fill(page(region.end), state_of(region.categories));
                 }
+                fill(page(until), most);
+                most = counts.most();
                 asked = until;
             }
             Err(Errno::NOTTY) => {
@@ -65,8 +81,18 @@ pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder
             Err(e) => return Err(failed("PAGEMAP_SCAN", pages, e.into())),
         }
     }
-    found.fill(pages.end - pages.start, PageState::Hole);
     Ok(found)
+}
+
+/// What categories say of a page.
+fn state_of(categories: u64) -> PageState {
+    if categories & PAGE_IS_PRESENT != 0 {
+        PageState::Resident
+    } else if categories & PAGE_IS_SWAPPED != 0 {
+        PageState::Swapped
+    } else {
+        PageState::Hole
+    }
 }
 
 fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder) -> Result<(), ProbeError> {
@@ -81,12 +107,7 @@ fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder) -> R
             return Err(failed("read of pagemap", pages, Errno::SRCH.into()));
         }
         for category in &categories[..read] {
-            let state = match *category {
-                PAGE_IS_PRESENT => PageState::Resident,
-                PAGE_IS_SWAPPED => PageState::Swapped,
-                _ => PageState::Hole,
-            };
-            found.push(1, state);
+            found.push(1, state_of(*category));
         }
         page += read as u64;
     }

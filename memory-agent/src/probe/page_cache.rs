@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::in_memory::InMemory;
 use super::{Probe, ProbeError, check_range};
 use crate::page_state::{PAGE_SIZE, PageState};
-use crate::residency::Residency;
+use crate::residency::{Builder, Residency};
 use crate::sys::{self, Cachestat};
 use crate::target::{Mapping, Target};
 
@@ -58,13 +58,7 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
     let mapping = &target.mapping();
     check_range(target, &pages)?;
     let mut in_memory = InMemory::new(target);
-    let mut look = Look {
-        target,
-        mapping,
-        first: pages.start,
-        found: Residency::uniform(pages.end - pages.start, PageState::Hole),
-        cachestat,
-    };
+    let mut look = Look { target, mapping, first: pages.start, found: Builder::new(), cachestat };
     let mut page = pages.start;
     // Long holes are skipped in one step.
     while let Some(data) = next_data(mapping, page)?.filter(|&data| data < pages.end) {
@@ -76,22 +70,25 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
             look.absent(run)
         })?;
     }
+    look.found.fill(pages.end - pages.start, PageState::Hole);
     target.check()?;
-    Ok(look.found)
+    Ok(look.found.build())
 }
 
 struct Look<'a> {
     target: &'a dyn Target,
     mapping: &'a Mapping<'a>,
     first: u64,
-    /// Holes until found to be something else.
-    found: Residency,
+    /// What has been found out so far, from the first page on.
+    found: Builder,
     cachestat: bool,
 }
 
 impl Look<'_> {
+    /// These pages are in this state; those passed over since the last call are holes.
     fn set(&mut self, pages: Range<u64>, state: PageState) {
-        self.found.set(pages.start - self.first..pages.end - self.first, state);
+        self.found.fill(pages.start - self.first, PageState::Hole);
+        self.found.fill(pages.end - self.first, state);
     }
 
     /// Decides on pages that were not in memory a moment ago.

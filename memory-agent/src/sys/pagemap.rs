@@ -55,15 +55,31 @@ struct PmScan {
     returned: u64,
 }
 
-/// `PAGEMAP_SCAN` (fs/proc/task_mmu.c `do_pagemap_scan`, Linux 6.7): the runs of pages of the addresses that are in any
-/// of the categories, as many as `regions` holds; and the address up to which was looked.
+/// Which pages a scan gives back. Those that it does not cost it 2 ns each, the others some 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Pages in any of these categories.
+    AnyOf(u64),
+    /// Pages that are not in this category.
+    NotIn(u64),
+}
+
+/// `PAGEMAP_SCAN` (fs/proc/task_mmu.c `do_pagemap_scan`, Linux 6.7): the runs of pages of the addresses that are wanted,
+/// with whether they are present and swapped, as many as `regions` holds; and the address up to which was looked.
 pub(crate) fn scan<'r>(
     pagemap: &File,
     addresses: &Range<u64>,
-    categories: u64,
+    wanted: Wanted,
     regions: &'r mut [PageRegion],
 ) -> rustix::io::Result<(&'r [PageRegion], u64)> {
-    let mut arguments = PmScan { any_of: categories, returned: categories, ..PmScan::default() };
+    let mut arguments = PmScan { returned: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, ..PmScan::default() };
+    match wanted {
+        Wanted::AnyOf(categories) => {
+            arguments.any_of = categories;
+            arguments.returned = categories;
+        }
+        Wanted::NotIn(category) => (arguments.inverted, arguments.mask) = (category, category),
+    }
     let count = run(pagemap, addresses, regions, &mut arguments)?;
     Ok((regions.get(..count).ok_or(Errno::OVERFLOW)?, arguments.walk_end))
 }

@@ -62,8 +62,8 @@ impl ProcessMemory {
         self.mapped.offset
     }
 
-    /// The whole file.
-    pub(crate) fn view(&self) -> Arc<FileView> {
+    /// The whole file, of which the memory is a part: from [`ProcessMemory::file_offset`] on.
+    pub fn view(&self) -> Arc<FileView> {
         Arc::clone(&self.view)
     }
 
