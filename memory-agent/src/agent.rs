@@ -22,6 +22,9 @@ const LARGEST_SLICE: u64 = 1 << 16;
 /// What a slice should cost: so long may somebody wait for the agent to step aside.
 const SLICE_COST: Duration = Duration::from_millis(1);
 
+/// How long somebody waits for it at most.
+const STAND_ASIDE: Duration = Duration::from_millis(100);
+
 /// Why an agent does not work.
 #[derive(Debug, Error)]
 pub enum AgentError {
@@ -106,6 +109,8 @@ struct State {
     suspended: u32,
     /// Looking at a slice right now.
     busy: bool,
+    /// The thread that does so.
+    thread: i32,
     stopped: bool,
 }
 
@@ -158,6 +163,7 @@ impl Agent {
         {
             let mut state = self.lock();
             state.began = Some(Instant::now());
+            state.thread = rustix::thread::gettid().as_raw_pid();
             state.name = probes.first().map_or("", ChosenProbe::name);
             let unknown = |target: &&dyn Target| Residency::uniform(target.mapping().pages(), PageState::Hole);
             state.maps = targets.iter().map(unknown).collect();
@@ -201,11 +207,15 @@ impl Agent {
     ) -> Result<Option<Duration>, AgentError> {
         {
             let mut state = self.lock();
+            let waited = state.suspended > 0;
             while state.suspended > 0 && !state.stopped {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.stopped {
                 return Ok(None);
+            }
+            if waited {
+                let _ = sys::run_when_idle();
             }
             state.busy = true;
         }
@@ -261,13 +271,17 @@ impl Agent {
         self.lock().name
     }
 
-    /// Has it stand aside until the answer is dropped; returns when it does.
+    /// Has it stand aside until the answer is dropped; returns when it does, or a little later at the latest.
     pub fn suspend(&self) -> Suspended<'_> {
         let mut state = self.lock();
         state.suspended += 1;
-        while state.busy {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.busy {
+            // On a busy host a thread that runs when others idle would take long to come to an end, and the kernel's locks
+            // on the memory file with it. Without the right to hurry it, it is waited for in vain.
+            let _ = sys::run_as_others_do(state.thread);
         }
+        let waited = self.changed.wait_timeout_while(state, STAND_ASIDE, |state| state.busy);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
         Suspended(self)
     }
 

@@ -10,6 +10,8 @@
 mod agent;
 mod byte_size;
 mod guard;
+mod memory_group;
+mod metrics;
 mod page_out;
 mod page_state;
 pub mod picture;
@@ -26,6 +28,8 @@ mod zram;
 pub use agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Suspended};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use guard::{GuardError, GuardReport, ResidencyGuard};
+pub use memory_group::MemoryGroup;
+pub use metrics::Metrics;
 pub use page_out::{PageOutError, PageOutReport, page_out};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{

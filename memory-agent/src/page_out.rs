@@ -2,10 +2,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::memory_group::MemoryGroup;
+use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs};
 use crate::swap::{self, SwapError};
 use crate::sys;
@@ -57,7 +60,8 @@ pub struct PageOutReport {
     /// Pages of these that are still resident.
     pub left: u64,
     /// Pages of those left that have been given to a swap device which does not free them at once: the kernel
-    /// frees them when it needs the memory, without writing them again. Known from Linux 6.5 on.
+    /// frees them when it needs the memory, without writing them again. Known from Linux 6.5 on. Where the process's control
+    /// group has `memory.reclaim` the kernel was asked for it already.
     pub queued: u64,
     /// How often the kernel was asked, at most, for any of them.
     pub attempts: u32,
@@ -80,6 +84,10 @@ impl PageOutReport {
 /// How often pages that stay are asked for. The second time maps what was resident but not mapped; before the
 /// third the batches of all CPUs are drained; the fourth is for pages that were in use at that moment.
 const ATTEMPTS: u32 = 4;
+
+/// How often the kernel is asked to free what it has written to swap, and how long that may take to be written.
+const RECLAIM_ATTEMPTS: u32 = 3;
+const WRITING: Duration = Duration::from_millis(10);
 
 /// Ranges this near to one another are advised in one call if no page in between may be paged out by mistake.
 const NEAR: u64 = 512;
@@ -114,7 +122,8 @@ pub(crate) fn page_out_by(
     for range in &ranges {
         resident_runs(target, range, &mut left)?;
     }
-    let mut report = PageOutReport { asked: page_count(&left), ..PageOutReport::default() };
+    let asked = left.clone();
+    let mut report = PageOutReport { asked: page_count(&asked), ..PageOutReport::default() };
     if report.asked == 0 {
         return Ok(report);
     }
@@ -146,6 +155,9 @@ pub(crate) fn page_out_by(
         }
         target.advise_page_out(&left)?;
         report.attempts += 1;
+    }
+    if report.queued > 0 {
+        report.queued -= free_queued(target, &asked, page_count(&left) + report.queued, report.queued)?;
     }
     report.left = page_count(&left) + report.queued;
     report.swapped = report.asked - report.left;
@@ -228,6 +240,28 @@ fn remove_queued(target: &dyn Target, runs: &mut Vec<Range<u64>>) -> Result<u64,
     }
     *runs = kept;
     Ok(queued)
+}
+
+/// Has the kernel free what has been written to swap and waits in the swap cache, where the process's control group offers
+/// that; how many pages left memory. `stay` of the pages asked for are in memory, `queued` of these have been written.
+fn free_queued(target: &dyn Target, asked: &[Range<u64>], stay: u64, queued: u64) -> Result<u64, PageOutError> {
+    let Some(group) = MemoryGroup::of_process(target.pid()).filter(MemoryGroup::can_reclaim) else { return Ok(0) };
+    let mut freed = 0;
+    for attempt in 0..RECLAIM_ATTEMPTS {
+        if attempt > 0 {
+            // What is still being written cannot be freed.
+            std::thread::sleep(WRITING);
+        }
+        // Without the right to, the pages stay until the kernel needs the memory: as without this file.
+        if group.reclaim((queued - freed) * PAGE_SIZE).is_err() {
+            break;
+        }
+        freed = stay.saturating_sub(page_count(&still_resident(target, asked)?)).min(queued);
+        if freed == queued {
+            break;
+        }
+    }
+    Ok(freed)
 }
 
 fn why_nothing(asked: u64) -> Result<PageOutError, SwapError> {

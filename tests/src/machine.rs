@@ -218,7 +218,7 @@ impl Machine {
     /// # Errors
     /// When it does not answer.
     pub fn pages(&self) -> Result<PagesReport> {
-        match self.ask(&Request::Pages { cells: 0 })? {
+        match self.ask(&Request::Pages { cells: 0, from_agent: false })? {
             Answer::Pages(pages) => Ok(pages),
             other => bail!("{other:?} to pages"),
         }

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use memory_agent::PAGE_SIZE;
+use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::boot::Kernel;
 use crate::console::SerialTarget;
 use crate::host;
 use crate::ram::layout::MAX_RAM;
-use memory_agent::ByteSize;
 
 /// The least memory: what the boot structures and a small kernel need.
 const MIN_RAM: ByteSize = ByteSize::mib(16);

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memory_agent::ByteSize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::serial::ConsoleOutput;
@@ -14,7 +15,6 @@ use crate::migration::link::Listener;
 use crate::migration::wire::{Offer, Refusal, RefusalReason};
 use crate::ram::GuestRam;
 use crate::ram::layout::{MAX_RAM, RamLayout};
-use memory_agent::ByteSize;
 
 type Arrival = Result<Arc<Machine>, DestinationError>;
 

@@ -1,8 +1,9 @@
 //! A machine: RAM, KVM and devices put together.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::kvm_cpuid_entry2;
+use memory_agent::{AgentError, AgentOptions};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,7 +14,7 @@ use crate::devices::{Bus, SharedDevice};
 use crate::kvm::state::{VcpuState, VmState};
 use crate::kvm::{KvmError, VcpuExitReason, Vcpus, Vm, cpuid};
 use crate::migration::wire::RefusalReason;
-use crate::ram::{GuestRam, PageSet, RamError, RamLayout};
+use crate::ram::{GuestRam, PageSet, RamError, RamLayout, RamWatch};
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,7 @@ pub struct Machine {
     vm: Vm,
     com1: Com1,
     running: Mutex<bool>,
+    watch: OnceLock<RamWatch>,
 }
 
 impl Machine {
@@ -86,7 +88,7 @@ impl Machine {
         let power: SharedDevice = Arc::new(Mutex::new(PowerControl));
         let bus = Bus::new(vec![(COM1_PORTS, com1.device()), (KEYBOARD_PORTS, reset), (ACPI_PM1A_PORTS, power)]);
         let vcpus = Vcpus::new(&vm, &bus, cpus)?;
-        Ok(Self { vcpus, vm, com1, running: Mutex::new(false) })
+        Ok(Self { vcpus, vm, com1, running: Mutex::new(false), watch: OnceLock::new() })
     }
 
     /// Loads a kernel and points the first vCPU at it.
@@ -108,6 +110,22 @@ impl Machine {
     /// Guest RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         self.vm.ram()
+    }
+
+    /// Has an agent keep a map of guest RAM; the first call counts.
+    ///
+    /// # Errors
+    /// When the options are not possible.
+    pub fn watch_ram(&self, options: AgentOptions) -> Result<(), AgentError> {
+        let watch = RamWatch::start(Arc::clone(self.ram()), options)?;
+        // A second one ends at once.
+        let _ = self.watch.set(watch);
+        Ok(())
+    }
+
+    /// The agent, if there is one.
+    pub fn ram_watch(&self) -> Option<&RamWatch> {
+        self.watch.get()
     }
 
     /// The console's port.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use memory_agent::{Hint, PageState, Residency};
 use proptest::prelude::*;
 use thermocline::devices::serial::SavedSerial;
 use thermocline::kvm::state::VmState;
@@ -36,12 +37,20 @@ struct Fake {
     /// Held by the guest while it writes, so that a pause is a pause.
     executing: Mutex<()>,
     state: Mutex<Option<MachineState>>,
+    /// What somebody says of its memory, who need not know.
+    believed: Mutex<Option<Hint>>,
 }
 
 impl Fake {
     fn new() -> Self {
         let ram = Arc::new(GuestRam::new(PAGES * PAGE as u64).unwrap());
-        Self { ram, running: AtomicBool::new(false), executing: Mutex::new(()), state: Mutex::new(None) }
+        Self {
+            ram,
+            running: AtomicBool::new(false),
+            executing: Mutex::default(),
+            state: Mutex::default(),
+            believed: Mutex::default(),
+        }
     }
 
     fn write(&self, page: u64, value: u8) {
@@ -68,6 +77,9 @@ impl Fake {
 impl SourceMachine for Fake {
     fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+    fn believed(&self) -> Option<Hint> {
+        self.believed.lock().unwrap().clone()
     }
     fn describe(&self) -> MachineDescription {
         MachineDescription {
@@ -319,5 +331,43 @@ proptest! {
         );
         prop_assert!(outcome.source_result.is_ok(), "{:?}", outcome.source_result);
         prop_assert!(outcome.source.content() == outcome.destination.content());
+    }
+
+    /// A probe that lies: it calls pages holes, resident or swapped by chance, or knows of other memory. What it says is a
+    /// hint, and the memory arrives all the same.
+    #[test]
+    fn memory_arrives_whatever_a_probe_says(
+        content in prop::collection::vec((0..PAGES, 0u8..4), 0..200),
+        lies in prop::collection::vec((1..60u64, 0..3usize), 0..80),
+        writes in prop::collection::vec((0..PAGES, 0u8..4), 1..50),
+        eager: bool,
+    ) {
+        let states = [PageState::Hole, PageState::Resident, PageState::Swapped];
+        let mut lie = Residency::default();
+        for (pages, state) in lies {
+            lie.push(pages.min(PAGES - lie.len()), states[state]);
+        }
+        // Mostly of the right length, so that it is listened to.
+        if lie.len() > PAGES / 4 {
+            lie.push(PAGES - lie.len(), PageState::Hole);
+        }
+        let cold = if eager { ColdPolicy::Eager } else { ColdPolicy::Paced };
+        let at = AtomicU64::new(0);
+        let outcome = migrate(
+            UNBROKEN,
+            cold,
+            |fake| {
+                content.iter().for_each(|(page, value)| fake.write(*page, *value));
+                *fake.believed.lock().unwrap() = Some(Hint::of(lie.clone()));
+            },
+            move |fake| {
+                let (page, value) = writes[at.fetch_add(1, Ordering::Relaxed) as usize % writes.len()];
+                fake.execute(page, value);
+            },
+        );
+        let report = outcome.source_result.unwrap();
+        prop_assert!(outcome.source.content() == outcome.destination.content(), "with {lie:?}");
+        let pages = report.pages;
+        prop_assert_eq!(pages.hole + pages.zero + pages.hot + pages.cold, PAGES, "{:?}", pages);
     }
 }

@@ -58,6 +58,11 @@ impl Hint {
         self.believed.counts()
     }
 
+    /// What is believed, as a map; open pages are holes in it, which is what must not be believed.
+    pub fn into_believed(self) -> Residency {
+        self.believed
+    }
+
     /// Has the exact probe answer for the open pages, which are `target`'s from `first` on. In the result holes are
     /// certain; which of the other pages are in memory is in part belief.
     ///

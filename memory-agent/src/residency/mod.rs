@@ -114,6 +114,14 @@ impl Residency {
         }
     }
 
+    /// These pages as a map of their own, numbered from 0; what lies beyond the end is left out.
+    #[must_use]
+    pub fn part(&self, pages: Range<u64>) -> Self {
+        let mut part = Builder::new();
+        self.runs_in(pages).for_each(|run| part.push(run.pages.end - run.pages.start, run.state));
+        part.build()
+    }
+
     /// Number of pages.
     pub fn len(&self) -> u64 {
         self.len

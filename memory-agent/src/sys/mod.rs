@@ -113,9 +113,19 @@ pub(crate) fn cachestat_pages(mapping: &Mapping<'_>, pages: &Range<u64>) -> io::
 
 /// The calling thread runs only when no other has anything to do (`SCHED_IDLE`, sched(7)).
 pub(crate) fn run_when_idle() -> io::Result<()> {
+    schedule(0, libc::SCHED_IDLE)
+}
+
+/// A thread of this process runs as threads do that nobody has said anything of.
+pub(crate) fn run_as_others_do(thread: i32) -> io::Result<()> {
+    schedule(thread, libc::SCHED_OTHER)
+}
+
+/// The scheduling policy of a thread, 0 being the calling one.
+fn schedule(thread: i32, policy: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the kernel reads the live structure; 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    // SAFETY: the kernel reads the live structure.
+    let result = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -139,6 +139,10 @@ impl Target for Mapping<'_> {
         Ok(PageTables { pagemap, address: self.address as u64 })
     }
 
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
     fn is_elsewhere(&self) -> bool {
         false
     }

@@ -130,6 +130,9 @@ pub trait Target: Send + Sync {
     /// [`TargetError`] when they cannot be read.
     fn page_tables(&self) -> Result<PageTables, TargetError>;
 
+    /// The process that works with the memory.
+    fn pid(&self) -> u32;
+
     /// Whether that is another process, so that [`Target::mapping`] maps nothing.
     fn is_elsewhere(&self) -> bool;
 

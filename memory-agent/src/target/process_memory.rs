@@ -106,6 +106,10 @@ impl Target for ProcessMemory {
         Ok(PageTables { pagemap: Arc::clone(&self.pagemap), address: self.address() })
     }
 
+    fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     fn is_elsewhere(&self) -> bool {
         true
     }

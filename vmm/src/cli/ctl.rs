@@ -33,6 +33,8 @@ enum Command {
         #[arg(long, value_name = "START+LENGTH", value_parser = range)]
         range: Vec<(u64, u64)>,
     },
+    /// What Prometheus wants to know, in its text format.
+    Metrics,
     /// Give up a migration that is under way; the guest stays.
     CancelMigration,
     /// End the machine.
@@ -54,12 +56,14 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::Pause => Request::Pause {},
         Command::Resume { force } => Request::Resume { force: *force },
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
+        Command::Metrics => Request::Metrics {},
         Command::CancelMigration => Request::CancelMigration {},
         Command::Quit => Request::Quit {},
     };
     match ask(&arguments.api.api_socket, &request, |_| {})? {
         Answer::Done => {}
         Answer::Status(status) => println!("{}", serde_json::json!(status)),
+        Answer::Metrics(text) => print!("{text}"),
         Answer::PageOut(report) => println!("{}", serde_json::json!(report)),
         other => println!("{}", serde_json::json!(other)),
     }

@@ -15,13 +15,13 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
 use tracing_subscriber::EnvFilter;
 
 pub use end::End;
 
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use memory_agent::ByteSize;
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.
@@ -74,6 +74,35 @@ struct MigrationOptions {
     /// After how many rounds of pre-copy to give up when the guest writes faster than the connection carries.
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_rounds: u32,
+}
+
+/// How the machine's memory is watched.
+#[derive(Clone, Debug, Args)]
+struct AgentArguments {
+    /// How much of one core the memory agent may use to know what each page of guest RAM is, percent; 0 for no agent.
+    /// It runs only when nobody else needs the CPU.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    agent_budget: f64,
+    /// How it asks: `auto`, `page-cache`, `marker` or `uffd-marker`; `thermocline doctor` says what `auto` is here.
+    #[arg(long, value_name = "PROBE", default_value_t = ProbeChoice::Auto)]
+    probe: ProbeChoice,
+}
+
+impl AgentArguments {
+    /// The agent as it is to be, if there is to be one.
+    fn options(&self) -> Result<Option<AgentOptions>, End> {
+        let options = AgentOptions { probe: self.probe, budget: self.agent_budget, ..AgentOptions::default() };
+        if let ProbeChoice::Only(kind) = self.probe
+            && let Some(why) = KernelOffer::of_this_host().why_not(kind)
+        {
+            return Err(End::text(ExitCode::Usage, format!("--probe {kind} is not possible here: {why}")));
+        }
+        if self.agent_budget == 0.0 {
+            return Ok(None);
+        }
+        Agent::new(options).map_err(|e| End::text(ExitCode::Usage, format!("--agent-budget: {e}")))?;
+        Ok(Some(options))
+    }
 }
 
 /// Runs the command line and gives the code to exit with.

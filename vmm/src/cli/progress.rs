@@ -4,10 +4,9 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use memory_agent::PAGE_SIZE;
+use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::migration::progress::{Phase, Progress};
-use memory_agent::ByteSize;
 
 /// Plain lines come this often.
 const LINE_EVERY: Duration = Duration::from_secs(1);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use memory_agent::ByteSize;
 
-use super::End;
+use super::{AgentArguments, End};
 use crate::config::check_socket;
 use crate::console::{Console, SerialTarget};
 use crate::control::vmm::Vmm;
@@ -14,7 +15,6 @@ use crate::exit::ExitCode;
 use crate::incoming::{Incoming, Limits};
 use crate::migration::link::{Address, Listener};
 use crate::monitor::Monitor;
-use memory_agent::ByteSize;
 
 /// Options of `thermocline receive`.
 #[derive(Debug, Args)]
@@ -28,6 +28,8 @@ pub(super) struct Arguments {
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
+    #[command(flatten)]
+    agent: AgentArguments,
     /// Refuse machines with more memory than this [default: what this host has of memory and swap].
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<ByteSize>,
@@ -37,6 +39,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
     let address: Address = arguments.listen.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
     let serial: SerialTarget = arguments.serial.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
+    let agent = arguments.agent.options()?;
     check_socket(arguments.api_socket.as_deref())?;
 
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
@@ -45,7 +48,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let limits = arguments.max_memory.map_or_else(Limits::default, |memory| Limits { memory });
     let bound = listener.address().unwrap_or(address);
     let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
-    let vmm = Arc::new(Vmm::new().context("no monitor")?);
+    let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let monitor = Monitor::new(vmm, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
     eprintln!("thermocline: waiting for a guest on {bound}");
     End::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)

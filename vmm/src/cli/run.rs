@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use memory_agent::ByteSize;
 
-use super::End;
+use super::{AgentArguments, End};
 use crate::boot::Kernel;
 use crate::config::VmConfig;
 use crate::console::{Console, SerialTarget};
@@ -15,7 +16,6 @@ use crate::exit::ExitCode;
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::ram::GuestRam;
-use memory_agent::ByteSize;
 
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]
@@ -36,10 +36,13 @@ pub(super) struct Arguments {
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
+    #[command(flatten)]
+    agent: AgentArguments,
 }
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
+    let agent = arguments.agent.options()?;
     let config = VmConfig {
         memory: arguments.memory,
         cpus: arguments.cpus,
@@ -54,7 +57,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let ram = GuestRam::new(config.memory.bytes()).context("no guest RAM")?;
     let machine = Machine::new(Arc::new(ram), config.cpus, console.take_output()).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
-    let vmm = Arc::new(Vmm::new().context("no monitor")?);
+    let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
     vmm.set_machine(Arc::clone(&machine));
     let monitor = Monitor::new(vmm, &mut console, config.api_socket.as_deref()).context("no monitor")?;

@@ -2,10 +2,10 @@
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use memory_agent::ByteSize;
 
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::Report;
-use memory_agent::ByteSize;
 
 /// A migration, and the longest stall the guest saw meanwhile, in microseconds, if it can tell.
 pub(super) type Row = (ColdPolicy, Report, Option<u64>);

@@ -6,12 +6,12 @@ pub mod client;
 pub mod server;
 pub mod vmm;
 
-use memory_agent::{Counts, PageOutReport};
+use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
 
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
-use memory_agent::ByteSize;
+use crate::ram::RamWatch;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +34,12 @@ pub enum Request {
         /// Into how many parts of equal size the picture divides guest RAM; 0 for the sums alone.
         #[serde(default)]
         cells: u32,
+        /// As the memory agent saw it last, in place of looking now.
+        #[serde(default)]
+        from_agent: bool,
     },
+    /// What Prometheus wants to know.
+    Metrics {},
     /// Page out what is resident.
     PageOut {
         /// Guest physical addresses and lengths in bytes; all of guest RAM when left out.
@@ -83,7 +88,7 @@ pub enum RunState {
 }
 
 /// The answer to [`Request::Status`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// What the machine is doing.
     pub state: RunState,
@@ -93,6 +98,31 @@ pub struct Status {
     pub cpus: u8,
     /// This process.
     pub pid: u32,
+    /// The memory agent, if there is one.
+    #[serde(default)]
+    pub agent: Option<AgentStatus>,
+}
+
+/// What the memory agent has done and what that cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The probe that it uses.
+    pub probe: String,
+    /// How old its map is, milliseconds; nothing before it has seen everything once.
+    pub age_ms: Option<u64>,
+    /// What it has used of one core, percent.
+    pub percent: f64,
+    /// All of it.
+    #[serde(flatten)]
+    pub cost: AgentCost,
+}
+
+impl AgentStatus {
+    fn of(watch: &RamWatch) -> Self {
+        let cost = watch.cost();
+        let age_ms = watch.map().map(|(_, age)| age.as_millis() as u64);
+        Self { probe: watch.probe().to_owned(), age_ms, percent: cost.percent(), cost }
+    }
 }
 
 /// The answer to [`Request::Pages`].
@@ -102,6 +132,9 @@ pub struct PagesReport {
     pub counts: Counts,
     /// Its parts in order, when they were asked for.
     pub cells: Vec<Counts>,
+    /// How long ago the part of it looked at longest ago was, milliseconds; 0 for now.
+    #[serde(default)]
+    pub age_ms: u64,
 }
 
 /// What a server answers with.
@@ -126,6 +159,8 @@ pub enum Answer {
     Status(Status),
     /// To [`Request::Pages`].
     Pages(PagesReport),
+    /// To [`Request::Metrics`]: text in Prometheus's format.
+    Metrics(String),
     /// To [`Request::PageOut`].
     PageOut(PageOutReport),
     /// To [`Request::Migrate`].

@@ -4,17 +4,17 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use memory_agent::{PAGE_SIZE, picture};
+use memory_agent::{AgentOptions, ByteSize, Metrics, PAGE_SIZE, picture};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Answer, Failure, MigrateRequest, PagesReport, Request, RunState, Status};
+use super::{AgentStatus, Answer, Failure, MigrateRequest, PagesReport, Request, RunState, Status};
 use crate::exit::ExitCode;
 use crate::machine::Machine;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::{Address, AddressError, Link};
 use crate::migration::progress::{Observer, Report};
 use crate::migration::source::{self, SourceError};
-use memory_agent::ByteSize;
+use crate::ram::RamWatch;
 
 /// Most parts that a picture may have.
 const MAX_CELLS: u32 = 1 << 16;
@@ -52,6 +52,12 @@ pub enum VmmError {
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] crate::ram::RamError),
+    /// Nobody has a map.
+    #[error("there is no map yet: the memory agent has not seen all of guest RAM, or --agent-budget is 0")]
+    NoMap,
+    /// The metrics cannot be written.
+    #[error("the metrics cannot be written: {0}")]
+    Metrics(String),
     /// A range is not guest RAM.
     #[error("{start:#x} to {end:#x} is not all guest RAM, or not whole pages")]
     Range {
@@ -87,21 +93,26 @@ struct State {
 /// A monitor's machine and what is being done with it.
 #[derive(Debug)]
 pub struct Vmm {
+    /// How the memory agent of a machine works, if it has one.
+    agent: Option<AgentOptions>,
     state: Mutex<State>,
     ended: EventFd,
 }
 
 impl Vmm {
-    /// A monitor that has no machine yet.
+    /// A monitor that has no machine yet; with `agent` the machine's memory is watched.
     ///
     /// # Errors
     /// When the host has no descriptor left.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { state: Mutex::default(), ended: EventFd::new(libc::EFD_NONBLOCK)? })
+    pub fn new(agent: Option<AgentOptions>) -> std::io::Result<Self> {
+        Ok(Self { agent, state: Mutex::default(), ended: EventFd::new(libc::EFD_NONBLOCK)? })
     }
 
     /// The machine is here.
     pub fn set_machine(&self, machine: Arc<Machine>) {
+        if let Some(Err(e)) = self.agent.map(|options| machine.watch_ram(options)) {
+            tracing::warn!("guest RAM is not watched: {e}");
+        }
         self.lock().machine = Some(machine);
     }
 
@@ -137,7 +148,8 @@ impl Vmm {
             Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
             // Whoever serves the request ends the monitor once the answer is out.
             Request::Quit {} => Ok(Answer::Done),
-            Request::Pages { cells } => self.pages(*cells).map(Answer::Pages),
+            Request::Pages { cells, from_agent } => self.pages(*cells, *from_agent).map(Answer::Pages),
+            Request::Metrics {} => Ok(Answer::Metrics(self.metrics()?)),
             Request::PageOut { ranges } => self.page_out(ranges.as_deref()),
             Request::CancelMigration {} => {
                 self.lock().migration.as_ref().ok_or(VmmError::NotMigrating)?.cancel();
@@ -184,9 +196,12 @@ impl Vmm {
             state.migration = Some(Arc::clone(cancel));
             machine
         };
+        // Migration looks for itself, and needs the CPU.
+        let aside = machine.ram_watch().map(RamWatch::suspend);
         let result = Link::connect(&address)
             .map_err(SourceError::from)
             .and_then(|link| source::migrate(machine.as_ref(), link, &options, cancel, observer));
+        drop(aside);
         let mut state = self.lock();
         state.migration = None;
         state.handed_over = matches!(result, Ok(_) | Err(SourceError::Unconfirmed(_)));
@@ -207,6 +222,7 @@ impl Vmm {
             memory: ByteSize(state.machine.as_ref().map_or(0, |m| m.ram().layout().bytes())),
             cpus: state.machine.as_ref().map_or(0, |m| m.cpus()),
             pid: std::process::id(),
+            agent: state.machine.as_ref().and_then(|machine| machine.ram_watch()).map(AgentStatus::of),
         }
     }
 
@@ -233,14 +249,30 @@ impl Vmm {
         state.machine.clone().ok_or(VmmError::NoGuest)
     }
 
-    fn pages(&self, cells: u32) -> Result<PagesReport, VmmError> {
+    fn pages(&self, cells: u32, from_agent: bool) -> Result<PagesReport, VmmError> {
         if cells > MAX_CELLS {
             return Err(VmmError::Cells(cells));
         }
         let machine = self.machine().ok_or(VmmError::NoGuest)?;
-        let pages = machine.ram().pages();
-        let residency = machine.ram().residency(0..pages)?;
-        Ok(PagesReport { counts: residency.counts(), cells: picture::cells(&residency, cells) })
+        let (residency, age) = if from_agent {
+            machine.ram_watch().and_then(RamWatch::map).ok_or(VmmError::NoMap)?
+        } else {
+            (machine.ram().residency(0..machine.ram().pages())?, Duration::ZERO)
+        };
+        let cells = picture::cells(&residency, cells);
+        Ok(PagesReport { counts: residency.counts(), cells, age_ms: age.as_millis() as u64 })
+    }
+
+    /// What Prometheus wants to know.
+    fn metrics(&self) -> Result<String, VmmError> {
+        let machine = self.machine().ok_or(VmmError::NoGuest)?;
+        let watch = machine.ram_watch();
+        let map = watch.and_then(RamWatch::map).map(|(map, age)| (map.counts(), age));
+        // Without an agent's map the kernel's own sums are as good.
+        let map = map.or_else(|| Some((machine.ram().counts().ok()?, Duration::ZERO)));
+        let cost = watch.map(RamWatch::cost).unwrap_or_default();
+        let metrics = Metrics { pid: std::process::id(), map, cost };
+        metrics.text().map_err(|e| VmmError::Metrics(e.to_string()))
     }
 
     fn page_out(&self, ranges: Option<&[(u64, u64)]>) -> Result<Answer, VmmError> {

@@ -1,15 +1,11 @@
 //! How much memory there is, and for whom.
 
-use std::path::Path;
-
-use memory_agent::SwapDevice;
+use memory_agent::{ByteSize, MemoryGroup, SwapDevice};
 
 use super::swap::any_keeps;
 use super::{Area, Findings, State};
 use crate::host;
-use crate::host::cgroup::MemoryGroup;
 use crate::host::text;
-use memory_agent::ByteSize;
 
 pub(super) fn examine(found: &mut Findings, devices: &[SwapDevice]) {
     size(found);
@@ -43,19 +39,17 @@ fn group(found: &mut Findings) {
     let limit = group.limit().filter(|limit| *limit < total);
     let (value, consequence) = match limit {
         Some(limit) => (
-            format!("version {}, {} at most", group.version, ByteSize(limit)),
+            format!("version {}, {} at most", group.version(), ByteSize(limit)),
             "beyond it this control group's own pages are paged out, whatever the host has free",
         ),
-        None => (format!("version {}, no limit of its own", group.version), "guests have the host's memory"),
+        None => (format!("version {}, no limit of its own", group.version()), "guests have the host's memory"),
     };
     found.add(Area::Memory, "control group", State::Ok, value, consequence);
 }
 
 /// Whether the kernel can be asked to free what it has written to a disk already.
 fn reclaim(found: &mut Findings, devices: &[SwapDevice]) {
-    let there = MemoryGroup::own()
-        .filter(|group| group.version == 2)
-        .is_some_and(|group| Path::new(&group.file("memory.reclaim")).exists());
+    let there = MemoryGroup::own().is_some_and(|group| group.can_reclaim());
     let needed = any_keeps(devices);
     let (value, consequence) = match (there, needed) {
         (true, _) => ("there", "pages that wait in the swap cache can be freed on demand"),

@@ -1,19 +1,17 @@
 //! What the host tells of shared pages and does with them, by trying it on some of our own.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::Duration;
 
-use memory_agent::{PAGE_SIZE, PageCache, PageOutError, PageOutReport, PageState, Probe, Residency, SwapDevice};
-use rustix::io::Errno;
+use memory_agent::{
+    KernelOffer, Marker, PAGE_SIZE, PageOutError, PageOutReport, PageState, ProbeKind, Residency, SwapDevice,
+};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::swap::any_keeps;
-use super::sys::{self, PageRegion};
 use super::{Area, Findings, State};
 use crate::ram::{GuestRam, RamError};
 
@@ -23,14 +21,6 @@ const WRITTEN: u64 = 192;
 const PAGED_OUT: u64 = 128;
 /// In the middle of what is paged out.
 const TOUCHED: u64 = 64;
-
-/// Bit of a pagemap entry: the page table has the page.
-const PM_PRESENT: u64 = 1 << 63;
-/// Bit of a pagemap entry: the page table has a swap entry or a marker.
-const PM_SWAP: u64 = 1 << 62;
-/// Categories of `PAGEMAP_SCAN`.
-const PAGE_IS_PRESENT: u64 = 1 << 3;
-const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 /// What happens to cold pages on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,9 +53,7 @@ pub(super) fn examine(found: &mut Findings, devices: &[SwapDevice]) -> ColdPages
         Ok(ram) => {
             let what = "guest RAM can be made, sealed and mapped";
             found.add(Area::Pages, "shared memory", State::Ok, "memfd", what);
-            let cold_pages = page_out(found, &ram, devices);
-            scan(found, &ram);
-            cold_pages
+            page_out(found, &ram, devices)
         }
         Err(e) => {
             found.add(Area::Pages, "shared memory", State::Missing, "none", e);
@@ -106,13 +94,15 @@ fn page_out(found: &mut Findings, ram: &GuestRam, devices: &[SwapDevice]) -> Col
     match tried {
         Ok((report, truth)) => {
             let cold_pages = paged_out(found, report);
-            pagemap(found, ram);
+            markers(found, ram, &truth);
             if truth.get(TOUCHED) == Some(PageState::Swapped) {
                 read_ahead(found, ram, &truth);
             }
             cold_pages
         }
-        Err(RamError::PageOut(PageOutError::Kept(_))) if !sys::has_cachestat() && any_keeps(devices) => {
+        Err(RamError::PageOut(PageOutError::Kept(_)))
+            if !KernelOffer::of_this_host().cachestat && any_keeps(devices) =>
+        {
             untold("cannot be told", &"before Linux 6.5 pages that wait in the swap cache look like those that stayed");
             ColdPages::Queued
         }
@@ -138,50 +128,27 @@ fn paged_out(found: &mut Findings, report: PageOutReport) -> ColdPages {
     }
 }
 
-/// Of the pages asked to be paged out, those that have left the page table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Gone {
-    all: u64,
-    /// Those that pagemap calls swapped.
-    marked: u64,
-}
-
-impl Gone {
-    /// From their pagemap entries. A page that waits in the swap cache for its disk has left the page table like one
-    /// that is swapped.
-    fn of(entries: &[u64]) -> Self {
-        let gone = || entries.iter().filter(|entry| *entry & PM_PRESENT == 0);
-        Self { all: gone().count() as u64, marked: gone().filter(|entry| *entry & PM_SWAP != 0).count() as u64 }
-    }
-
-    fn consequence(self) -> &'static str {
-        match self {
-            Self { all: 0, .. } => "all pages stayed, so it cannot be told whether it shows swapped shared pages",
-            Self { marked: 0, .. } => {
-                "stock kernel: pagemap is blind to swapped shared pages, so the page-cache probe is used"
-            }
-            _ => "marker-patched kernel: PM_SWAP works for shared memory, as a hint where to look",
-        }
-    }
-}
-
-fn pagemap(found: &mut Findings, ram: &GuestRam) {
-    match pagemap_entries(ram) {
-        Ok(entries) => {
-            let gone = Gone::of(entries.get(..PAGED_OUT as usize).unwrap_or_default());
-            let value = format!("PM_SWAP on {} of {} pages paged out", gone.marked, gone.all);
-            found.add(Area::Pages, "pagemap", State::ok_or(gone.all > 0, State::Limited), value, gone.consequence());
+/// Of the pages that are swapped, how many page tables mark as such.
+fn markers(found: &mut Findings, ram: &GuestRam, truth: &Residency) {
+    let swapped = truth.counts().swapped;
+    match ram.hint(&Marker) {
+        Ok(hint) => {
+            let marked = truth.ranges_of(PageState::Swapped).flatten();
+            let marked = marked.filter(|page| hint.get(*page) == Some(PageState::Swapped)).count() as u64;
+            let value = format!("PM_SWAP on {marked} of {swapped} swapped pages");
+            let state = State::ok_or(swapped > 0, State::Limited);
+            found.add(Area::Pages, "pagemap", state, value, of_markers(swapped, marked));
         }
         Err(e) => found.add(Area::Pages, "pagemap", State::Limited, "cannot be read", e),
     }
 }
 
-fn pagemap_entries(ram: &GuestRam) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; PAGES as usize * size_of::<u64>()];
-    let first = ram.host_address(0).unwrap_or_default() / PAGE_SIZE;
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut bytes, first * size_of::<u64>() as u64)?;
-    let (entries, _) = bytes.as_chunks();
-    Ok(entries.iter().map(|entry| u64::from_ne_bytes(*entry)).collect())
+fn of_markers(swapped: u64, marked: u64) -> &'static str {
+    match (swapped, marked) {
+        (0, _) => "no page is swapped yet, so it cannot be told whether it shows swapped shared pages",
+        (_, 0) => "stock kernel: pagemap is blind to swapped shared pages, so the page-cache probe is used",
+        _ => "marker-patched kernel: PM_SWAP works for shared memory, as a hint where to look",
+    }
 }
 
 /// Touches one page and looks which come with it.
@@ -206,47 +173,39 @@ fn read_ahead(found: &mut Findings, ram: &GuestRam, before: &Residency) {
     found.add(Area::Pages, "read-ahead", state, value, consequence);
 }
 
-fn scan(found: &mut Findings, ram: &GuestRam) {
-    let mut regions = [PageRegion::default(); PAGES as usize];
-    let start = ram.host_address(0).unwrap_or_default();
-    let scanned = File::open("/proc/self/pagemap").and_then(|pagemap| {
-        let range = start..start + PAGES * PAGE_SIZE;
-        Ok(sys::pagemap_scan(pagemap, range, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, &mut regions)?)
-    });
-    let (value, consequence) = match scanned {
-        Ok(regions) => {
-            let count = |category| {
-                let regions = regions.iter().filter(|region| region.categories & category != 0);
-                regions.map(|region| region.end.saturating_sub(region.start) / PAGE_SIZE).sum::<u64>()
-            };
-            let value = format!("{} present, {} swapped", count(PAGE_IS_PRESENT), count(PAGE_IS_SWAPPED));
-            (value, "marks of paged-out pages, where there are any, can be read in bulk".to_owned())
-        }
-        Err(e) if e.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => {
-            ("not in this kernel (Linux 6.7)".into(), "marks, where there are any, must be read from pagemap".into())
-        }
-        Err(e) => ("refused".into(), e.to_string()),
-    };
-    found.add(Area::Pages, "PAGEMAP_SCAN", State::Ok, value, consequence);
-}
-
 fn calls(found: &mut Findings) {
+    let offer = KernelOffer::of_this_host();
     let there = |has: bool, since: &str| if has { "there".into() } else { format!("none (Linux {since})") };
-    let cachestat = sys::has_cachestat();
-    let what = if cachestat {
+    let what = if offer.pagemap_scan {
+        "page tables can be asked in bulk: for markers, and for what another process has mapped"
+    } else {
+        "page tables must be read entry by entry"
+    };
+    found.add(Area::Pages, "PAGEMAP_SCAN", State::Ok, there(offer.pagemap_scan, "6.7"), what);
+    let what = if offer.cachestat {
         "one call tells whether a range has swapped pages"
     } else {
         "every page must be looked at, and pages that wait in the swap cache cannot be told"
     };
-    found.add(Area::Pages, "cachestat", State::ok_or(cachestat, State::Limited), there(cachestat, "6.5"), what);
-    let madvise = sys::has_process_madvise();
-    let what =
-        if madvise { "for other processes' pages (needs CAP_SYS_NICE)" } else { "only own pages can be paged out" };
-    let state = State::ok_or(madvise, State::Limited);
-    found.add(Area::Pages, "process_madvise", state, there(madvise, "5.10"), what);
-    let by = if cachestat { "mincore and cachestat" } else { "mincore and SEEK_DATA" };
-    let what = "exact on any kernel; marks would be quicker, but are never more than a hint";
-    found.add(Area::Pages, "probe", State::Ok, format_args!("{} ({by})", PageCache.name()), what);
+    let state = State::ok_or(offer.cachestat, State::Limited);
+    found.add(Area::Pages, "cachestat", state, there(offer.cachestat, "6.5"), what);
+    let what = if offer.process_madvise {
+        "for other processes' pages (needs CAP_SYS_NICE)"
+    } else {
+        "only own pages can be paged out"
+    };
+    let state = State::ok_or(offer.process_madvise, State::Limited);
+    found.add(Area::Pages, "process_madvise", state, there(offer.process_madvise, "5.10"), what);
+    let (probe, why) = offer.best();
+    found.add(Area::Pages, "probe", State::Ok, probe, format_args!("{why} (--probe overrides)"));
+    for kind in [ProbeKind::Marker, ProbeKind::UffdMarker] {
+        let what = offer.why_not(kind).unwrap_or(match kind {
+            ProbeKind::UffdMarker => "marks without a patched kernel, at the cost of a fault at a page's first write",
+            _ => "marks that cost nobody anything; a hint",
+        });
+        let value = if offer.why_not(kind).is_none() { "can be used" } else { "cannot be used" };
+        found.add(Area::Pages, kind.name(), State::Ok, value, what);
+    }
 }
 
 #[cfg(test)]
@@ -254,22 +213,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_count_only_on_pages_that_are_gone() {
-        assert_eq!(Gone::of(&[0, PM_PRESENT, 1, PM_SWAP, u64::MAX]), Gone { all: 3, marked: 1 });
-        assert!(Gone::of(&[PM_SWAP, 0]).consequence().starts_with("marker-patched"));
-        assert!(Gone::of(&[0, 0]).consequence().starts_with("stock"));
-        assert!(Gone::of(&[PM_PRESENT]).consequence().starts_with("all pages stayed"));
-        assert_eq!(Gone::of(&[]).all, 0);
+    fn markers_tell_what_kernel_this_is() {
+        assert!(of_markers(128, 127).starts_with("marker-patched"));
+        assert!(of_markers(128, 0).starts_with("stock"));
+        assert!(of_markers(0, 0).starts_with("no page is swapped"));
     }
 
     #[test]
-    fn pagemap_and_the_scan_agree_on_what_is_present() {
+    fn what_the_trial_writes_is_resident() {
         let ram = filled_ram().unwrap();
-        let present = pagemap_entries(&ram).unwrap().iter().filter(|entry| *entry & PM_PRESENT != 0).count();
-        assert_eq!(present as u64, WRITTEN);
-        let mut found = Findings::default();
-        scan(&mut found, &ram);
-        let value = &found.0[0].value;
-        assert!(value == "192 present, 0 swapped" || value.starts_with("not in this kernel"), "{value}");
+        let believed = ram.hint(&Marker).unwrap();
+        assert_eq!(believed.counts().resident, WRITTEN);
+        assert_eq!(ram.residency(0..PAGES).unwrap().counts().resident, WRITTEN);
     }
 }

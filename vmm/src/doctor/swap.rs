@@ -1,11 +1,9 @@
 //! Where cold pages go.
 
-use memory_agent::{SwapDevice, SwapKind};
+use memory_agent::{ByteSize, MemoryGroup, SwapDevice, SwapKind};
 
 use super::{Area, Findings, State};
-use crate::host::cgroup::MemoryGroup;
 use crate::host::text;
-use memory_agent::ByteSize;
 
 /// A swap device with less than this left is as good as full.
 const ALMOST_FULL: u64 = 16 << 20;

@@ -1,8 +1,7 @@
 //! Questions to the kernel that no crate asks. None of them changes memory or what it reads as.
 #![allow(unsafe_code, reason = "system calls and ioctls that no crate offers")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Updater, ioctl, opcode};
@@ -54,86 +53,4 @@ pub(super) fn userfault_features(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> 
     // which any bits are valid.
     unsafe { ioctl(fd, Updater::<UFFDIO_API, _>::new(&mut api)) }?;
     Ok(api.features)
-}
-
-/// A run of pages of the same categories (`struct page_region`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct PageRegion {
-    /// First address.
-    pub(super) start: u64,
-    /// First address behind.
-    pub(super) end: u64,
-    /// Those of the categories asked for that its pages are in.
-    pub(super) categories: u64,
-}
-
-/// `struct pm_scan_arg`.
-#[repr(C)]
-#[derive(Default)]
-struct PmScan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    regions: u64,
-    regions_len: u64,
-    max_pages: u64,
-    inverted: u64,
-    mask: u64,
-    any_of: u64,
-    returned: u64,
-}
-
-/// `PAGEMAP_SCAN` (fs/proc/task_mmu.c, Linux 6.7) on an open `/proc/PID/pagemap`: the runs of pages of the address
-/// range that are in any of the categories, as far as `regions` holds them.
-pub(super) fn pagemap_scan(
-    pagemap: impl AsFd,
-    range: std::ops::Range<u64>,
-    categories: u64,
-    regions: &mut [PageRegion],
-) -> rustix::io::Result<&[PageRegion]> {
-    const PAGEMAP_SCAN: u32 = opcode::read_write::<PmScan>(b'f', 16);
-    let mut scan = PmScan {
-        size: size_of::<PmScan>() as u64,
-        start: range.start,
-        end: range.end,
-        regions: regions.as_mut_ptr().expose_provenance() as u64,
-        regions_len: regions.len() as u64,
-        any_of: categories,
-        returned: categories,
-        ..PmScan::default()
-    };
-    // SAFETY: the kernel writes at most `regions_len` regions, all of whose bits are valid, to memory that is
-    // exclusively ours, and `walk_end` of the structure; with no flags it changes nothing else.
-    let count = unsafe { libc::ioctl(pagemap.as_fd().as_raw_fd(), PAGEMAP_SCAN as libc::c_ulong, &raw mut scan) };
-    if count < 0 {
-        return Err(last_error());
-    }
-    regions.get(..count as usize).ok_or(Errno::OVERFLOW)
-}
-
-/// Whether a call that was asked about a descriptor that is none was understood at all. Kernels without it, and seccomp
-/// filters that hide it, say otherwise.
-fn was_understood(result: libc::c_long) -> bool {
-    result >= 0 || !matches!(last_error(), Errno::NOSYS | Errno::PERM)
-}
-
-/// Whether the kernel has `cachestat(2)` and lets this process use it.
-pub(super) fn has_cachestat() -> bool {
-    // The libc crate lacks the number for glibc.
-    const SYS_CACHESTAT: libc::c_long = 451;
-    // SAFETY: there is no such descriptor, and the kernel refuses null pointers; it can write nothing.
-    was_understood(unsafe { libc::syscall(SYS_CACHESTAT, -1, ptr::null::<u8>(), ptr::null_mut::<u8>(), 0) })
-}
-
-/// Whether the kernel has `process_madvise(2)` and lets this process use it.
-pub(super) fn has_process_madvise() -> bool {
-    let (no_process, no_ranges, flags) = (-1, 0, 0);
-    // SAFETY: there is no such process, and with no ranges nothing is read from the pointer.
-    was_understood(unsafe {
-        let ranges = ptr::null::<libc::iovec>();
-        libc::syscall(libc::SYS_process_madvise, no_process, ranges, no_ranges, libc::MADV_PAGEOUT, flags)
-    })
 }

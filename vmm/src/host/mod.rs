@@ -1,10 +1,8 @@
 //! What the host has, as far as the monitor must know it to say no in time.
 
-pub(crate) mod cgroup;
 pub(crate) mod text;
 
-use cgroup::MemoryGroup;
-use memory_agent::ByteSize;
+use memory_agent::{ByteSize, MemoryGroup};
 
 /// Memory and swap together, within the limit of this process's control group; `None` when the host does not say.
 pub fn memory_and_swap() -> Option<ByteSize> {

@@ -22,13 +22,19 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use memory_agent::Hint;
+
 use crate::machine::{Machine, MachineDescription, MachineError, MachineState};
-use crate::ram::{GuestRam, PageSet};
+use crate::ram::{GuestRam, PageSet, RamWatch};
 
 /// What migration needs of the machine that leaves.
 pub trait SourceMachine: Sync {
     /// Guest RAM.
     fn ram(&self) -> &Arc<GuestRam>;
+    /// What somebody believes of guest RAM, who has kept an eye on it.
+    fn believed(&self) -> Option<Hint> {
+        None
+    }
     /// What the other host must offer.
     fn describe(&self) -> MachineDescription;
     /// Starts logging writes; all pages are clean.
@@ -75,6 +81,9 @@ pub trait DestinationMachine: Sync {
 impl SourceMachine for Machine {
     fn ram(&self) -> &Arc<GuestRam> {
         self.ram()
+    }
+    fn believed(&self) -> Option<Hint> {
+        self.ram_watch().and_then(RamWatch::hint)
     }
     fn describe(&self) -> MachineDescription {
         self.describe()

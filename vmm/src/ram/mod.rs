@@ -6,6 +6,7 @@ mod error;
 pub mod layout;
 pub mod page_set;
 mod remembered;
+mod watch;
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,9 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use memory_agent::{Counts, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency, ScanGuard, ScanView};
+use memory_agent::{
+    Counts, Hint, HintProbe, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency, ScanGuard, ScanView,
+};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -25,6 +28,7 @@ pub use error::RamError;
 pub use layout::{RamLayout, RamRegion};
 pub use page_set::PageSet;
 pub use remembered::RememberedRam;
+pub use watch::RamWatch;
 
 /// Guest memory whose writes by the monitor itself are logged, a bit a page.
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
@@ -184,6 +188,39 @@ impl GuestRam {
         Ok(all)
     }
 
+    /// What a quick probe believes of all pages.
+    ///
+    /// # Errors
+    /// When the host does not answer.
+    pub fn hint(&self, probe: &dyn HintProbe) -> Result<Hint, RamError> {
+        let mut all = Residency::default();
+        for region in 0..self.layout.regions().len() {
+            let mapping = self.mapping(region)?;
+            all.append(&probe.hint(&mapping, 0..mapping.pages())?.into_believed());
+        }
+        Ok(Hint::of(all))
+    }
+
+    /// What each page is, where `hint` is believed about pages that are there: those it leaves open, all holes among them,
+    /// are looked at.
+    ///
+    /// # Errors
+    /// When the hint is of another number of pages, or the host does not answer.
+    pub fn resolve(&self, hint: Hint) -> Result<Residency, RamError> {
+        if hint.len() != self.pages() {
+            return Err(RamError::OutOfRange { range: 0..hint.len(), pages: self.pages() });
+        }
+        let believed = hint.into_believed();
+        let mut all = Residency::default();
+        let mut first = 0;
+        for (region, r) in self.layout.regions().iter().enumerate() {
+            let hint = Hint::of(believed.part(first..first + r.pages()));
+            all.append(&hint.resolve(&self.mapping(region)?, 0, &PageCache)?);
+            first += r.pages();
+        }
+        Ok(all)
+    }
+
     /// How many pages are holes, resident and swapped, without asking page by page.
     ///
     /// # Errors
@@ -249,7 +286,14 @@ impl GuestRam {
         set
     }
 
-    /// The region as the memory agent sees it.
+    /// The regions as the memory agent sees them, in order.
+    ///
+    /// # Errors
+    /// When the host refuses to be asked about them.
+    pub fn mappings(&self) -> Result<Vec<Mapping<'_>>, RamError> {
+        (0..self.layout.regions().len()).map(|region| self.mapping(region)).collect()
+    }
+
     fn mapping(&self, region: usize) -> Result<Mapping<'_>, RamError> {
         let r = self.memory.iter().nth(region).ok_or(RamError::OutOfRange { range: 0..0, pages: self.pages() })?;
         Ok(Mapping::new(self.file(region)?.as_fd(), 0, r.as_ptr() as usize, r.len())?)

@@ -176,7 +176,7 @@ impl Guest {
 
     /// What guest RAM is.
     pub(super) fn pages(&self) -> anyhow::Result<PagesReport> {
-        match self.ask(&Request::Pages { cells: picture::CELLS })? {
+        match self.ask(&Request::Pages { cells: picture::CELLS, from_agent: false })? {
             Answer::Pages(pages) => Ok(pages),
             other => bail!("the monitor answered {other:?} to pages"),
         }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use memory_agent::ByteSize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::guest::{Directory, Guest};
@@ -18,7 +19,6 @@ use super::End;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use memory_agent::ByteSize;
 
 /// Options of `thermocline demo`.
 #[derive(Debug, Args)]

@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use memory_agent::{ScopedZram, SwapDevice};
-
-use memory_agent::ByteSize;
+use memory_agent::{ByteSize, ScopedZram, SwapDevice};
 
 /// Where cold pages go.
 pub(super) enum DemoSwap {

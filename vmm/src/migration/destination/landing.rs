@@ -12,13 +12,12 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use memory_agent::PageOutReport;
+use memory_agent::{ByteSize, PageOutReport};
 
 use super::DestinationError;
 use super::keeper::Keeper;
 use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
-use memory_agent::ByteSize;
 
 /// Batches that may wait for a thread.
 const QUEUE: usize = 4;

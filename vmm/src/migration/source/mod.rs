@@ -8,6 +8,7 @@ mod switchover;
 use std::time::Duration;
 
 pub use error::SourceError;
+use memory_agent::ByteSize;
 use session::Session;
 
 use super::SourceMachine;
@@ -15,7 +16,6 @@ use super::cancel::Cancel;
 use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Phase, Report};
-use memory_agent::ByteSize;
 
 /// How to migrate.
 #[derive(Clone, Copy, Debug)]

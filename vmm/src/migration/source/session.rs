@@ -107,10 +107,16 @@ impl<'m> Session<'m> {
     }
 
     /// Finds out what each page is. A page that is written after this is in the dirty log.
+    ///
+    /// What somebody believes is believed about pages that are there: it chooses the lane, and each lane looks again before
+    /// it reads. Holes are looked at here in any case, since nobody will look at them again.
     pub(super) fn classify(&mut self) -> Result<(), SourceError> {
-        let residency = self.ram().residency(0..self.ram().pages())?;
+        let residency = match self.machine.believed().filter(|hint| hint.len() == self.ram().pages()) {
+            Some(hint) => self.ram().resolve(hint)?,
+            None => self.ram().residency(0..self.ram().pages())?,
+        };
         self.plan = Plan::new(&residency, self.options.cold);
-        self.before = residency.counts();
+        self.before = self.ram().counts()?;
         self.peak = self.before.resident;
         residency.ranges_of(PageState::Swapped).for_each(|run| self.swapped.insert_range(run));
         let holes: Vec<_> = residency.ranges_of(PageState::Hole).collect();

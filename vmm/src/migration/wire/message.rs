@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::ops::Range;
 
-use memory_agent::Counts;
+use memory_agent::{ByteSize, Counts};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{FrameReader, FrameWriter, Kind};
@@ -11,7 +11,6 @@ use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineDescription, MachineState};
 use crate::migration::plan::ColdPolicy;
-use memory_agent::ByteSize;
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.
