@@ -16,6 +16,7 @@ use memory_agent::{
 };
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::pread;
+use support::history::work;
 use support::{Memory, Random, with_swap};
 
 fn whole(probe: &dyn Probe, mapping: &Mapping<'_>) -> Residency {
@@ -32,42 +33,6 @@ fn three_quarters_cold(pages: u64) -> Memory {
     assert_eq!(report.asked, pages / 64 / 4 * 3 * 56);
     assert!(report.left * 100 <= report.asked, "{report:?}");
     memory
-}
-
-/// Random work on the pages of one thread; `stamps` is what they hold, 0 for holes.
-fn work(memory: &Memory, first: u64, stamps: &mut [Option<u64>], random: &mut Random) {
-    let mapping = memory.mapping();
-    let pages = stamps.len() as u64;
-    for _ in 0..60 {
-        let start = random.below(pages);
-        let most = 1 << random.below(8);
-        let length = (1 + random.below(most)).min(pages - start);
-        let what = random.below(6);
-        if what == 4 {
-            memory.punch(first + start, length);
-        } else if what == 5 {
-            page_out(&mapping, &[first + start..first + start + length]).unwrap();
-        }
-        for page in start..start + length {
-            let stamp = &mut stamps[page as usize];
-            match what {
-                0 | 1 => {
-                    let new = random.below(u64::MAX >> 12) + 1;
-                    if what == 0 {
-                        memory.write(first + page, new)
-                    } else {
-                        memory.pwrite(first + page, new)
-                    };
-                    *stamp = Some(new);
-                }
-                2 => assert!(memory.pread_holds(first + page, stamp.unwrap_or(0))),
-                // A read through the mapping allocates a hole.
-                3 => assert!(memory.holds(first + page, *stamp.get_or_insert(0))),
-                4 => *stamp = None,
-                _ => {}
-            }
-        }
-    }
 }
 
 #[test]

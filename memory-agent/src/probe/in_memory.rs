@@ -123,6 +123,7 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
         let Ok((regions, until)) =
             sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), Wanted::AnyOf(PAGE_IS_PRESENT), &mut regions)
         else {
+            target.check()?;
             return Ok(None);
         };
         for region in regions {

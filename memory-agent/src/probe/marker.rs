@@ -34,9 +34,10 @@ impl HintProbe for Marker {
 
     fn hint(&self, target: &dyn Target, pages: Range<u64>) -> Result<Hint, ProbeError> {
         check_range(target, &pages)?;
-        let believed = entries(&target.page_tables()?, &pages)?;
+        let believed = entries(&target.page_tables()?, &pages);
+        // That the process has gone is the better reason.
         target.check()?;
-        Ok(Hint::of(believed.build()))
+        Ok(Hint::of(believed?.build()))
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open, openat};
@@ -13,6 +14,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::maps::{SharedFileMapping, shared_mappings};
 use super::{FileView, ProcessMemory, TargetError, io_error};
+
+/// How long a process without memory takes to end.
+const ENDING: Duration = Duration::from_millis(50);
 
 /// A running process. Whatever is asked of it is asked of that very process, also when its number is given to another.
 #[derive(Debug)]
@@ -50,8 +54,14 @@ impl Process {
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits for its end, at most so long.
+    fn ends_within(&self, time: Duration) -> bool {
         let mut ends = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ended| ended > 0)
+        let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: i64::from(time.subsec_nanos()) };
+        poll(&mut ends, Some(&time)).is_ok_and(|ended| ended > 0)
     }
 
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {

@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops with what it saw")]
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
+pub(crate) mod group;
+pub(crate) mod hints;
+pub(crate) mod history;
+
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
@@ -131,6 +135,17 @@ impl Memory {
         self.file.read_exact_at(&mut bytes, page * PAGE_SIZE).unwrap();
         let words = bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap()));
         words.enumerate().all(|(i, found)| found == word(stamp, i))
+    }
+
+    /// Maps the file somewhere else; what was mapped before is gone, and this may not be used any more.
+    pub(crate) fn move_elsewhere(&self) {
+        let length = (self.pages * PAGE_SIZE) as usize;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice; then the old one goes, which nothing refers to.
+        unsafe {
+            rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, &self.file, 0).unwrap();
+            rustix::mm::munmap(self.base.cast(), length).unwrap();
+        }
     }
 
     pub(crate) fn punch(&self, page: u64, pages: u64) {

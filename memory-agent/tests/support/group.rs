@@ -1,0 +1,57 @@
+//! A control group of this process's own, whose memory is limited.
+
+use std::fs::{create_dir, read_to_string, remove_dir, write};
+use std::path::{Path, PathBuf};
+
+/// A control group that this process is in until this is dropped.
+pub(crate) struct LimitedGroup {
+    parent: PathBuf,
+    directory: PathBuf,
+    limit: &'static str,
+}
+
+impl LimitedGroup {
+    /// Makes one below the group that this process is in, and enters it. Pages that it has already stay the old group's.
+    pub(crate) fn enter(bytes: u64) -> Result<Self, String> {
+        let groups = read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+        let line = |wanted: fn(&str) -> bool| {
+            let lines = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+            lines.clone().find(|(controllers, _)| wanted(controllers)).map(|(_, path)| path.trim_start_matches('/'))
+        };
+        let (parent, limit) = match line(|controllers| controllers.split(',').any(|c| c == "memory")) {
+            Some(path) => (Path::new("/sys/fs/cgroup/memory").join(path), "memory.limit_in_bytes"),
+            None => {
+                let path = line(str::is_empty).ok_or("memory is not accounted here")?;
+                (Path::new("/sys/fs/cgroup").join(path), "memory.max")
+            }
+        };
+        let directory = parent.join(format!("memory-agent-test-{}", std::process::id()));
+        create_dir(&directory).map_err(|e| format!("no control group at {}: {e}", directory.display()))?;
+        let group = Self { parent, directory, limit };
+        group.limit(bytes)?;
+        group.put_in(&group.directory)?;
+        Ok(group)
+    }
+
+    /// Changes the limit.
+    pub(crate) fn limit(&self, bytes: u64) -> Result<(), String> {
+        let path = self.directory.join(self.limit);
+        write(&path, bytes.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    fn put_in(&self, directory: &Path) -> Result<(), String> {
+        let path = directory.join("cgroup.procs");
+        write(&path, std::process::id().to_string()).map_err(|e| format!("{}: {e}", path.display()))
+    }
+}
+
+impl Drop for LimitedGroup {
+    fn drop(&mut self) {
+        let left = self.put_in(&self.parent);
+        let removed = remove_dir(&self.directory);
+        if !std::thread::panicking() {
+            left.unwrap();
+            removed.unwrap();
+        }
+    }
+}
