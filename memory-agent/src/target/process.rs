@@ -91,12 +91,9 @@ impl Process {
         let mut text = String::new();
         let read = self.file("maps", what)?.read_to_string(&mut text);
         read.map_err(|e| self.refused(what, "maps", e))?;
-        // A process that has no memory any more has no mappings.
-        if text.is_empty() || self.has_ended() {
-            Err(TargetError::Exited(self.pid))
-        } else {
-            Ok(shared_mappings(&text))
-        }
+        // A process without any mapping is about to end, or to execute another program.
+        let patience = if text.is_empty() { ENDING } else { Duration::ZERO };
+        if self.ends_within(patience) { Err(TargetError::Exited(self.pid)) } else { Ok(shared_mappings(&text)) }
     }
 
     /// The shared memory that it maps, in files whose name contains `name`; the largest first. A file that is mapped in

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops with what it saw")]
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
+pub(crate) mod disk;
 pub(crate) mod group;
 pub(crate) mod hints;
 pub(crate) mod history;

@@ -1,0 +1,55 @@
+//! Swap on a disk: a loop device over a file, which keeps pages in the swap cache.
+
+use std::fs::File;
+use std::process::Command;
+
+use tempfile::NamedTempFile;
+
+/// A swap device that goes before all others, until this is dropped.
+pub(crate) struct DiskSwap {
+    device: String,
+    _file: NamedTempFile,
+}
+
+impl DiskSwap {
+    pub(crate) fn new(bytes: u64) -> Result<Self, String> {
+        let file = NamedTempFile::new_in("/var/tmp").map_err(|e| e.to_string())?;
+        // Written, not only sized: swap takes no holes.
+        let mut zeros = std::io::Read::take(std::io::repeat(0), bytes);
+        std::io::copy(&mut zeros, &mut File::options().write(true).open(file.path()).unwrap())
+            .map_err(|e| e.to_string())?;
+        let path = file.path().to_str().unwrap().to_owned();
+        let device = run("losetup", &["--find", "--show", &path])?;
+        let swap = Self { device, _file: file };
+        run("mkswap", &[&swap.device])?;
+        run("swapon", &["--priority", "32767", &swap.device])?;
+        Ok(swap)
+    }
+
+    /// Its path.
+    pub(crate) fn device(&self) -> &str {
+        &self.device
+    }
+}
+
+impl Drop for DiskSwap {
+    fn drop(&mut self) {
+        let off = run("swapoff", &[&self.device]);
+        let detached = run("losetup", &["--detach", &self.device]);
+        if !std::thread::panicking() {
+            off.unwrap();
+            detached.unwrap();
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+    // Where distributions keep them, and some users' PATH does not go.
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(arguments).env("PATH", path).output();
+    let output = output.map_err(|e| format!("{program}: {e}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
