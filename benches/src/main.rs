@@ -7,8 +7,10 @@
 mod cold;
 mod console;
 mod disturbance;
+mod guard;
 mod guest_ram;
 mod lines;
+mod migration;
 mod peer;
 mod probe;
 mod process;
@@ -39,6 +41,8 @@ struct Cli {
 enum Bench {
     /// Migration of a guest that is mostly swapped out, fully resident, or idle, and start-up, beside stock QEMU.
     Cold(cold::Arguments),
+    /// QEMU's own migration of a guest that is mostly swapped out, with and without `memory-agent guard` beside it.
+    Guard(guard::Arguments),
     /// What asking about pages costs, for each probe and pattern, beside the system calls alone.
     Probe(probe::Arguments),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let arguments = Cli::parse();
     let result = stop::on_signals().and_then(|()| match arguments.bench {
         Bench::Cold(arguments) => cold::main(&arguments),
+        Bench::Guard(arguments) => guard::main(&arguments),
         Bench::Probe(arguments) => probe::main(&arguments),
     });
     match result {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lines::Lines;
 use crate::stop;
@@ -71,6 +72,13 @@ impl Process {
             stop::sleep(Duration::from_millis(2))?;
         }
         bail!("no line {prefix:?} within {PATIENCE:?}, but: {}", self.complaints())
+    }
+
+    /// Asks it to end, as Ctrl-C does.
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid().cast_signed()).context("no process")?;
+        // Not waited for yet, so the number is still its own.
+        kill_process(pid, Signal::INT).context("kill")
     }
 
     /// CPU time it has used so far, user and system, guest included. The kernel tells it in steps of its clock tick,

@@ -56,14 +56,15 @@ fn median(values: &mut [f64]) -> f64 {
     low.midpoint(high)
 }
 
-/// The table: each value, and below it how many times the peer's in the same mode it is.
-pub(crate) fn table(columns: &[Column], rows: &[Row], peer: &str) -> Table {
+/// The table: each value, and below it how many times the peer's it is; `is_peer` says whether another row is the first
+/// one's peer.
+pub(crate) fn table(columns: &[Column], rows: &[Row], is_peer: impl Fn(&Row, &Row) -> bool) -> Table {
     let used: Vec<_> = columns.iter().filter(|c| rows.iter().any(|row| row.values.contains_key(c.key))).collect();
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
     table.set_header(["mode", "subject"].into_iter().chain(used.iter().map(|column| column.heading)));
     for row in rows {
-        let peer = rows.iter().find(|other| other.subject == peer && other.mode == row.mode);
+        let peer = rows.iter().find(|other| is_peer(row, other)).filter(|other| *other != row);
         let cells = used.iter().map(|column| cell(row, peer, column.key));
         table.add_row([row.mode.clone(), row.subject.clone()].into_iter().chain(cells));
     }
@@ -79,7 +80,7 @@ pub(crate) fn table(columns: &[Column], rows: &[Row], peer: &str) -> Table {
 fn cell(row: &Row, peer: Option<&Row>, key: &str) -> String {
     let Some(value) = row.values.get(key) else { return String::new() };
     let shown = if value.fract() == 0.0 || *value >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") };
-    match peer.filter(|peer| peer.subject != row.subject).and_then(|peer| peer.values.get(key)) {
+    match peer.and_then(|peer| peer.values.get(key)) {
         // Nothing is a multiple of nothing.
         Some(0.0) | None => shown,
         Some(of_peer) => {
@@ -141,7 +142,7 @@ mod tests {
         let (a, qemu) = (row("a", 5.0, 1.0), row("qemu", 20.0, 0.0));
         assert_eq!(cell(&a, Some(&qemu), "total_ms"), "5\n×0.25");
         assert_eq!(cell(&a, Some(&qemu), "swap_ins"), "1");
-        assert_eq!(cell(&qemu, Some(&qemu), "total_ms"), "20");
+        assert_eq!(cell(&qemu, None, "total_ms"), "20");
         assert_eq!(cell(&a, Some(&qemu), "downtime_ms"), "");
         assert_eq!(cell(&row("a", 0.25, 0.0), None, "total_ms"), "0.2");
     }

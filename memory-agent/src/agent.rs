@@ -8,8 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::page_out::page_out_by;
-use crate::page_state::{Counts, PageState};
+use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, present};
 use crate::residency::Residency;
 use crate::sys;
@@ -88,13 +87,6 @@ pub struct AgentMap {
     pub maps: Vec<Residency>,
     /// How long ago the part looked at longest ago was.
     pub age: Duration,
-}
-
-impl AgentMap {
-    /// How many pages are in each state, of all targets.
-    pub fn counts(&self) -> Counts {
-        self.maps.iter().fold(Counts::default(), |sum, map| sum + map.counts())
-    }
 }
 
 #[derive(Default)]
@@ -259,6 +251,13 @@ impl Agent {
         Some(AgentMap { maps: state.maps.clone(), age })
     }
 
+    /// How many pages are in each state, of all targets, and how old that is; `None` before it has seen everything once.
+    pub fn counts(&self) -> Option<(Counts, Duration)> {
+        let state = self.lock();
+        let counts = state.maps.iter().fold(Counts::default(), |sum, map| sum + map.counts());
+        Some((counts, state.complete?.elapsed()))
+    }
+
     /// What it has done and what that cost.
     pub fn cost(&self) -> AgentCost {
         let state = self.lock();
@@ -333,19 +332,21 @@ impl Pace {
 /// Pages out again what readers have woken: pages that are in memory and that the owner does not map. How many.
 fn put_back(target: &dyn Target, woken: &[Range<u64>]) -> u64 {
     let mut unwanted = Vec::new();
+    let first = target.mapping().offset(0) / PAGE_SIZE;
     for range in woken {
         // Where that cannot be told, nobody's page is touched.
         let Ok(Some(mapped)) = present(target, range.clone()) else { return 0 };
-        let ranges = mapped.ranges_of(PageState::Hole);
-        unwanted.extend(ranges.map(|run| range.start + run.start..range.start + run.end));
+        let start = first + range.start;
+        unwanted.extend(mapped.ranges_of(PageState::Hole).map(|run| start + run.start..start + run.end));
     }
     if unwanted.is_empty() {
         return 0;
     }
-    match page_out_by(target, &unwanted, true) {
-        Ok(report) => report.swapped,
+    // Not through the owner's page tables: whatever they map, the owner is taken to want.
+    match target.view().map(|view| view.page_out(&unwanted)) {
+        Ok(Ok(report)) => report.swapped,
         // Whoever reads still has them mapped, or there is no room; they stay, as they would without an agent.
-        Err(_) => 0,
+        _ => 0,
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::thread;
 
-use memory_agent::{HintProbe, PAGE_SIZE, PageCache, PageCacheBySeek, Probe};
+use memory_agent::{PAGE_SIZE, PageCache, PageCacheBySeek, Probe};
 use support::group::LimitedGroup;
 use support::hints::{Errors, check, probes};
 use support::history::work;

@@ -140,7 +140,7 @@ fn what_another_process_has_is_seen_and_paged_out() {
         assert!((10..20).all(|page| residency(&memory).get(page) == Some(PageState::Resident)));
         // Brought in by another way and not mapped there: it is mapped first, and goes.
         let mut page = vec![0; PAGE_SIZE as usize];
-        memory.view().read(&(100..101), &mut page).unwrap();
+        memory.file().read(&(100..101), &mut page).unwrap();
         assert_eq!(residency(&memory).get(100), Some(PageState::Resident));
         let report = page_out(&memory, &[0..PAGES / 2]).unwrap();
         assert!(report.asked >= 11 && report.left == 0, "{report:?}");
@@ -157,7 +157,7 @@ fn a_scan_leaves_another_process_as_it_was() {
         let go_on = &mut |_: ScanProgress| ControlFlow::Continue(());
         let mut most = 0;
         let mut hash = ContentHash::default();
-        let view = memory.view();
+        let view = memory.file();
         let report = scan(&view, 0..PAGES, WINDOW, &mut hash, &mut |_| {
             most = most.max(counts_of(&memory.mapping()).unwrap().resident);
             ControlFlow::Continue(())
@@ -197,7 +197,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
     with_swap("what_the_owner_touches_during_a_scan_stays", || {
         let (mut other, memory) = half_cold();
         let mut told = false;
-        let report = scan(&memory.view(), 0..PAGES, 512, &mut ContentHash::default(), &mut |progress| {
+        let report = scan(&memory.file(), 0..PAGES, 512, &mut ContentHash::default(), &mut |progress| {
             if !told && progress.done >= 256 {
                 told = true;
                 other.tell("write 100 116 8");
@@ -227,7 +227,7 @@ fn a_guard_puts_back_what_readers_wake() {
                     let stamp = if first < PAGES / 4 * 3 { 7 } else { 0 };
                     other.tell(&format!("touch {first} {} {stamp}", first + 128));
                 } else {
-                    (first..first + 128).for_each(|n| memory.view().read(&(n..n + 1), &mut page).unwrap());
+                    (first..first + 128).for_each(|n| memory.file().read(&(n..n + 1), &mut page).unwrap());
                 }
                 most = most.max(counts_of(&memory.mapping()).unwrap().resident);
                 guard.step().unwrap();
@@ -310,7 +310,7 @@ fn an_agent_keeps_a_map_and_puts_back_what_readers_wake() {
             assert_eq!(agent.map().unwrap().maps[0].counts_in(0..32).resident, 32);
             // By somebody else: it is put back.
             let mut pages = vec![0; 512 * PAGE_SIZE as usize];
-            memory.view().read(&(512..1024), &mut pages).unwrap();
+            memory.file().read(&(512..1024), &mut pages).unwrap();
             let woken = residency(&memory).counts_in(512..1024).resident;
             wait(4);
             let after = residency(&memory);

@@ -1,5 +1,6 @@
 //! Starting, controlling and ending one machine.
 
+mod agent;
 mod console;
 mod control;
 mod ends;
@@ -11,5 +12,6 @@ fn main() -> std::process::ExitCode {
     console::add(&mut trials);
     control::add(&mut trials);
     refusals::add(&mut trials);
+    agent::add(&mut trials);
     trials.run()
 }

@@ -1,4 +1,4 @@
-//! What the trials of `launch/`, `migrate/` and `faults/` are made of: whole `thermocline` processes, driven as people
+//! What the trials of `launch/`, `migrate/`, `faults/` and `agent/` are made of: whole processes, driven as people
 //! drive them, over consoles, sockets, signals and the wire.
 //!
 //! | to read about | open |
@@ -8,6 +8,7 @@
 //! | a process: output, signals, its end | `process.rs`, `stop.rs` |
 //! | what the guest says and is told | `console.rs` |
 //! | a machine: process, console, API socket | `machine.rs` |
+//! | `memory-agent` beside a machine | `agent.rs` |
 //! | one migration, as its command line shows it | `migration.rs` |
 //! | which side runs the guest | `owner.rs` |
 //! | pages of a machine as the host sees them | `residency.rs`, `swap.rs` |
@@ -15,6 +16,7 @@
 //! | two hosts | `network.rs` |
 //! | a person's terminal | `terminal.rs` |
 
+pub mod agent;
 pub mod binary;
 pub mod console;
 pub mod host;

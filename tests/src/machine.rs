@@ -104,9 +104,22 @@ impl Lab {
     /// # Errors
     /// As [`Lab::boot`].
     pub fn boot_behind(&self, prefix: &[&str], workload: &Workload) -> Result<Machine> {
+        self.boot_as(prefix, &[], workload)
+    }
+
+    /// The same with more options of `thermocline run`.
+    ///
+    /// # Errors
+    /// As [`Lab::boot`].
+    pub fn boot_with(&self, more: &[&str], workload: &Workload) -> Result<Machine> {
+        self.boot_as(&[], more, workload)
+    }
+
+    fn boot_as(&self, prefix: &[&str], more: &[&str], workload: &Workload) -> Result<Machine> {
         let api = self.path("source.sock");
         let mut arguments: Vec<OsString> = vec!["run".into(), "--api-socket".into(), api.clone().into()];
         arguments.extend(workload.arguments().into_iter().map(Into::into));
+        arguments.extend(more.iter().map(Into::into));
         let machine = self.machine("source", prefix, arguments, api, workload)?;
         machine.console.ready()?;
         Ok(machine)

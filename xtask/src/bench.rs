@@ -20,9 +20,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     packages::ensure_installed()?;
-    let [thermocline, benches] = build_release(["thermocline", "thermocline-benches"])?;
+    let [thermocline, agent, benches] = build_release(["thermocline", "memory-agent", "thermocline-benches"])?;
     let mut command = program(benches);
-    command.env("THERMOCLINE_BIN", thermocline).args(&arguments.rest);
+    command.env("THERMOCLINE_BIN", thermocline).env("MEMORY_AGENT_BIN", agent).args(&arguments.rest);
     // Paths among the options are meant from where the user is.
     command.current_dir(std::env::current_dir()?);
     eprintln!("$ {}", shown(&command));

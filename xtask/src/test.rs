@@ -26,7 +26,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     packages::ensure_installed()?;
     // Whole processes are tested as they are shipped; everything else in the profile that checks its arithmetic.
-    let [thermocline] = build_release(["thermocline"])?;
+    let [thermocline, agent] = build_release(["thermocline", "memory-agent"])?;
 
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
@@ -35,7 +35,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     }
     command.args(arguments.package.iter().flat_map(|package| ["--package", package]));
     command.args(["--", "--show-output"]).args(&arguments.filter);
-    command.env("THERMOCLINE_BIN", &thermocline);
+    command.env("THERMOCLINE_BIN", &thermocline).env("MEMORY_AGENT_BIN", &agent);
     eprintln!("$ {}", shown(&command));
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be started")?;
     let output = child.stdout.take().context("cargo has no output")?;

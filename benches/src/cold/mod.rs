@@ -10,32 +10,22 @@
 //!
 //! Subjects take turns, so that what disturbs the host for a while disturbs all of them.
 
-mod columns;
-mod migration;
 mod start;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use memory_agent::ScopedZram;
+use memory_agent::{PAGE_SIZE, ScopedZram};
 use workload_guest::Options;
 
 use crate::disturbance::Disturbances;
+use crate::migration::{self, Before, MIB, MOST_MIB, columns, mostly_cold};
 use crate::peer::qemu::Qemu;
 use crate::stop;
 use crate::subject::thermocline::Thermocline;
 use crate::subject::{Machine, Subject};
 use crate::table::{Row, medians, table, write_json};
-
-/// Bytes in a MiB.
-const MIB: u64 = 1 << 20;
-/// Memory that is neither working set nor cold: the image, the table of generations, alignment, firmware's tables.
-const MARGIN_MIB: u64 = 16;
-/// The most memory of a machine that has all of it in one piece, with every subject.
-const MOST_MIB: u64 = 2048;
-/// Page operations a second of a guest that works moderately; half of them write.
-const MODERATE: u64 = 2000;
 
 /// Options of `cargo xtask bench cold`.
 #[derive(Debug, Args)]
@@ -90,11 +80,7 @@ impl Mode {
         let mib = arguments.mib;
         let part = |share: f64| (mib as f64 * share) as u64;
         let workload = match self {
-            Self::Cold => {
-                let cold = part(arguments.cold).min(mib - MARGIN_MIB);
-                let working_set = (mib - MARGIN_MIB - cold).max(1);
-                Options { working_set: working_set * MIB, cold: cold * MIB, rate: MODERATE, ..Options::default() }
-            }
+            Self::Cold => return mostly_cold(mib, arguments.cold),
             Self::Hot => Options { working_set: MIB, cold: part(0.75) * MIB, ..Options::default() },
             Self::Idle => Options { working_set: 32 * MIB, ..Options::default() },
             Self::Start => Options { working_set: 4096, rate: 1, ..Options::default() },
@@ -103,10 +89,15 @@ impl Mode {
     }
 
     fn measure(self, subject: &dyn Subject, machine: &Machine, folder: &Path) -> Result<Row> {
-        let values = match self {
+        let mut values = match self {
             Self::Start => start::measure(subject, machine, folder)?,
-            _ => migration::measure(subject, machine, self, folder)?,
+            Self::Cold => migration::measure(subject, machine, Before::PageOut, folder)?,
+            Self::Hot | Self::Idle => migration::measure(subject, machine, Before::Rest, folder)?,
         };
+        if self == Self::Hot {
+            let mib = values["source_resident_before"] * PAGE_SIZE as f64 / MIB as f64;
+            values.insert("hot_mib_per_s", mib / values["total_ms"] * 1000.0);
+        }
         Ok(Row { subject: subject.name().to_owned(), mode: self.name().to_owned(), values })
     }
 }
@@ -136,7 +127,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!("{}", table(columns::COLUMNS, &rows, qemu.name()));
+    println!("{}", table(columns::COLUMNS, &rows, |row, other| other.subject == qemu.name() && other.mode == row.mode));
     println!("{}", columns::LEGEND.trim_end());
     println!("Medians of {} runs; × is the ratio to {}.", arguments.runs, qemu.version());
     disturbances.sentences().for_each(|sentence| println!("{sentence}"));

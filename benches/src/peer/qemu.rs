@@ -117,7 +117,7 @@ impl Subject for Qemu {
             bail!("the migration failed: {info}; {}", destination.process.complaints().trim());
         }
         let downtime = info["downtime"].as_u64().context("QEMU does not tell the downtime")?;
-        Ok(Migrated { total, downtime: Duration::from_millis(downtime) })
+        Ok(Migrated { total, downtime: Duration::from_millis(downtime), helpers_cpu: Duration::ZERO })
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!("{}", table(COLUMNS, &rows, PEER));
+    println!("{}", table(COLUMNS, &rows, |row, other| other.subject == PEER && other.mode == row.mode));
     println!("{LEGEND}");
     println!("Medians of {} runs; × is the ratio to {PEER}.", arguments.runs);
     for kind in [ProbeKind::Marker, ProbeKind::UffdMarker] {

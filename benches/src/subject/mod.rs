@@ -53,6 +53,11 @@ impl Host {
         Ok(Self { process, started, console, ram_name, ram_bytes: machine.mib << 20, control, address: None })
     }
 
+    /// What the name of its memory file contains.
+    pub(crate) fn ram_name(&self) -> &'static str {
+        self.ram_name
+    }
+
     /// The guest's memory; at a destination there may be none before the guest comes.
     pub(crate) fn ram(&self) -> Result<GuestRam> {
         GuestRam::open(self.process.pid(), self.ram_name, self.ram_bytes)
@@ -66,6 +71,8 @@ pub(crate) struct Migrated {
     pub(crate) total: Duration,
     /// How long the guest stood, by the monitor's own account.
     pub(crate) downtime: Duration,
+    /// CPU time of programs that were there for the migration besides the monitors.
+    pub(crate) helpers_cpu: Duration,
 }
 
 /// A monitor that is measured.

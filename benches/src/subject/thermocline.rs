@@ -81,7 +81,11 @@ impl Subject for Thermocline {
             let message: Value = serde_json::from_str(&said.text).context("the client's output")?;
             if let Some(report) = message.get("migrated") {
                 let downtime = report["downtime_us"].as_u64().context("the report has no downtime_us")?;
-                return Ok(Migrated { total: said.at - start, downtime: Duration::from_micros(downtime) });
+                return Ok(Migrated {
+                    total: said.at - start,
+                    downtime: Duration::from_micros(downtime),
+                    helpers_cpu: Duration::ZERO,
+                });
             }
         }
         bail!("the migration failed: {}", client.complaints().trim())

@@ -73,18 +73,19 @@ pub fn scan(
         let remembered = guard.remember(std::slice::from_ref(&window))?;
         let mut read_up_to = window.start;
         'window: for run in remembered.runs() {
-            if run.state == PageState::Hole {
-                reader.hole(run.pages.clone())?;
-                read_up_to = run.pages.end;
-                continue;
-            }
             let mut page = run.pages.start;
             while page < run.pages.end {
-                let batch = page..run.pages.end.min(page + BATCH);
-                let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
-                view.read(&batch, bytes)?;
-                reader.content(batch.clone(), bytes)?;
-                (page, read_up_to) = (batch.end, batch.end);
+                if run.state == PageState::Hole {
+                    reader.hole(run.pages.clone())?;
+                    page = run.pages.end;
+                } else {
+                    let batch = page..run.pages.end.min(page + BATCH);
+                    let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
+                    view.read(&batch, bytes)?;
+                    reader.content(batch.clone(), bytes)?;
+                    page = batch.end;
+                }
+                read_up_to = page;
                 if show(ScanProgress { done: page - pages.start, pages: pages.end - pages.start }).is_break() {
                     report.complete = false;
                     break 'window;

@@ -81,10 +81,14 @@ impl FileView {
         report
     }
 
-    /// Takes pages out of this view's page tables, so that nobody but the owner maps them.
-    pub(crate) fn unmap(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
-        for range in ranges {
-            self.map.unmap(range).map_err(|e| io_error("unmap", "the shared memory file")(e.into()))?;
+    /// Takes pages out of this view's page tables, so that nobody but the owner maps them; and neighbours that the kernel has
+    /// mapped with them (mm/memory.c `do_fault_around`: 64 KiB, aligned).
+    fn unmap(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+        const AROUND: u64 = 16;
+        let pages = self.mapping().pages();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let around = range.start / AROUND * AROUND..range.end.next_multiple_of(AROUND).min(pages);
+            self.map.unmap(&around).map_err(|e| io_error("unmap", "the shared memory file")(e.into()))?;
         }
         Ok(())
     }

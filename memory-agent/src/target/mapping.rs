@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Stat, fstat, fstatfs};
 
-use super::{PageTables, Target, TargetError, io_error};
+use super::{FileView, PageTables, Target, TargetError, io_error};
 use crate::page_state::PAGE_SIZE;
 use crate::sys::{self, SharedMap};
 
@@ -131,6 +131,11 @@ impl<'fd> Mapping<'fd> {
 impl Target for Mapping<'_> {
     fn mapping(&self) -> Mapping<'_> {
         *self
+    }
+
+    fn view(&self) -> Result<Arc<FileView>, TargetError> {
+        let file = self.fd.try_clone_to_owned().map_err(io_error("open", "the mapped file"))?;
+        Ok(Arc::new(FileView::new(File::from(file), self.file_offset + self.length)?))
     }
 
     fn page_tables(&self) -> Result<PageTables, TargetError> {

@@ -124,6 +124,12 @@ pub trait Target: Send + Sync {
     /// nobody ever touches.
     fn mapping(&self) -> Mapping<'_>;
 
+    /// The memory's file, mapped for readers, with nothing of it touched.
+    ///
+    /// # Errors
+    /// [`TargetError`] when it cannot be mapped.
+    fn view(&self) -> Result<Arc<FileView>, TargetError>;
+
     /// The page tables of the process that works with the memory.
     ///
     /// # Errors

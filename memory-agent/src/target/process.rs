@@ -114,7 +114,7 @@ impl Process {
                 continue;
             }
             let same_file = memories.iter().find(|memory| memory.is_of(&mapping));
-            let view = match same_file.map(|memory| Ok(memory.view())).unwrap_or_else(|| self.view_of(&mapping)) {
+            let view = match same_file.map(|memory| Ok(memory.file())).unwrap_or_else(|| self.view_of(&mapping)) {
                 Ok(view) => view,
                 Err(e) => {
                     refused.get_or_insert(e);

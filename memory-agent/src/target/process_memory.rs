@@ -63,7 +63,7 @@ impl ProcessMemory {
     }
 
     /// The whole file, of which the memory is a part: from [`ProcessMemory::file_offset`] on.
-    pub fn view(&self) -> Arc<FileView> {
+    pub fn file(&self) -> Arc<FileView> {
         Arc::clone(&self.view)
     }
 
@@ -100,6 +100,10 @@ impl Target for ProcessMemory {
         let first = self.mapped.offset / PAGE_SIZE;
         let pages = (self.mapped.addresses.end - self.mapped.addresses.start) / PAGE_SIZE;
         self.view.mapping().part(&(first..first + pages))
+    }
+
+    fn view(&self) -> Result<Arc<FileView>, TargetError> {
+        Ok(Arc::clone(&self.view))
     }
 
     fn page_tables(&self) -> Result<PageTables, TargetError> {

@@ -120,7 +120,7 @@ pub struct AgentStatus {
 impl AgentStatus {
     fn of(watch: &RamWatch) -> Self {
         let cost = watch.cost();
-        let age_ms = watch.map().map(|(_, age)| age.as_millis() as u64);
+        let age_ms = watch.counts().map(|(_, age)| age.as_millis() as u64);
         Self { probe: watch.probe().to_owned(), age_ms, percent: cost.percent(), cost }
     }
 }

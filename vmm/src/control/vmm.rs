@@ -267,7 +267,7 @@ impl Vmm {
     fn metrics(&self) -> Result<String, VmmError> {
         let machine = self.machine().ok_or(VmmError::NoGuest)?;
         let watch = machine.ram_watch();
-        let map = watch.and_then(RamWatch::map).map(|(map, age)| (map.counts(), age));
+        let map = watch.and_then(RamWatch::counts);
         // Without an agent's map the kernel's own sums are as good.
         let map = map.or_else(|| Some((machine.ram().counts().ok()?, Duration::ZERO)));
         let cost = watch.map(RamWatch::cost).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use memory_agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Hint, Residency, Suspended, Target};
+use memory_agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Counts, Hint, Residency, Suspended, Target};
 
 use super::GuestRam;
 
@@ -48,7 +48,12 @@ impl RamWatch {
         Some((all, age))
     }
 
-    /// The same as a hint, unless it is too old.
+    /// How many pages are in each state, and how old that is; `None` before the agent has seen everything.
+    pub fn counts(&self) -> Option<(Counts, Duration)> {
+        self.0.counts()
+    }
+
+    /// The map as a hint, unless it is too old.
     pub fn hint(&self) -> Option<Hint> {
         self.map().filter(|(_, age)| *age < FRESH).map(|(map, _)| Hint::of(map))
     }

@@ -1,14 +1,15 @@
 //! One migration of one subject, looked at from outside.
 
+pub(crate) mod columns;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use memory_agent::{PAGE_SIZE, SwapCounters};
-use workload_guest::Command;
+use workload_guest::{Command, Options};
 
-use super::{MIB, Mode};
 use crate::subject::{Machine, Subject};
 use crate::{sampler, stop};
 
@@ -17,20 +18,46 @@ const WORK: Duration = Duration::from_secs(1);
 /// How long the guest's reports are taken in at the destination: more than two of them.
 const WATCH: Duration = Duration::from_millis(500);
 
+/// Bytes in a MiB.
+pub(crate) const MIB: u64 = 1 << 20;
+/// Memory that is neither working set nor cold: the image, the table of generations, alignment, firmware's tables.
+pub(crate) const MARGIN_MIB: u64 = 16;
+/// The most memory of a machine that has all of it in one piece, with every subject.
+pub(crate) const MOST_MIB: u64 = 2048;
+/// Page operations a second of a guest that works moderately; half of them write.
+const MODERATE: u64 = 2000;
+
+/// A machine of which this share is to be swapped out, and that works on the rest.
+pub(crate) fn mostly_cold(mib: u64, cold: f64) -> Machine {
+    let cold = ((mib as f64 * cold) as u64).min(mib - MARGIN_MIB);
+    let working_set = (mib - MARGIN_MIB - cold).max(1);
+    let workload = Options { working_set: working_set * MIB, cold: cold * MIB, rate: MODERATE, ..Options::default() };
+    Machine { mib, workload }
+}
+
+/// What becomes of the guest before it is migrated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Its cold pages are paged out, and it works on the others.
+    PageOut,
+    /// It rests.
+    Rest,
+}
+
 /// Boots, migrates, counts, and only then has the guest check every page, which wakes them.
-pub(super) fn measure(
+pub(crate) fn measure(
     subject: &dyn Subject,
     machine: &Machine,
-    mode: Mode,
+    before: Before,
     folder: &Path,
 ) -> Result<BTreeMap<&'static str, f64>> {
     let mut source = subject.run(folder, machine)?;
     let (_, ready) = source.console.ready()?;
     let mut destination = subject.receive(folder, machine)?;
     let source_ram = source.ram()?;
-    match mode {
-        Mode::Cold => source_ram.page_out(&ready.cold)?,
-        _ => source.console.send(Command::Stop)?,
+    match before {
+        Before::PageOut => source_ram.page_out(&ready.cold)?,
+        Before::Rest => source.console.send(Command::Stop)?,
     }
     stop::sleep(WORK)?;
     source.console.send(Command::ResetStall)?;
@@ -75,9 +102,8 @@ pub(super) fn measure(
         ("overhead_peak_kib_source", peaks.source_overhead_kib as f64),
         ("overhead_peak_kib_destination", peaks.destination_overhead_kib as f64),
     ]);
-    if mode == Mode::Hot {
-        let mib = (before.resident * PAGE_SIZE) as f64 / MIB as f64;
-        values.insert("hot_mib_per_s", mib / migrated.total.as_secs_f64());
+    if !migrated.helpers_cpu.is_zero() {
+        values.insert("cpu_ms_guard", ms(migrated.helpers_cpu));
     }
     Ok(values)
 }

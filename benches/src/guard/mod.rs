@@ -1,0 +1,105 @@
+//! `cargo xtask bench guard`: stock QEMU migrates a guest that is mostly swapped out, by itself and with
+//! `memory-agent guard` beside it.
+//!
+//! | mode | what is guarded |
+//! |---|---|
+//! | `unguarded` | nothing |
+//! | `guard` | the source |
+//! | `guard-both` | the source, and the destination by the source's map |
+
+mod guarded;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use memory_agent::ScopedZram;
+
+use crate::disturbance::Disturbances;
+use crate::migration::{Before, MARGIN_MIB, MIB, MOST_MIB, columns, measure, mostly_cold};
+use crate::peer::qemu::Qemu;
+use crate::stop;
+use crate::subject::Subject;
+use crate::table::{Row, medians, table, write_json};
+use guarded::{Guarded, MemoryAgent};
+
+const UNGUARDED: &str = "unguarded";
+/// The modes, and whether source and destination are guarded.
+const MODES: [(&str, bool, bool); 3] = [(UNGUARDED, false, false), ("guard", true, false), ("guard-both", true, true)];
+
+/// Options of `cargo xtask bench guard`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Also write the table to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each mode is measured; the table has medians.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: u32,
+    /// Guest memory, MiB.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    mib: u64,
+    /// Which part of it is swapped out, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
+    cold: f64,
+    /// The guards' window, MiB.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    window: u64,
+    /// Only this mode; may be repeated.
+    #[arg(long, value_name = "MODE")]
+    mode: Vec<String>,
+}
+
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    ensure!(arguments.runs > 0, "--runs must be 1 at least");
+    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
+    ensure!((MARGIN_MIB * 4..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
+    let known = |mode: &String| MODES.iter().any(|(name, ..)| name == mode);
+    ensure!(arguments.mode.iter().all(known), "--mode can be {}", MODES.map(|(name, ..)| name).join(", "));
+    let (qemu, agent) = (Qemu::find()?, MemoryAgent::find()?);
+    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let rows = measure_all(arguments, &qemu, &agent, &zram);
+    // Every process that had pages there is gone.
+    let closed = zram.close();
+    let (rows, disturbances) = rows?;
+    let rows = medians(&rows);
+    closed?;
+    println!("{}", table(columns::COLUMNS, &rows, |_, other| other.mode == UNGUARDED));
+    println!("{}", columns::LEGEND.trim_end());
+    println!("Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}.", arguments.runs, arguments.window);
+    println!("total goes on until the guards have put back what they can. {}", qemu.version());
+    disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    match &arguments.json {
+        Some(path) => write_json(path, columns::COLUMNS, &rows),
+        None => Ok(()),
+    }
+}
+
+fn measure_all(
+    arguments: &Arguments,
+    qemu: &Qemu,
+    agent: &MemoryAgent,
+    zram: &ScopedZram,
+) -> Result<(Vec<Row>, Disturbances)> {
+    let machine = mostly_cold(arguments.mib, arguments.cold);
+    let (mut rows, mut disturbances) = (Vec::new(), Disturbances::default());
+    for run in 1..=arguments.runs {
+        for (mode, guarded, both) in MODES {
+            if !arguments.mode.is_empty() && !arguments.mode.iter().any(|wanted| wanted == mode) {
+                continue;
+            }
+            stop::check()?;
+            let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
+            let path = folder.path().to_owned();
+            let subject =
+                Guarded { subject: qemu, agent: agent.clone(), window_mib: arguments.window, both, folder: path };
+            let subject: &dyn Subject = if guarded { &subject } else { qemu };
+            let what = || format!("{mode}, run {run}");
+            let values = measure(subject, &machine, Before::PageOut, folder.path()).with_context(what)?;
+            eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, values["total_ms"]);
+            rows.push(Row { subject: subject.name().to_owned(), mode: mode.to_owned(), values });
+            disturbances.look(&zram.path())?;
+        }
+    }
+    Ok((rows, disturbances))
+}

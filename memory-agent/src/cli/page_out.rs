@@ -1,0 +1,187 @@
+//! `memory-agent page-out`
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use memory_agent::{PAGE_SIZE, PageOutError, PageOutReport, ProcessMemory, Target, page_out};
+
+use super::exit::{End, ExitCode};
+use super::options::{Memory, duration};
+use super::output::{print, print_json, size};
+use super::stop::Stop;
+use crate::idle::Watched;
+
+/// Options of `memory-agent page-out`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
+    what: What,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which pages.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// This part of the memory file, as START+LENGTH in bytes, decimal or 0x…, whole pages; may be repeated.
+    #[arg(long, value_name = "START+LENGTH", value_parser = range)]
+    range: Vec<Range<u64>>,
+    /// All pages.
+    #[arg(long)]
+    all: bool,
+    /// All pages that nobody touches for so long from now on; needs a kernel with idle page tracking.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    idle: Option<Duration>,
+}
+
+/// Pages of a file.
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let number = |text: &str| {
+        let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
+        parsed.map_err(|e| format!("'{text}': {e}"))
+    };
+    let (start, length) = text.split_once('+').ok_or("write START+LENGTH, such as 0x200000+1048576")?;
+    let (start, length) = (number(start)?, number(length)?);
+    let end = start.checked_add(length).ok_or("that is beyond any file")?;
+    if start % PAGE_SIZE != 0 || length % PAGE_SIZE != 0 || length == 0 {
+        return Err(format!("start and length must be whole pages of {PAGE_SIZE} bytes"));
+    }
+    Ok(start / PAGE_SIZE..end / PAGE_SIZE)
+}
+
+pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
+    let memories = arguments.memory.open()?;
+    let What { range, all: _, idle } = &arguments.what;
+    let chosen = match idle {
+        Some(time) => idle_pages(&memories, *time)?,
+        None if range.is_empty() => memories.iter().map(|memory| vec![0..memory.mapping().pages()]).collect(),
+        None => by_memory(&memories, range)?,
+    };
+    let report = page_out_all(&memories, &chosen)?;
+    if arguments.json {
+        print_json(&report)?;
+    } else {
+        print(&sentence(&report))?;
+    }
+    if report.asked > 0 && report.swapped + report.queued == 0 {
+        return Err(PageOutError::Kept(report.asked).into());
+    }
+    Ok(())
+}
+
+/// Pages out of each memory what was chosen of it. Memory that the kernel keeps whole does not keep others from it.
+fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>]) -> Result<PageOutReport, End> {
+    let mut report = PageOutReport::default();
+    for (memory, ranges) in memories.iter().zip(chosen) {
+        let one = match page_out(memory, ranges) {
+            Ok(one) => one,
+            Err(PageOutError::Kept(pages)) => PageOutReport { asked: pages, left: pages, ..PageOutReport::default() },
+            // What was paged out before there was no more room is worth being told of.
+            Err(e @ PageOutError::SwapFull(_)) if report.swapped > 0 => {
+                super::output::say(e);
+                break;
+            }
+            Err(e) => return Err(e.into()),
+        };
+        report = report.merge(one);
+    }
+    Ok(report)
+}
+
+/// Which pages of each memory the pages of the file are that they are all of.
+fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<Vec<Range<u64>>>, End> {
+    if memories.windows(2).any(|two| !Arc::ptr_eq(&two[0].file(), &two[1].file())) {
+        let names: Vec<_> = memories.iter().map(ProcessMemory::name).collect();
+        let text = format!("a range is of one memory file and there are several, {}: use --name", names.join(" and "));
+        return Err(End::text(ExitCode::Usage, text));
+    }
+    let offsets: Vec<_> = memories.iter().map(pages_in_file).collect();
+    for range in ranges {
+        let there: u64 = offsets.iter().map(|offsets| page_count(&intersection(range, offsets))).sum();
+        if there < page_count(range) {
+            let has: Vec<_> = offsets.iter().map(bytes).collect();
+            let text = format!("the process has {} of the file, not all of {}", has.join(" and "), bytes(range));
+            return Err(End::text(ExitCode::Usage, text));
+        }
+    }
+    let of_memory = |offsets: &Range<u64>| {
+        let own = ranges.iter().map(|range| intersection(range, offsets)).filter(|range| !range.is_empty());
+        own.map(|range| range.start - offsets.start..range.end - offsets.start).collect()
+    };
+    Ok(offsets.iter().map(of_memory).collect())
+}
+
+/// The pages of the file that a memory is.
+pub(super) fn pages_in_file(memory: &ProcessMemory) -> Range<u64> {
+    let first = memory.file_offset() / PAGE_SIZE;
+    first..first + memory.mapping().pages()
+}
+
+fn intersection(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
+}
+
+fn page_count(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+fn bytes(pages: &Range<u64>) -> String {
+    format!("{:#x}+{:#x}", pages.start * PAGE_SIZE, page_count(pages) * PAGE_SIZE)
+}
+
+fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<Vec<Range<u64>>>, End> {
+    let stop = Stop::on_signals()?;
+    let watched: Vec<_> = memories.iter().map(Watched::begin).collect::<Result<_, _>>()?;
+    if stop.wait(time) {
+        return Err(End::text(ExitCode::Interrupted, "interrupted; nothing was paged out"));
+    }
+    let idle = watched.into_iter().zip(memories).map(|(watched, memory)| watched.idle(memory));
+    Ok(idle.collect::<Result<_, _>>()?)
+}
+
+fn sentence(report: &PageOutReport) -> String {
+    let PageOutReport { asked, swapped, left, queued, .. } = *report;
+    if asked == 0 {
+        return "none of these pages were in memory\n".into();
+    }
+    let mut text = format!("paged out {swapped} of {asked} pages ({})", size(swapped));
+    if queued > 0 {
+        text += &format!("; {queued} are queued for their device, which frees them when memory is needed");
+    }
+    if left > queued {
+        text += &format!("; {} stayed, because somebody works with them", left - queued);
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_whole_pages() {
+        assert_eq!(range("0x2000+4096"), Ok(2..3));
+        assert_eq!(range("0+0x10000"), Ok(0..16));
+        for text in ["", "1", "4096", "1+4096", "4096+1", "0+0", "0x+4096", "-4096+4096", "18446744073709547520+8192"] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_report_is_a_sentence() {
+        let report = PageOutReport { asked: 300, swapped: 256, left: 44, queued: 4, attempts: 2 };
+        assert_eq!(
+            sentence(&report),
+            "paged out 256 of 300 pages (1 MiB); 4 are queued for their device, which frees them when memory is needed; \
+             40 stayed, because somebody works with them\n"
+        );
+        assert_eq!(sentence(&PageOutReport::default()), "none of these pages were in memory\n");
+    }
+}

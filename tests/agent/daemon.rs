@@ -1,0 +1,110 @@
+//! The agent in the background.
+
+use anyhow::{Context, Result, ensure};
+use memory_agent::Counts;
+use rustix::process::Signal;
+use serde_json::Value;
+use thermocline_tests::agent::{ColdGuest, sentence, start};
+use thermocline_tests::console::eventually;
+use thermocline_tests::process::PATIENCE;
+use thermocline_tests::swap::undisturbed;
+use thermocline_tests::{Lab, Trials, trial};
+
+pub(crate) fn add(trials: &mut Trials) {
+    trial!(trials, [Kvm, Root, Zram], the_daemon_tells_what_is_and_what_it_costs);
+    trial!(trials, [Kvm, Root, Zram], the_daemon_puts_back_what_readers_wake);
+    trial!(trials, [Kvm, Root, Zram], the_daemon_ends_with_its_process);
+}
+
+/// A line that tells of all memory: the counts, and the whole object.
+fn known(line: &str) -> Option<(Counts, Value)> {
+    let object: Value = serde_json::from_str(line).ok()?;
+    Some((serde_json::from_value(object["counts"].clone()).ok()?, object))
+}
+
+/// The value of a metric in the text format.
+fn metric(text: &str, name: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("no {name} in {text}"))?.parse()?)
+}
+
+fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let guest = ColdGuest::new(&lab)?;
+        let pid = guest.pid();
+        let metrics = lab.path("memory.prom");
+        let path = metrics.to_str().context("a path")?;
+        let more = ["--interval", "100ms", "--budget", "20", "--json", "--metrics", path];
+        let daemon = start(&["daemon"], pid, &more)?;
+        let (at, (counts, object)) = daemon.stdout.wait_for(0, PATIENCE, known)?;
+        ensure!(counts == guest.before, "{counts:?} instead of {:?}", guest.before);
+        ensure!(object["pid"] == pid && object["probe"].is_string(), "{object}");
+        ensure!(object["cost"]["pages"].as_u64() >= Some(guest.pages()), "{object}");
+        let percent = object["cpu_percent"].as_f64().context("a cost")?;
+        // A slice that takes longer than the one before is rested for only afterwards.
+        ensure!(percent > 0.0 && percent < 60.0, "{percent} % of a core with a budget of 20 %");
+
+        daemon.stdout.wait_for(at + 2, PATIENCE, known)?;
+        let text = std::fs::read_to_string(&metrics)?;
+        for (state, count) in
+            [("hole", guest.before.hole), ("resident", guest.before.resident), ("swapped", guest.before.swapped)]
+        {
+            let name = format!("memory_agent_pages{{pid=\"{pid}\",state=\"{state}\"}}");
+            ensure!(metric(&text, &name)? == count as f64, "{state}: {text}");
+        }
+        let of = |name: &str| metric(&text, &format!("memory_agent_{name}{{pid=\"{pid}\"}}"));
+        ensure!(of("rounds_total")? >= 1.0 && of("cpu_seconds_total")? > 0.0, "{text}");
+        ensure!(of("woken_pages_total")? == 0.0 && of("put_back_pages_total")? == 0.0, "{text}");
+        ensure!(of("map_age_seconds")? < 30.0, "{text}");
+
+        daemon.signal(Signal::TERM)?;
+        let ended = daemon.wait()?;
+        ensure!(ended.code() == Some(0) && ended.stderr.is_empty(), "{ended:?}");
+        ensure!(!metrics.exists(), "what was true of a process then is still told");
+        guest.must_be_as_before()
+    })
+}
+
+fn the_daemon_puts_back_what_readers_wake() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let guest = ColdGuest::new(&lab)?;
+        let more = ["--interval", "100ms", "--budget", "100", "--json"];
+        let daemon = start(&["daemon"], guest.pid(), &more)?;
+        daemon.stdout.wait_for(0, PATIENCE, known)?;
+        guest.read()?;
+        let most = guest.before.swapped;
+        let almost = most / 100 * 99;
+        eventually("what was read is cold again", || Ok(guest.counts()?.swapped >= almost))?;
+        let from = daemon.stdout.len();
+        let put_back = |line: &str| known(line).and_then(|(_, object)| object["cost"]["put_back"].as_u64());
+        let (_, pages) = daemon.stdout.wait_for(from, PATIENCE, put_back)?;
+        ensure!(pages >= almost, "{pages} of {most} put back");
+        daemon.signal(Signal::INT)?;
+        ensure!(daemon.wait()?.code() == Some(0), "it failed");
+
+        // Left awake when asked to.
+        let asleep = guest.counts()?.swapped;
+        let daemon = start(&["daemon"], guest.pid(), &[&more[..], &["--no-put-back"]].concat())?;
+        let (at, _) = daemon.stdout.wait_for(0, PATIENCE, known)?;
+        guest.read()?;
+        let almost = asleep / 100 * 99;
+        let woken = |line: &str| known(line).filter(|(_, object)| object["cost"]["woken"].as_u64() >= Some(almost));
+        let (_, (_, object)) = daemon.stdout.wait_for(at, PATIENCE, woken).context("it does not see them")?;
+        ensure!(object["cost"]["put_back"] == 0, "{object}");
+        ensure!(guest.counts()?.swapped <= asleep - almost, "somebody puts back: {:?}", guest.counts()?);
+        Ok(())
+    })
+}
+
+fn the_daemon_ends_with_its_process() -> Result<()> {
+    let lab = Lab::new()?;
+    let guest = ColdGuest::new(&lab)?;
+    let daemon = start(&["daemon"], guest.pid(), &["--interval", "100ms", "--budget", "20"])?;
+    daemon.stdout.wait_for(0, PATIENCE, |line| line.contains("resident ").then_some(()))?;
+    guest.machine.process.kill();
+    let said = sentence(&daemon.wait()?, 0)?;
+    ensure!(said == format!("process {} has ended", guest.pid()), "{said}");
+    Ok(())
+}
