@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::page_out::{PageOutError, page_out};
+use crate::page_out::{PageOutError, Way, page_out_by};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{PageCache, Probe, ProbeError, present, resident_runs};
 use crate::residency::Residency;
@@ -104,8 +104,9 @@ impl<'t> ResidencyGuard<'t> {
             unexplained: 0,
             report,
         };
+        let resident = guard.resident();
         if let Some(mapped) = guard.mapped()? {
-            guard.unexplained = guard.resident()?.saturating_sub(mapped.counts().resident);
+            guard.unexplained = resident.saturating_sub(mapped.counts().resident);
         }
         Ok(guard)
     }
@@ -148,8 +149,10 @@ impl<'t> ResidencyGuard<'t> {
     /// The pages that are awake and owed, in order.
     fn look(&mut self) -> Result<Vec<Range<u64>>, GuardError> {
         let mut runs = Vec::new();
+        // In this order: what is woken between the two looks is mapped as a rule, and only in the second.
+        let resident = self.resident();
         match self.mapped()? {
-            Some(mapped) if self.resident()? <= mapped.counts().resident + self.unexplained + UNEXPLAINED => {
+            Some(mapped) if resident <= mapped.counts().resident + self.unexplained + UNEXPLAINED => {
                 runs.extend(mapped.ranges_of(PageState::Resident));
             }
             // Read by another way than the process's own mapping, or nobody tells what that maps.
@@ -165,8 +168,8 @@ impl<'t> ResidencyGuard<'t> {
     }
 
     /// Resident pages by the kernel's own sums.
-    fn resident(&self) -> Result<u64, GuardError> {
-        Ok(counts_of(&self.target.mapping()).map_or(u64::MAX, |counts| counts.resident))
+    fn resident(&self) -> u64 {
+        counts_of(&self.target.mapping()).map_or(u64::MAX, |counts| counts.resident)
     }
 
     /// The parts of ranges whose pages should not be in memory.
@@ -181,6 +184,15 @@ impl<'t> ResidencyGuard<'t> {
             }
         }
         found
+    }
+
+    /// The pages of the ranges that should be holes, and the others.
+    fn split(&self, ranges: &[Range<u64>]) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+        let (mut holes, mut cold) = (Vec::new(), Vec::new());
+        for run in ranges.iter().flat_map(|range| self.owed.runs_in(range.clone())) {
+            if run.state == PageState::Hole { holes.push(run.pages) } else { cold.push(run.pages) }
+        }
+        (holes, cold)
     }
 
     fn count_wanted(&mut self, resident: &[Range<u64>]) {
@@ -199,10 +211,14 @@ impl<'t> ResidencyGuard<'t> {
         if ranges.is_empty() {
             return Ok(0);
         }
-        match page_out(self.target, ranges) {
-            // The owner works with all of them, or a reader still has them mapped.
-            Ok(_) | Err(PageOutError::Kept(_)) => {}
-            Err(e) => return Err(e.into()),
+        // What was a hole has been read and not written, as far as is known, and becomes one again.
+        let (holes, cold) = self.split(ranges);
+        for (ranges, way) in [(&holes, Way::Mapped), (&cold, Way::PutBack)] {
+            match page_out_by(self.target, ranges, way) {
+                // The owner works with all of them, or a reader still has them mapped.
+                Ok(_) | Err(PageOutError::Kept(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         let mut stayed = Vec::new();
         for range in ranges {
@@ -221,6 +237,7 @@ impl<'t> ResidencyGuard<'t> {
             self.owed.set(range.clone(), PageState::Swapped);
             self.done.set(range.clone(), PageState::Hole);
         }
+        intersection(&stayed, &holes).into_iter().for_each(|range| self.owed.set(range, PageState::Hole));
         Ok(page_count(&stayed))
     }
 }

@@ -104,16 +104,22 @@ const NEAR: u64 = 512;
 /// [`PageOutError`] when there were resident pages and not a single one could be moved, or the pages are not in
 /// the mapping.
 pub fn page_out(target: &dyn Target, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
-    page_out_by(target, ranges, false)
+    page_out_by(target, ranges, Way::Mapped)
 }
 
-/// As [`page_out`]; with `map_first` pages are mapped before they are asked for the first time, where most are known not to
-/// be.
-pub(crate) fn page_out_by(
-    target: &dyn Target,
-    ranges: &[Range<u64>],
-    map_first: bool,
-) -> Result<PageOutReport, PageOutError> {
+/// What is known of pages that are to be paged out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Most of them are mapped by whoever works with them.
+    Mapped,
+    /// Most of them are not, and are mapped first.
+    MapFirst,
+    /// They are mapped, and hold data: see [`Target::advise_put_back`].
+    PutBack,
+}
+
+/// As [`page_out`], in another way the first time.
+pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) -> Result<PageOutReport, PageOutError> {
     for range in ranges {
         check_range(target, range)?;
     }
@@ -127,12 +133,16 @@ pub(crate) fn page_out_by(
     if report.asked == 0 {
         return Ok(report);
     }
-    if map_first {
+    if way == Way::MapFirst {
         for run in &left {
             target.map_pages(run)?;
         }
     }
-    target.advise_page_out(&spans(&left, &ranges))?;
+    match way {
+        // Each page of these is one that was seen to be resident.
+        Way::PutBack => target.advise_put_back(&left)?,
+        Way::Mapped | Way::MapFirst => target.advise_page_out(&spans(&left, &ranges))?,
+    }
     report.attempts = 1;
     loop {
         left = still_resident(target, &left)?;

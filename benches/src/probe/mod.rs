@@ -5,6 +5,7 @@
 //! | `page-cache` | the exact probe |
 //! | `page-cache-calls` | its system calls on that range, alone |
 //! | `page-cache-by-seek` | the exact probe as kernels before 6.5 allow it |
+//! | `counts` | how many pages are in each state, without which (`counts_of`) |
 //! | `marker`, `uffd-marker` | the hint alone |
 //! | `marker+exact`, `uffd-marker+exact` | the hint with the exact probe asked about what it leaves open |
 //!
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use memory_agent::{
     HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeKind, Residency, ScopedZram, SwapCounters,
+    counts_of,
 };
 
 use crate::disturbance::Disturbances;
@@ -131,6 +133,12 @@ fn turns(runs: u32, mode: &str, memory: &Memory, rows: &mut Vec<Row>) -> Result<
         rows.push(measured(memory, "page-cache-by-seek", mode, || {
             Ok(PageCacheBySeek.residency(&mapping, all.clone())?)
         })?);
+        let mut row = measured(memory, "counts", mode, || {
+            black_box(counts_of(&mapping)?);
+            Ok(Residency::default())
+        })?;
+        row.values.remove("map_kib");
+        rows.push(row);
         if with_markers {
             hints(memory, "marker", mode, &Marker, rows)?;
         }

@@ -1,4 +1,4 @@
-//! A read-only shared mapping, which nobody holds references into.
+//! A shared mapping that nobody writes through or holds references into.
 
 use std::ffi::c_void;
 use std::io;
@@ -10,7 +10,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::page_state::PAGE_SIZE;
 
-/// A read-only mapping of the first bytes of a file, shared; unmapped on drop.
+/// A mapping of the first bytes of a file, shared; unmapped on drop. Nothing is ever written through it.
 #[derive(Debug)]
 pub(crate) struct SharedMap {
     base: NonNull<c_void>,
@@ -28,20 +28,31 @@ const LOWEST: usize = 0x1_0000;
 impl SharedMap {
     /// Maps `length` bytes of `fd` from its beginning.
     pub(crate) fn new(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        Self::map(fd, length, ptr::null_mut(), MapFlags::empty())
+        Self::map(fd, length, ProtFlags::READ, ptr::null_mut(), MapFlags::empty())
+    }
+
+    /// The same with the right to write, for those who pin pages.
+    pub(crate) fn writable(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        Self::map(fd, length, ProtFlags::READ | ProtFlags::WRITE, ptr::null_mut(), MapFlags::empty())
     }
 
     /// The same below all other mappings if there is room, which there is in position-independent programs.
     pub(crate) fn lowest(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        Self::map(fd, length, ptr::without_provenance_mut(LOWEST), MapFlags::FIXED_NOREPLACE)
+        Self::map(fd, length, ProtFlags::READ, ptr::without_provenance_mut(LOWEST), MapFlags::FIXED_NOREPLACE)
             .or_else(|_| Self::new(fd, length))
     }
 
-    fn map(fd: BorrowedFd<'_>, length: usize, at: *mut c_void, flags: MapFlags) -> io::Result<Self> {
+    fn map(
+        fd: BorrowedFd<'_>,
+        length: usize,
+        protection: ProtFlags,
+        at: *mut c_void,
+        flags: MapFlags,
+    ) -> io::Result<Self> {
         let flags = flags | MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a free place or is told to replace nothing, so no existing mapping
         // changes; no Rust reference to the new memory is ever made.
-        let base = unsafe { rustix::mm::mmap(at, length, ProtFlags::READ, flags, fd, 0) }?;
+        let base = unsafe { rustix::mm::mmap(at, length, protection, flags, fd, 0) }?;
         let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { base, length })
     }
@@ -75,6 +86,13 @@ impl SharedMap {
         // SAFETY: of a shared file mapping this drops page-table entries only (mm/madvise.c, `madvise_dontneed_single_vma`):
         // what the memory reads as stays what the file holds. The range was checked, and this is `new`'s mapping.
         unsafe { rustix::mm::madvise(self.base.as_ptr().byte_add(offset), length, Advice::LinuxDontNeed) }
+    }
+
+    /// Address and length in bytes of pages. Panics unless they are all in the mapping.
+    pub(super) fn at(&self, pages: &Range<u64>) -> (NonNull<c_void>, usize) {
+        let (offset, length) = self.bytes(pages);
+        // SAFETY: `bytes` has checked that it is within the mapping.
+        (unsafe { self.base.byte_add(offset) }, length)
     }
 
     /// Offset and length in bytes of pages that must be in the mapping.

@@ -3,6 +3,7 @@
 
 mod map;
 pub(crate) mod pagemap;
+pub(crate) mod pins;
 pub(crate) mod process;
 pub(crate) mod uffd;
 

@@ -5,14 +5,16 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{SealFlags, fcntl_get_seals};
 
-use super::{Mapping, TargetError, io_error};
-use crate::page_out::{PageOutError, PageOutReport, page_out_by};
+use super::{Mapping, Target, TargetError, io_error};
+use crate::page_out::{PageOutError, PageOutReport, Way, page_out_by};
 use crate::page_state::PAGE_SIZE;
 use crate::probe::check_range;
 use crate::sys::SharedMap;
+use crate::sys::pins::Pins;
 
 /// A shared memory file, mapped here for reading only: another process's, or one's own for readers.
 ///
@@ -24,6 +26,8 @@ use crate::sys::SharedMap;
 pub struct FileView {
     file: File,
     map: SharedMap,
+    /// A second mapping, to pin pages through; made when it is first needed, if it can be.
+    pinning: OnceLock<Option<SharedMap>>,
 }
 
 impl FileView {
@@ -48,7 +52,7 @@ impl FileView {
             return Err(TargetError::Unaligned { what: "file size", value: length });
         }
         let map = SharedMap::new(file.as_fd(), length as usize).map_err(io_error("map", what))?;
-        let view = Self { file, map };
+        let view = Self { file, map, pinning: OnceLock::new() };
         Mapping::new(view.file.as_fd(), 0, view.map.address(), length)?;
         Ok(view)
     }
@@ -75,10 +79,42 @@ impl FileView {
         for range in ranges {
             check_range(&self.mapping(), range)?;
         }
-        let report = page_out_by(&self.mapping(), ranges, true);
+        let report = page_out_by(&self.mapping(), ranges, Way::MapFirst);
         // What stays, because the owner wants it, is the owner's alone again.
         self.unmap(ranges)?;
         report
+    }
+
+    /// Pages out what another process has mapped and that holds data; `unmap` is to have that process's page tables let go of
+    /// all pages that it can. Fails where pages cannot be pinned.
+    ///
+    /// Asked to page out what such a process maps, the kernel interrupts that process's CPUs for every page (a page read
+    /// through a mapping that may write has a dirty entry, mm/memory.c `set_pte_range`, and must be flushed from all CPUs
+    /// before it is written, mm/vmscan.c `try_to_unmap_flush_dirty`). Pages that are pinned it unmaps, flushes together and
+    /// then keeps (`folio_maybe_dma_pinned`). What is unmapped goes by this view, without interrupting anybody.
+    pub(crate) fn page_out_of(
+        &self,
+        ranges: &[Range<u64>],
+        unmap: impl FnOnce() -> Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        let length = self.map.length();
+        let pinning = self.pinning.get_or_init(|| SharedMap::writable(self.file.as_fd(), length).ok());
+        let refused = |e| io_error("pin pages of", "the shared memory file")(e);
+        let pinning = pinning.as_ref().ok_or_else(|| refused(std::io::ErrorKind::PermissionDenied.into()))?;
+        let pins = Pins::take(pinning, ranges).map_err(refused)?;
+        for range in ranges {
+            // What two processes have mapped would stay.
+            pinning.unmap(range).map_err(|e| refused(e.into()))?;
+        }
+        let unmapped = unmap();
+        drop(pins);
+        unmapped?;
+        let mapping = self.mapping();
+        for range in ranges {
+            mapping.map_pages(range)?;
+        }
+        mapping.advise_page_out(ranges)?;
+        self.unmap(ranges)
     }
 
     /// Takes pages out of this view's page tables, so that nobody but the owner maps them; and neighbours that the kernel has

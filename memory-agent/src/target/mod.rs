@@ -154,6 +154,15 @@ pub trait Target: Send + Sync {
     /// [`TargetError`] when the kernel refuses to be asked.
     fn advise_page_out(&self, ranges: &[Range<u64>]) -> Result<(), TargetError>;
 
+    /// The same for pages that hold data, such as those that were swapped a while ago: where the process is another one, this
+    /// costs it and us less. A page that nobody has written yet would count as written.
+    ///
+    /// # Errors
+    /// [`TargetError`] when the kernel refuses to be asked.
+    fn advise_put_back(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+        self.advise_page_out(ranges)
+    }
+
     /// Has the process's page tables map these pages, as a read would: swaps in, and allocates holes.
     ///
     /// # Errors

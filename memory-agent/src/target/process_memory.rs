@@ -10,6 +10,7 @@ use super::maps::SharedFileMapping;
 use super::{FileView, Mapping, PageTables, Process, Target, TargetError, io_error};
 use crate::page_state::PAGE_SIZE;
 use crate::sys;
+use crate::sys::pins::MOST_RANGES;
 
 /// Shared memory that another process has mapped: a memfd or a file in tmpfs, or a piece of one.
 ///
@@ -138,6 +139,19 @@ impl Target for ProcessMemory {
                 return Err(self.refused("process_madvise", "5.10", Errno::IO));
             }
             rest = behind(rest, done as u64);
+        }
+        Ok(())
+    }
+
+    fn advise_put_back(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+        let first = self.mapped.offset / PAGE_SIZE;
+        for ranges in ranges.chunks(MOST_RANGES) {
+            let in_file: Vec<_> = ranges.iter().map(|pages| first + pages.start..first + pages.end).collect();
+            match self.view.page_out_of(&in_file, || self.advise_page_out(ranges)) {
+                // Not permitted, too many, or no io_uring: as for pages that nothing is known of.
+                Err(TargetError::Io { .. }) => self.advise_page_out(ranges)?,
+                done => done?,
+            }
         }
         Ok(())
     }
