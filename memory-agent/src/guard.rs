@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::page_out::{PageOutError, Way, page_out_by};
 use crate::page_state::{Counts, PageState};
-use crate::probe::{PageCache, Probe, ProbeError, present, resident_runs};
+use crate::probe::{ProbeError, exact_probe, present, resident_runs};
 use crate::residency::Residency;
 use crate::target::{Target, TargetError};
 use crate::usage::counts_of;
@@ -81,7 +81,7 @@ impl<'t> ResidencyGuard<'t> {
     /// # Errors
     /// [`GuardError::Probe`] when the host does not tell.
     pub fn remember(target: &'t dyn Target, window_pages: u64) -> Result<Self, GuardError> {
-        let residency = PageCache.residency(target, 0..target.mapping().pages())?;
+        let residency = exact_probe().residency(target, 0..target.mapping().pages())?;
         Self::like(target, window_pages, residency)
     }
 

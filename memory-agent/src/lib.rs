@@ -33,8 +33,8 @@ pub use metrics::Metrics;
 pub use page_out::{PageOutError, PageOutReport, page_out};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{
-    ChosenProbe, Hint, HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeChoice, ProbeError,
-    ProbeKind, UffdMarker,
+    ChosenProbe, ExactScan, Hint, HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeChoice,
+    ProbeError, ProbeKind, UffdMarker, exact_probe,
 };
 pub use residency::{Residency, ResidencyError, Run, Runs};
 pub use scan::{

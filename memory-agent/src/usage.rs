@@ -8,7 +8,7 @@ use rustix::fs::fstat;
 use thiserror::Error;
 
 use crate::page_state::{Counts, PAGE_SIZE};
-use crate::probe::{PageCache, Probe, ProbeError};
+use crate::probe::{ProbeError, exact_probe};
 use crate::sys::SharedMap;
 use crate::target::Mapping;
 
@@ -57,7 +57,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> UsageError {
 pub fn counts_of(mapping: &Mapping<'_>) -> Result<Counts, UsageError> {
     let stat = fstat(mapping.fd()).map_err(|e| system("examine the file")(e.into()))?;
     if mapping.offset(0) != 0 || mapping.length() != stat.st_size as u64 {
-        return Ok(PageCache.residency(mapping, 0..mapping.pages())?.counts());
+        return Ok(exact_probe().residency(mapping, 0..mapping.pages())?.counts());
     }
     let swapped = swapped_in_file(mapping)?;
     let stat = fstat(mapping.fd()).map_err(|e| system("examine the file")(e.into()))?;

@@ -4,7 +4,9 @@
 
 mod support;
 
-use memory_agent::{MemoryGroup, PageCache, PageCacheBySeek, PageOutError, PageState, Probe, active, page_out};
+use memory_agent::{
+    ExactScan, MemoryGroup, PageCache, PageCacheBySeek, PageOutError, PageState, Probe, active, page_out,
+};
 use support::Memory;
 use support::disk::DiskSwap;
 use support::group::LimitedGroup;
@@ -42,6 +44,7 @@ fn what_waits_in_the_swap_cache_is_told_apart() {
     let truth = memory.truth();
     assert_eq!(PageCache.residency(&mapping, 0..PAGES).unwrap(), truth);
     assert_eq!(PageCacheBySeek.residency(&mapping, 0..PAGES).unwrap(), truth);
+    assert_eq!(ExactScan.residency(&mapping, 0..PAGES).unwrap(), truth);
     assert_eq!(truth.counts().hole, 0);
 
     // When the memory is wanted they go without being written again.

@@ -134,7 +134,8 @@ fn any_choice_gives_the_same_map() {
         let mapping = memory.mapping();
         let offer = KernelOffer::of_this_host();
         assert!(offer.markers.is_some(), "with swap it can be tried");
-        let choices = ["auto", "page-cache", "marker", "uffd-marker"].map(|name| name.parse::<ProbeChoice>().unwrap());
+        let choices = ["auto", "page-cache", "exact-scan", "marker", "uffd-marker"]
+            .map(|name| name.parse::<ProbeChoice>().unwrap());
         let mut chosen = Vec::new();
         for choice in choices {
             match (ChosenProbe::new(choice, &mapping), choice) {

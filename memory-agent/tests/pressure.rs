@@ -5,7 +5,7 @@ mod support;
 
 use std::thread;
 
-use memory_agent::{PAGE_SIZE, PageCache, PageCacheBySeek, Probe};
+use memory_agent::{ExactScan, PAGE_SIZE, PageCache, PageCacheBySeek, Probe};
 use support::group::LimitedGroup;
 use support::hints::{Errors, check, probes};
 use support::history::work;
@@ -49,7 +49,7 @@ fn agrees_with_the_kernel_after_reclaim() {
             group.limit(8 * LIMIT).unwrap();
             let (mapping, truth) = (memory.mapping(), memory.truth());
             assert!(truth.counts().swapped > PAGES, "no pressure: {:?}", truth.counts());
-            for probe in [&PageCache as &dyn Probe, &PageCacheBySeek] {
+            for probe in [&PageCache as &dyn Probe, &PageCacheBySeek, &ExactScan] {
                 assert_eq!(probe.residency(&mapping, 0..memory.pages).unwrap(), truth, "{}", probe.name());
             }
             for (probe, errors) in probes.iter().zip(&mut errors) {

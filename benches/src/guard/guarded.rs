@@ -33,9 +33,16 @@ impl MemoryAgent {
         Ok(Self { program })
     }
 
-    fn command(&self, subcommand: &str, host: &Host) -> Command {
+    /// One of its commands, for a host's memory.
+    pub(super) fn command(&self, subcommand: &str, host: &Host) -> Command {
         let mut command = Command::new(&self.program);
-        command.args([subcommand, "--pid", &host.process.pid().to_string(), "--name", host.ram_name(), "--json"]);
+        let pid = host.process.pid().to_string();
+        match subcommand {
+            // Its own subcommand comes first.
+            "scan" => command.args(["scan", "hash"]),
+            other => command.arg(other),
+        };
+        command.args(["--pid", &pid, "--name", host.ram_name(), "--json"]);
         command
     }
 

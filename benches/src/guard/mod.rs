@@ -6,8 +6,12 @@
 //! | `unguarded` | nothing |
 //! | `guard` | the source |
 //! | `guard-both` | the source, and the destination by the source's map |
+//!
+//! And a guest that is not migrated, all of whose memory somebody reads: `read` is `cat` of the memory file, `scan`
+//! `memory-agent scan hash`.
 
 mod guarded;
+mod scan;
 
 use std::path::PathBuf;
 
@@ -22,10 +26,14 @@ use crate::stop;
 use crate::subject::Subject;
 use crate::table::{Row, medians, table, write_json};
 use guarded::{Guarded, MemoryAgent};
+use scan::Reader;
 
 const UNGUARDED: &str = "unguarded";
 /// The modes, and whether source and destination are guarded.
 const MODES: [(&str, bool, bool); 3] = [(UNGUARDED, false, false), ("guard", true, false), ("guard-both", true, true)];
+/// Readers of a guest that stays.
+const READ: &str = "read";
+const SCAN: &str = "scan";
 
 /// Options of `cargo xtask bench guard`.
 #[derive(Debug, Args)]
@@ -54,8 +62,9 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.runs > 0, "--runs must be 1 at least");
     ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
     ensure!((MARGIN_MIB * 4..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
-    let known = |mode: &String| MODES.iter().any(|(name, ..)| name == mode);
-    ensure!(arguments.mode.iter().all(known), "--mode can be {}", MODES.map(|(name, ..)| name).join(", "));
+    let names: Vec<_> = MODES.iter().map(|(name, ..)| *name).chain([READ, SCAN]).collect();
+    let known = arguments.mode.iter().all(|mode| names.contains(&mode.as_str()));
+    ensure!(known, "--mode can be {}", names.join(", "));
     let (qemu, agent) = (Qemu::find()?, MemoryAgent::find()?);
     let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
     let rows = measure_all(arguments, &qemu, &agent, &zram);
@@ -64,9 +73,18 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!("{}", table(columns::COLUMNS, &rows, |_, other| other.mode == UNGUARDED));
+    println!(
+        "{}",
+        table(columns::COLUMNS, &rows, |row, other| {
+            let peer = if [READ, SCAN].contains(&row.mode.as_str()) { READ } else { UNGUARDED };
+            other.mode == peer
+        })
+    );
     println!("{}", columns::LEGEND.trim_end());
-    println!("Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}.", arguments.runs, arguments.window);
+    println!(
+        "Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}, or to {READ}.",
+        arguments.runs, arguments.window
+    );
     println!("total goes on until the guards have put back what they can. {}", qemu.version());
     disturbances.sentences().for_each(|sentence| println!("{sentence}"));
     match &arguments.json {
@@ -84,10 +102,8 @@ fn measure_all(
     let machine = mostly_cold(arguments.mib, arguments.cold);
     let (mut rows, mut disturbances) = (Vec::new(), Disturbances::default());
     for run in 1..=arguments.runs {
-        for (mode, guarded, both) in MODES {
-            if !arguments.mode.is_empty() && !arguments.mode.iter().any(|wanted| wanted == mode) {
-                continue;
-            }
+        let wanted = |mode: &str| arguments.mode.is_empty() || arguments.mode.iter().any(|wanted| wanted == mode);
+        for (mode, guarded, both) in MODES.into_iter().filter(|(mode, ..)| wanted(mode)) {
             stop::check()?;
             let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
             let path = folder.path().to_owned();
@@ -99,6 +115,16 @@ fn measure_all(
             eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, values["total_ms"]);
             rows.push(Row { subject: subject.name().to_owned(), mode: mode.to_owned(), values });
             disturbances.look(&zram.path())?;
+        }
+        for (mode, reader) in [(READ, Reader::Cat), (SCAN, Reader::Scan(agent, arguments.window))] {
+            if wanted(mode) {
+                stop::check()?;
+                let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
+                let what = || format!("{mode}, run {run}");
+                let values = scan::measure(qemu, &machine, &reader, folder.path()).with_context(what)?;
+                eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, values["total_ms"]);
+                rows.push(Row { subject: qemu.name().to_owned(), mode: mode.to_owned(), values });
+            }
         }
     }
     Ok((rows, disturbances))

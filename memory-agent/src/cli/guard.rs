@@ -150,8 +150,8 @@ impl<'t> Guard<'t> {
                 shown.set_message(line(&self.report()));
                 shown.tick();
             }
-            // A step that had much to put back is followed by the next at once.
-            let pause = arguments.interval.saturating_sub(started.elapsed());
+            // A step that had much to put back is followed by the next soon; not at once, since each looks at all memory.
+            let pause = arguments.interval.saturating_sub(started.elapsed()).max(arguments.interval / 4);
             match &mut command {
                 Some(command) => {
                     // Ctrl-C reaches the command by itself, and it may have its own idea of what that means.

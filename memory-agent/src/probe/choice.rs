@@ -11,12 +11,12 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker};
+use super::{ExactScan, Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker};
 use crate::page_out::page_out;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::swap;
-use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PageRegion, Wanted};
+use crate::sys::pagemap::{self, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
 use crate::sys::{self, SharedMap, uffd};
 use crate::target::{Mapping, Target};
 
@@ -26,6 +26,8 @@ use crate::target::{Mapping, Target};
 pub enum ProbeKind {
     /// [`PageCache`]: exact, any kernel.
     PageCache,
+    /// [`ExactScan`]: exact, kernels with the project's exact query.
+    ExactScan,
     /// [`Marker`]: a hint, marker-patched kernels.
     Marker,
     /// [`UffdMarker`]: a hint, Linux 6.7, own memory.
@@ -37,6 +39,7 @@ impl ProbeKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::PageCache => "page-cache",
+            Self::ExactScan => "exact-scan",
             Self::Marker => "marker",
             Self::UffdMarker => "uffd-marker",
         }
@@ -68,9 +71,12 @@ impl FromStr for ProbeChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "page-cache" => Ok(Self::Only(ProbeKind::PageCache)),
+            "exact-scan" => Ok(Self::Only(ProbeKind::ExactScan)),
             "marker" => Ok(Self::Only(ProbeKind::Marker)),
             "uffd-marker" => Ok(Self::Only(ProbeKind::UffdMarker)),
-            other => Err(format!("there is no probe {other:?}: use auto, page-cache, marker or uffd-marker")),
+            other => {
+                Err(format!("there is no probe {other:?}: use auto, page-cache, exact-scan, marker or uffd-marker"))
+            }
         }
     }
 }
@@ -91,6 +97,8 @@ pub struct KernelOffer {
     pub cachestat: bool,
     /// `PAGEMAP_SCAN`, Linux 6.7.
     pub pagemap_scan: bool,
+    /// `PAGEMAP_SCAN` with the project's exact query.
+    pub exact_scan: bool,
     /// `process_madvise(2)`, Linux 5.10.
     pub process_madvise: bool,
     /// Asynchronous write protection of shared memory by userfaultfd, Linux 6.7.
@@ -109,7 +117,8 @@ impl KernelOffer {
         }
         let offer = Self {
             cachestat: sys::has_cachestat(),
-            pagemap_scan: has_pagemap_scan(),
+            pagemap_scan: has_pagemap_scan(Source::PageTables),
+            exact_scan: has_pagemap_scan(Source::File),
             process_madvise: sys::process::has_process_madvise(),
             write_protect_async: uffd::features().is_ok_and(|has| {
                 let wanted = uffd::WP_SHMEM | uffd::WP_ASYNC;
@@ -124,6 +133,7 @@ impl KernelOffer {
     /// a guest a fault a page at its first write after each arming.
     pub fn best(&self) -> (ProbeKind, &'static str) {
         match self.markers {
+            _ if self.exact_scan => (ProbeKind::ExactScan, "exact; this kernel has the exact query"),
             Some(true) => (ProbeKind::Marker, "this kernel leaves markers; what they leave open is looked up"),
             Some(false) => (ProbeKind::PageCache, "exact; this kernel leaves no markers, which would be quicker"),
             None => (ProbeKind::PageCache, "exact; nothing can be paged out here, so that markers cannot be tried"),
@@ -135,6 +145,9 @@ impl KernelOffer {
         match kind {
             ProbeKind::Marker if self.markers == Some(false) => {
                 Some("this kernel leaves no markers: use page-cache, or boot a marker-patched kernel")
+            }
+            ProbeKind::ExactScan if !self.exact_scan => {
+                Some("this kernel has no exact query: use page-cache, or boot a kernel with the project's patches")
             }
             ProbeKind::UffdMarker if !self.write_protect_async => {
                 Some("userfaultfd cannot protect asynchronously here (Linux 6.7 does): use page-cache")
@@ -174,6 +187,7 @@ impl ChosenProbe {
         }
         Ok(match kind {
             ProbeKind::PageCache => Self::Exact(Box::new(PageCache)),
+            ProbeKind::ExactScan => Self::Exact(Box::new(ExactScan)),
             ProbeKind::Marker => Self::Hint(Box::new(Marker)),
             ProbeKind::UffdMarker if target.is_elsewhere() => {
                 let why = "it works on memory of the own process alone: use page-cache or marker";
@@ -203,7 +217,7 @@ impl ChosenProbe {
     pub fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
         match self {
             Self::Exact(probe) => probe.residency(target, pages),
-            Self::Hint(probe) => probe.hint(target, pages.clone())?.resolve(target, pages.start, &PageCache),
+            Self::Hint(probe) => probe.hint(target, pages.clone())?.resolve(target, pages.start, exact_probe()),
         }
     }
 
@@ -230,10 +244,18 @@ impl ChosenProbe {
     }
 }
 
-fn has_pagemap_scan() -> bool {
+/// The quickest exact probe of this host.
+pub fn exact_probe() -> &'static dyn Probe {
+    static HAS_QUERY: OnceLock<bool> = OnceLock::new();
+    if *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File)) { &ExactScan } else { &PageCache }
+}
+
+/// Whether the kernel understands the call, asked about nothing.
+fn has_pagemap_scan(source: Source) -> bool {
     let Ok(pagemap) = File::open("/proc/self/pagemap") else { return false };
     let mut regions = [PageRegion::default(); 1];
-    !matches!(pagemap::scan(&pagemap, &(0..0), Wanted::AnyOf(PAGE_IS_PRESENT), &mut regions), Err(Errno::NOTTY))
+    let asked = pagemap::scan(&pagemap, &(0..0), source, Wanted::AnyOf(PAGE_IS_SWAPPED), &mut regions);
+    !matches!(asked, Err(Errno::NOTTY | Errno::INVAL))
 }
 
 /// Pages out a few pages of one's own and looks whether they leave markers.

@@ -6,7 +6,7 @@ use super::ProbeError;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys;
-use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion, Wanted};
+use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion, Source, Wanted};
 use crate::target::{Mapping, PageTables, Target};
 
 /// Pages asked about at a time: one page of answers, and some 500 us at most between a page's look and the
@@ -76,6 +76,7 @@ impl<'t> InMemory<'t> {
             match sys::pagemap::scan(
                 &tables.pagemap,
                 &(asked..addresses.end),
+                Source::PageTables,
                 Wanted::AnyOf(PAGE_IS_PRESENT),
                 &mut regions,
             ) {
@@ -120,9 +121,13 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
     let mut found = Builder::new();
     let mut asked = addresses.start;
     while asked < addresses.end {
-        let Ok((regions, until)) =
-            sys::pagemap::scan(&tables.pagemap, &(asked..addresses.end), Wanted::AnyOf(PAGE_IS_PRESENT), &mut regions)
-        else {
+        let Ok((regions, until)) = sys::pagemap::scan(
+            &tables.pagemap,
+            &(asked..addresses.end),
+            Source::PageTables,
+            Wanted::AnyOf(PAGE_IS_PRESENT),
+            &mut regions,
+        ) else {
             target.check()?;
             return Ok(None);
         };

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::{Hint, HintProbe, ProbeError, check_range};
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::residency::Builder;
-use crate::sys::pagemap::{self, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Wanted};
+use crate::sys::pagemap::{self, PAGE_IS_INCORE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
 use crate::target::{PageTables, Target};
 
 /// Regions that one call gives back: 12 KiB.
@@ -34,7 +34,7 @@ impl HintProbe for Marker {
 
     fn hint(&self, target: &dyn Target, pages: Range<u64>) -> Result<Hint, ProbeError> {
         check_range(target, &pages)?;
-        let believed = entries(&target.page_tables()?, &pages);
+        let believed = entries(&target.page_tables()?, &pages, Source::PageTables);
         // That the process has gone is the better reason.
         target.check()?;
         Ok(Hint::of(believed?.build()))
@@ -45,7 +45,11 @@ impl HintProbe for Marker {
 ///
 /// Neighbours mostly are alike, and pages that a scan does not give back cost it least: so each step asks for those
 /// pages that are not what most of the last step's were.
-pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder, ProbeError> {
+pub(super) fn entries(tables: &PageTables, pages: &Range<u64>, source: Source) -> Result<Builder, ProbeError> {
+    let in_memory = match source {
+        Source::PageTables => PAGE_IS_PRESENT,
+        Source::File => PAGE_IS_INCORE,
+    };
     let mut found = Builder::new();
     let addresses = tables.addresses(pages);
     let mut regions = [PageRegion::default(); REGIONS];
@@ -54,12 +58,12 @@ pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder
     let page = |address: u64| tables.page_at(address.clamp(addresses.start, addresses.end)) - pages.start;
     while asked < addresses.end {
         let wanted = match most {
-            PageState::Hole => Wanted::AnyOf(PAGE_IS_PRESENT | PAGE_IS_SWAPPED),
-            PageState::Resident => Wanted::NotIn(PAGE_IS_PRESENT),
+            PageState::Hole => Wanted::AnyOf(in_memory | PAGE_IS_SWAPPED),
+            PageState::Resident => Wanted::NotIn(in_memory),
             PageState::Swapped => Wanted::NotIn(PAGE_IS_SWAPPED),
         };
         let step = asked..addresses.end.min(asked + STEP);
-        match pagemap::scan(&tables.pagemap, &step, wanted, &mut regions) {
+        match pagemap::scan(&tables.pagemap, &step, source, wanted, &mut regions) {
             Ok((regions, until)) if until > asked => {
                 let mut counts = Counts::default();
                 let mut fill = |until: u64, state| {
@@ -74,7 +78,7 @@ pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder
                 most = counts.most();
                 asked = until;
             }
-            Err(Errno::NOTTY) => {
+            Err(Errno::NOTTY) if source == Source::PageTables => {
                 one_by_one(tables, &(pages.start + page(asked)..pages.end), &mut found)?;
                 asked = addresses.end;
             }
@@ -87,7 +91,7 @@ pub(super) fn entries(tables: &PageTables, pages: &Range<u64>) -> Result<Builder
 
 /// What categories say of a page.
 fn state_of(categories: u64) -> PageState {
-    if categories & PAGE_IS_PRESENT != 0 {
+    if categories & (PAGE_IS_PRESENT | PAGE_IS_INCORE) != 0 {
         PageState::Resident
     } else if categories & PAGE_IS_SWAPPED != 0 {
         PageState::Swapped

@@ -1,6 +1,7 @@
 //! Finding out which pages are holes, resident or swapped, without changing it.
 
 mod choice;
+mod exact_scan;
 mod hint;
 mod in_memory;
 mod marker;
@@ -14,7 +15,8 @@ use thiserror::Error;
 
 use crate::residency::Residency;
 use crate::target::{Target, TargetError};
-pub use choice::{ChosenProbe, KernelOffer, ProbeChoice, ProbeKind};
+pub use choice::{ChosenProbe, KernelOffer, ProbeChoice, ProbeKind, exact_probe};
+pub use exact_scan::ExactScan;
 pub use hint::Hint;
 pub(crate) use in_memory::{present, resident_runs};
 pub use marker::Marker;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::marker::{entries, failed};
 use super::{Hint, HintProbe, ProbeError, check_range};
+use crate::sys::pagemap::Source;
 use crate::sys::{pagemap, uffd};
 use crate::target::{Mapping, PageTables, Target};
 
@@ -57,7 +58,7 @@ impl HintProbe for UffdMarker {
             // Of other memory it knows nothing.
             return Ok(Hint::open(pages.end - pages.start));
         }
-        Ok(Hint::of(entries(&self.tables, &pages)?.build()))
+        Ok(Hint::of(entries(&self.tables, &pages, Source::PageTables)?.build()))
     }
 
     fn arm(&self) -> Result<(), ProbeError> {

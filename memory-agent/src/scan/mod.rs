@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::page_out::{PageOutError, PageOutReport, page_out};
 use crate::page_state::{Counts, PageState};
-use crate::probe::{PageCache, Probe, ProbeError};
+use crate::probe::{ProbeError, exact_probe};
 use crate::residency::{Residency, Run};
 use crate::target::{FileView, Mapping, TargetError};
 pub use readers::{ContentHash, SparseDump, ZeroFinder};
@@ -67,7 +67,7 @@ impl<'m> ScanGuard<'m> {
     /// [`ScanError::Probe`] when pages are not in the mapping, or the kernel refuses.
     pub fn remember(&self, ranges: &[Range<u64>]) -> Result<Remembered<'m>, ScanError> {
         let parts = ranges.iter().filter(|range| !range.is_empty());
-        let parts = parts.map(|range| Ok((range.start, PageCache.residency(&self.mapping, range.clone())?)));
+        let parts = parts.map(|range| Ok((range.start, exact_probe().residency(&self.mapping, range.clone())?)));
         let parts = parts.collect::<Result<_, ProbeError>>()?;
         Ok(Remembered { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false })
     }

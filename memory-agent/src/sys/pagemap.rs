@@ -17,6 +17,12 @@ pub(crate) const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Pages whose entry is a swap entry or a marker.
 pub(crate) const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
+/// Pages of shared memory that are in memory, mapped or not: with [`Source::File`] alone, on kernels with the project's
+/// exact query.
+pub(crate) const PAGE_IS_INCORE: u64 = 1 << 9;
+
+/// Asks the file about pages that are not mapped (host-kernel/patches).
+const PM_SCAN_EXACT_SWAP: u64 = 1 << 2;
 /// Write-protects the pages that match.
 const PM_SCAN_WP_MATCHING: u64 = 1;
 /// Fails unless asynchronous write protection is registered.
@@ -64,19 +70,33 @@ pub(crate) enum Wanted {
     NotIn(u64),
 }
 
+/// What a scan looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Page tables alone.
+    PageTables,
+    /// The file too, about pages that page tables do not have.
+    File,
+}
+
 /// `PAGEMAP_SCAN` (fs/proc/task_mmu.c `do_pagemap_scan`, Linux 6.7): the runs of pages of the addresses that are wanted,
 /// with whether they are present and swapped, as many as `regions` holds; and the address up to which was looked.
 pub(crate) fn scan<'r>(
     pagemap: &File,
     addresses: &Range<u64>,
+    source: Source,
     wanted: Wanted,
     regions: &'r mut [PageRegion],
 ) -> rustix::io::Result<(&'r [PageRegion], u64)> {
-    let mut arguments = PmScan { returned: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, ..PmScan::default() };
+    let (flags, incore) = match source {
+        Source::PageTables => (0, 0),
+        Source::File => (PM_SCAN_EXACT_SWAP, PAGE_IS_INCORE),
+    };
+    let mut arguments = PmScan { flags, returned: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | incore, ..PmScan::default() };
     match wanted {
         Wanted::AnyOf(categories) => {
             arguments.any_of = categories;
-            arguments.returned = categories;
+            arguments.returned &= categories;
         }
         Wanted::NotIn(category) => (arguments.inverted, arguments.mask) = (category, category),
     }

@@ -198,9 +198,10 @@ fn calls(found: &mut Findings) {
     found.add(Area::Pages, "process_madvise", state, there(offer.process_madvise, "5.10"), what);
     let (probe, why) = offer.best();
     found.add(Area::Pages, "probe", State::Ok, probe, format_args!("{why} (--probe overrides)"));
-    for kind in [ProbeKind::Marker, ProbeKind::UffdMarker] {
+    for kind in [ProbeKind::ExactScan, ProbeKind::Marker, ProbeKind::UffdMarker] {
         let what = offer.why_not(kind).unwrap_or(match kind {
             ProbeKind::UffdMarker => "marks without a patched kernel, at the cost of a fault at a page's first write",
+            ProbeKind::ExactScan => "page tables and page cache in one call",
             _ => "marks that cost nobody anything; a hint",
         });
         let value = if offer.why_not(kind).is_none() { "can be used" } else { "cannot be used" };

@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use memory_agent::{
-    Counts, Hint, HintProbe, Mapping, PAGE_SIZE, PageCache, PageOutReport, Probe, Residency, ScanGuard, ScanView,
+    Counts, Hint, HintProbe, Mapping, PAGE_SIZE, PageOutReport, Residency, ScanGuard, ScanView, exact_probe,
 };
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::bitmap::AtomicBitmap;
@@ -183,7 +183,7 @@ impl GuestRam {
         self.check(&pages)?;
         let mut all = Residency::default();
         for part in self.layout.split(pages) {
-            all.append(&PageCache.residency(&self.mapping(part.region)?, part.local)?);
+            all.append(&exact_probe().residency(&self.mapping(part.region)?, part.local)?);
         }
         Ok(all)
     }
@@ -215,7 +215,7 @@ impl GuestRam {
         let mut first = 0;
         for (region, r) in self.layout.regions().iter().enumerate() {
             let hint = Hint::of(believed.part(first..first + r.pages()));
-            all.append(&hint.resolve(&self.mapping(region)?, 0, &PageCache)?);
+            all.append(&hint.resolve(&self.mapping(region)?, 0, exact_probe())?);
             first += r.pages();
         }
         Ok(all)

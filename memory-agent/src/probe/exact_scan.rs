@@ -1,0 +1,40 @@
+//! The exact query of the project's kernel: page tables and the page cache in one call.
+
+use std::ops::Range;
+
+use rustix::io::Errno;
+
+use super::marker::entries;
+use super::{PageCache, Probe, ProbeError, check_range};
+use crate::residency::Residency;
+use crate::sys::pagemap::Source;
+use crate::target::Target;
+
+/// Asks `PAGEMAP_SCAN` with `PM_SCAN_EXACT_SWAP` (host-kernel/patches): pages that are mapped cost nothing, the others a walk of
+/// the file's page cache, a page table's worth at a time.
+///
+/// Where the kernel has no such query, or does not answer it for this memory, [`PageCache`] does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExactScan;
+
+impl Probe for ExactScan {
+    fn name(&self) -> &'static str {
+        "exact-scan"
+    }
+
+    fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
+        check_range(target, &pages)?;
+        let found = entries(&target.page_tables()?, &pages, Source::File);
+        target.check()?;
+        match found {
+            Err(ProbeError::System { source, .. }) if is_no_answer(&source) => PageCache.residency(target, pages),
+            found => Ok(found?.build()),
+        }
+    }
+}
+
+/// Whether the kernel has refused to answer, as opposed to failed.
+fn is_no_answer(error: &std::io::Error) -> bool {
+    let codes = [Errno::INVAL, Errno::NOTTY, Errno::OPNOTSUPP, Errno::PERM];
+    error.raw_os_error().is_some_and(|code| codes.contains(&Errno::from_raw_os_error(code)))
+}
