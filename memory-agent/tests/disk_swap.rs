@@ -41,18 +41,17 @@ fn what_waits_in_the_swap_cache_is_told_apart() {
         assert_eq!(report.swapped + report.left, PAGES, "{report:?}");
     }
     // They are in memory, and the probes say so.
-    let truth = memory.truth();
-    assert_eq!(PageCache.residency(&mapping, 0..PAGES).unwrap(), truth);
-    assert_eq!(PageCacheBySeek.residency(&mapping, 0..PAGES).unwrap(), truth);
-    assert_eq!(ExactScan.residency(&mapping, 0..PAGES).unwrap(), truth);
+    let ask = |probe: &dyn Probe| probe.residency(&mapping, 0..PAGES).unwrap();
+    let (truth, answers) = memory.at_rest(|| [ask(&PageCache), ask(&PageCacheBySeek), ask(&ExactScan)]);
+    assert!(answers.iter().all(|answer| *answer == truth), "{answers:?} and {truth:?}");
     assert_eq!(truth.counts().hole, 0);
 
     // When the memory is wanted they go without being written again.
     group.limit(PAGES * 4096 / 4).unwrap();
     group.limit(1 << 30).unwrap();
-    let truth = memory.truth();
+    let (truth, answer) = memory.at_rest(|| ask(&PageCache));
     assert!(truth.counts().swapped > PAGES / 2, "{truth:?}");
-    assert_eq!(PageCache.residency(&mapping, 0..PAGES).unwrap(), truth);
+    assert_eq!(answer, truth);
     let device = active().unwrap().into_iter().find(|device| device.path.to_str() == Some(disk.device())).unwrap();
     assert!(device.used_bytes >= truth.counts().swapped * 4096, "{device:?}");
     (0..PAGES).for_each(|page| assert!(memory.pread_holds(page, page + 1), "content of page {page}"));
@@ -65,7 +64,8 @@ fn what_waits_in_the_swap_cache_is_told_apart() {
         Ok(report) => assert!(report.left > 0 && report.asked == PAGES * 5, "{report:?}"),
         Err(e) => assert!(matches!(e, PageOutError::SwapFull(_) | PageOutError::Kept(_)), "{e}"),
     }
-    assert_eq!(PageCache.residency(&larger.mapping(), 0..PAGES * 5).unwrap(), larger.truth());
+    let (truth, answer) = larger.at_rest(|| PageCache.residency(&larger.mapping(), 0..PAGES * 5).unwrap());
+    assert_eq!(answer, truth);
     (0..PAGES * 5).for_each(|page| assert!(larger.pread_holds(page, page + 1), "content of page {page}"));
     assert_eq!(larger.truth().counts_in(0..1).total(), 1);
     assert_ne!(larger.truth().get(0), Some(PageState::Hole));

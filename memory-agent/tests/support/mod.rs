@@ -162,6 +162,19 @@ impl Memory {
         fstat(&self.file).unwrap().st_blocks as u64 * 512 / PAGE_SIZE
     }
 
+    /// The states of all pages, and an answer that was given while nothing moved: the kernel goes on writing and freeing
+    /// pages for a while after it was asked to.
+    pub(crate) fn at_rest<T>(&self, ask: impl Fn() -> T) -> (Residency, T) {
+        for _ in 0..50 {
+            let before = self.truth();
+            let answer = ask();
+            if self.truth() == before {
+                return (before, answer);
+            }
+        }
+        panic!("pages do not come to rest, or asking moves them");
+    }
+
     /// The states of all pages, each found out by a call or two of its own.
     pub(crate) fn truth(&self) -> Residency {
         let mut truth = Residency::default();
