@@ -2,6 +2,7 @@
 
 mod bench;
 mod host;
+mod lab;
 mod lint;
 mod outcome;
 mod packages;
@@ -26,6 +27,8 @@ enum Command {
     Test(test::Arguments),
     /// Check formatting, lints and documentation.
     Lint,
+    /// Build the project's kernel, and run the project on it in an emulated machine.
+    Lab(lab::Arguments),
     /// Run a benchmark; without a name, list them.
     Bench(bench::Arguments),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(arguments) => test::main(&arguments),
         Command::Lint => lint::main(),
+        Command::Lab(arguments) => lab::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
     };
     match result {

@@ -1,5 +1,7 @@
 //! Debian packages that tests and benchmarks need: only what is missing is installed.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 
 use crate::host;
@@ -12,11 +14,28 @@ const NEEDED: &[(&str, &str)] = &[
     ("tc", "iproute2"),
     ("mkswap", "util-linux"),
     ("swapon", "mount"),
+    ("losetup", "mount"),
 ];
 
-/// Packages of the programs that are not `there`, each once.
-fn missing(there: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let mut packages: Vec<_> = NEEDED.iter().filter(|(program, _)| !there(program)).map(|(_, p)| *p).collect();
+/// What the lab needs besides: programs, or files that a package brings.
+const NEEDED_FOR_LAB: &[(&str, &str)] = &[
+    ("/usr/src/linux-source-6.12.tar.xz", "linux-source-6.12"),
+    ("/usr/include/libelf.h", "libelf-dev"),
+    ("/usr/include/openssl/ssl.h", "libssl-dev"),
+    ("git", "git"),
+    ("make", "make"),
+    ("gcc", "gcc"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+    ("busybox", "busybox-static"),
+];
+
+/// Packages of what is not `there`, each once.
+fn missing(needed: &[(&str, &'static str)], there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> = needed.iter().filter(|(name, _)| !there(name)).map(|(_, package)| *package).collect();
     packages.dedup();
     packages
 }
@@ -26,7 +45,22 @@ fn missing(there: impl Fn(&str) -> bool) -> Vec<&'static str> {
 /// # Errors
 /// When installing fails, or in CI where it cannot be done.
 pub(crate) fn ensure_installed() -> Result<()> {
-    let packages = missing(|name| host::find_program(name).is_some());
+    ensure(NEEDED)
+}
+
+/// The same for the lab.
+///
+/// # Errors
+/// As [`ensure_installed`].
+pub(crate) fn ensure_installed_for_lab() -> Result<()> {
+    ensure_installed()?;
+    ensure(NEEDED_FOR_LAB)
+}
+
+fn ensure(needed: &[(&str, &'static str)]) -> Result<()> {
+    let is_there =
+        |name: &str| Path::new(name).is_absolute() && Path::new(name).exists() || host::find_program(name).is_some();
+    let packages = missing(needed, is_there);
     if packages.is_empty() {
         return Ok(());
     }
@@ -58,7 +92,10 @@ mod tests {
 
     #[test]
     fn each_package_is_named_once_and_only_if_missing() {
-        assert_eq!(missing(|name| name == "swapon"), ["qemu-system-x86", "iproute2", "util-linux"]);
-        assert!(missing(|_| true).is_empty());
+        assert_eq!(
+            missing(NEEDED, |name| name != "ip" && name != "tc" && name != "mkswap"),
+            ["iproute2", "util-linux"]
+        );
+        assert!(missing(NEEDED_FOR_LAB, |_| true).is_empty());
     }
 }

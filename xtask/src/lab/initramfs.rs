@@ -1,0 +1,115 @@
+//! The lab's initramfs: busybox, the programs that set up swap, and an `/init` that mounts everything, runs what it finds
+//! in the shared folder, and ends the machine with a code.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::kernel;
+use crate::host;
+
+/// Programs that are called by their names, and whose options busybox's do not have.
+const PROGRAMS: [&str; 4] = ["mkswap", "swapon", "swapoff", "losetup"];
+
+/// What the kernel starts.
+const INIT: &str = r#"#!/bin/busybox sh
+export PATH=/sbin:/usr/sbin:/bin:/usr/bin HOME=/root CI=true
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run /var/tmp /root /lab
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts
+mount -t devpts devpts /dev/pts 2>/dev/null
+for folder in /tmp /run /dev/shm; do mount -t tmpfs tmp $folder; done
+mount -t cgroup2 cgroup /sys/fs/cgroup && echo +memory > /sys/fs/cgroup/cgroup.subtree_control
+mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 lab /lab || echo "LAB-PROBLEM no shared folder"
+ip link set lo up
+hostname lab
+if grep -q lab-shell /proc/cmdline; then
+    cd /lab
+    setsid cttyhack sh
+    code=0
+else
+    sh /lab/run.sh
+    code=$?
+fi
+echo "LAB-DONE $code"
+sync
+# isa-debug-exit ends QEMU with twice this and one.
+printf "\\$(printf %o $code)" | dd of=/dev/port bs=1 seek=244 2>/dev/null
+poweroff -f
+"#;
+
+/// Makes it, and gives its path. `payload` is what the machine finds in its shared folder.
+///
+/// # Errors
+/// When a program is missing.
+pub(super) fn make(payload: &Path) -> Result<PathBuf> {
+    let folder = payload.with_file_name("initramfs");
+    let _ = fs::remove_dir_all(&folder);
+    for name in ["bin", "sbin", "dev", "lib", "lib64", "usr/bin", "usr/sbin"] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    let busybox = host::find_program("busybox").context("there is no busybox: install busybox-static")?;
+    fs::copy(busybox, folder.join("bin/busybox"))?;
+    symlink("busybox", folder.join("bin/sh"))?;
+    let mut libraries = BTreeSet::new();
+    for name in PROGRAMS {
+        let program =
+            host::find_program(name).with_context(|| format!("there is no {name}: install util-linux and mount"))?;
+        libraries.extend(libraries_of(&program)?);
+        fs::copy(program, folder.join("sbin").join(name))?;
+    }
+    for library in libraries {
+        let place = folder.join(library.strip_prefix("/").unwrap_or(&library));
+        fs::create_dir_all(place.parent().unwrap_or(&folder))?;
+        fs::copy(&library, place)?;
+    }
+    let init = folder.join("init");
+    fs::write(&init, INIT)?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    let archive = kernel::cache()?.join(format!("initramfs-{}.cpio", std::process::id()));
+    pack(&folder, &archive)?;
+    Ok(archive)
+}
+
+/// The shared libraries that a program needs, its loader among them.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd cannot be started")?;
+    Ok(parse_ldd(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_ldd(text: &str) -> Vec<PathBuf> {
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(PathBuf::from).collect()
+}
+
+fn pack(folder: &Path, archive: &Path) -> Result<()> {
+    let mut find = Command::new("find").arg(".").current_dir(folder).stdout(Stdio::piped()).spawn()?;
+    let names = find.stdout.take().context("find has no output")?;
+    let mut cpio = Command::new("cpio");
+    cpio.args(["--create", "--format=newc", "--owner=0:0", "--quiet"]).current_dir(folder);
+    let packed = cpio.stdin(names).stdout(fs::File::create(archive)?).status();
+    let packed = packed.context("there is no cpio: install cpio")?;
+    ensure!(packed.success() && find.wait()?.success(), "the initramfs cannot be packed");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_found_by_their_paths() {
+        let text = "\tlinux-vdso.so.1 (0x7ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
+        let found = parse_ldd(text);
+        assert_eq!(found, [Path::new("/lib/x86_64-linux-gnu/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
+        assert!(parse_ldd("\tnot a dynamic executable\n").is_empty());
+    }
+}

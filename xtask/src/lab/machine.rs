@@ -1,0 +1,205 @@
+//! The emulated machine: QEMU without KVM, whose processor has AMD-V, so that the kernel in it has a real `/dev/kvm`.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::kernel;
+use crate::step::{root, shown};
+
+/// How many lines of the log are shown when the machine fails.
+const SHOWN: usize = 40;
+
+/// One thing that was run.
+pub(super) struct Trial {
+    pub(super) name: String,
+    pub(super) code: i32,
+}
+
+/// What came out of the machine.
+pub(super) struct Results {
+    pub(super) trials: Vec<Trial>,
+    /// Everything that its console showed.
+    pub(super) log: PathBuf,
+}
+
+fn qemu(kernel: &Path, initramfs: &Path, more: &str) -> Command {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-smp", "2", "-m", "3G"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .arg("-virtfs")
+        .arg(format!("local,path={},mount_tag=lab,security_model=none", payload().display()))
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic loglevel=4 {more}")]);
+    qemu
+}
+
+/// The folder that the machine shares.
+fn payload() -> PathBuf {
+    root().join("target/lab/payload")
+}
+
+/// A machine that is ended with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Boots, runs the script inside, and gives what its trials came to.
+///
+/// # Errors
+/// When the kernel panics, the machine hangs, or does not say that it is done; with the end of its log.
+pub(super) fn run(kernel: &Path, initramfs: &Path, script: &str, limit: Duration) -> Result<Results> {
+    fs::write(payload().join("run.sh"), script)?;
+    let log = kernel::cache()?.join("machine.log");
+    let mut file = File::create(&log)?;
+    let mut command = qemu(kernel, initramfs, "");
+    command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    eprintln!("$ {}", shown(&command));
+    let mut machine = Running(command.spawn().context("there is no qemu-system-x86_64: install qemu-system-x86")?);
+    let output = machine.0.stdout.take().context("no console")?;
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n') {
+            let Ok(line) = line else { return };
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let deadline = Instant::now() + limit;
+    let mut said = Console::default();
+    let why = loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                writeln!(file, "{line}")?;
+                if said.read(&line) {
+                    println!("  lab| {line}");
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => break Some(format!("was not done after {} min", limit.as_secs() / 60)),
+            Err(RecvTimeoutError::Disconnected) => break None,
+        }
+    };
+    let why = why.or_else(|| said.what_is_wrong());
+    if let Some(why) = why {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let end = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
+        bail!("the lab's machine {why}; the end of {}:\n{end}", log.display());
+    }
+    let _ = fs::remove_file(initramfs);
+    Ok(Results { trials: said.trials, log })
+}
+
+/// A prompt inside, on this terminal.
+pub(super) fn shell(kernel: &Path, initramfs: &Path) -> Result<()> {
+    eprintln!("the project's programs are in /lab; `exit` ends the machine, as does Ctrl-A X");
+    let mut command = qemu(kernel, initramfs, "lab-shell");
+    command.args(["-serial", "mon:stdio"]);
+    // Its end is told by a code that is never 0.
+    command.status().context("there is no qemu-system-x86_64: install qemu-system-x86")?;
+    let _ = fs::remove_file(initramfs);
+    Ok(())
+}
+
+/// What the console has shown so far.
+#[derive(Default)]
+struct Console {
+    trials: Vec<Trial>,
+    /// Begun and not ended.
+    current: Option<String>,
+    trouble: Option<String>,
+    done: bool,
+}
+
+/// What a kernel says when something is wrong with it.
+const TROUBLE: [&str; 8] = [
+    "Kernel panic",
+    "BUG:",
+    "WARNING:",
+    "Oops:",
+    "Bad page",
+    "KASAN:",
+    "unable to mount root",
+    "rcu_sched detected stalls",
+];
+
+impl Console {
+    /// Takes in a line; whether a person wants to see it.
+    fn read(&mut self, line: &str) -> bool {
+        if let Some(name) = line.strip_prefix("LAB-BEGIN ") {
+            self.current = Some(name.to_owned());
+            return true;
+        }
+        if let Some(rest) = line.strip_prefix("LAB-END ") {
+            let (code, name) = rest.split_once(' ').unwrap_or((rest, ""));
+            self.trials.push(Trial { name: name.to_owned(), code: code.parse().unwrap_or(-1) });
+            self.current = None;
+            return true;
+        }
+        if line.starts_with("LAB-DONE ") {
+            self.done = true;
+            return false;
+        }
+        if line.starts_with("LAB-PROBLEM ") || TROUBLE.iter().any(|trouble| line.contains(trouble)) {
+            self.trouble.get_or_insert_with(|| line.to_owned());
+            return true;
+        }
+        ["test ", "ok ", "not ok ", "# ", "uffd-marker, ", "marker, ", "exact, ", "skipped"]
+            .iter()
+            .any(|start| line.starts_with(start))
+    }
+
+    fn what_is_wrong(&self) -> Option<String> {
+        match (&self.trouble, self.done, &self.current) {
+            (Some(trouble), ..) => Some(format!("has said: {trouble}")),
+            (None, true, _) => None,
+            (None, false, Some(trial)) => Some(format!("ended in the middle of {trial}")),
+            (None, false, None) => Some("ended before it was done".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &str) -> Console {
+        let mut console = Console::default();
+        for line in text.lines() {
+            console.read(line);
+        }
+        console
+    }
+
+    #[test]
+    fn trials_are_counted_with_their_codes() {
+        let console = console("LAB-BEGIN a b\nchatter\nLAB-END 0 a b\nLAB-BEGIN c\nLAB-END 101 c\nLAB-DONE 1");
+        let trials: Vec<_> = console.trials.iter().map(|trial| (trial.name.as_str(), trial.code)).collect();
+        assert_eq!(trials, [("a b", 0), ("c", 101)]);
+        assert_eq!(console.what_is_wrong(), None);
+    }
+
+    #[test]
+    fn an_unhappy_kernel_is_noticed() {
+        let wrong = |text| console(text).what_is_wrong().unwrap();
+        assert!(wrong("[ 1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nLAB-DONE 0").contains("mm/x.c"));
+        assert!(wrong("LAB-BEGIN a\n").contains("in the middle of a"));
+        assert!(wrong("").contains("before it was done"));
+    }
+}
