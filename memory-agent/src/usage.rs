@@ -46,11 +46,11 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> UsageError {
 /// `shmem_swap_usage`). It is read for a second, untouched mapping made at the lowest free address, where it comes
 /// first, so that no page tables are walked to get there: 25 us for 1 GiB, where `cachestat` takes 30 ms with three
 /// quarters of it swapped. In a program that is not position-independent the tables of lower mappings are walked,
-/// some 5 ns a mapped page. Differs from [`PageCache`] in that pages in the swap
+/// some 5 ns a mapped page. Differs from [`exact_probe`] in that pages in the swap
 /// cache count as swapped, allocated but unwritten ones as resident, and that the two numbers are not
 /// read at the same moment.
 ///
-/// For a part of a file, [`PageCache`] is asked.
+/// For a part of a file, [`exact_probe`] is asked.
 ///
 /// # Errors
 /// [`UsageError`] when the kernel does not tell.
