@@ -17,7 +17,7 @@ fn main() -> std::process::ExitCode {
     refusals::add(&mut trials);
     if !std::env::args().any(|argument| argument == "--list") {
         // Outside of any trial's time; one that needs it says why there is none.
-        let _ = thermocline_tests::agent::memory_agent();
+        let _ = thermocline_tests::binary::memory_agent();
     }
     trials.run()
 }

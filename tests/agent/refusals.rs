@@ -1,7 +1,8 @@
 //! What cannot be done: a sentence and a code.
 
 use anyhow::{Result, ensure};
-use thermocline_tests::agent::{fails, memory_agent, run};
+use thermocline_tests::agent::{fails, run};
+use thermocline_tests::binary::memory_agent;
 use thermocline_tests::process::{Process, Standard};
 use thermocline_tests::{Trials, trial};
 

@@ -1,20 +1,17 @@
 //! The `memory-agent` binary, and a guest with cold memory for it to look at.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use memory_agent::{Counts, FileView, PageCache, Probe, Residency};
 use thermocline::control::Request;
 
+use crate::binary;
 use crate::machine::{Lab, Machine, Workload};
 use crate::process::{Ended, PATIENCE, Process, Standard};
 use crate::residency::must_be_near;
 
-/// Names a binary to test instead of building one.
-const VARIABLE: &str = "MEMORY_AGENT_BIN";
 /// The name of guest RAM's memory files.
 const NAME: &str = "thermocline-guest-ram";
 /// Pages that a reader reads at a time.
@@ -22,36 +19,6 @@ const BATCH: u64 = 64;
 
 /// Two thirds of the memory cold.
 pub const COLD: Workload = Workload { memory: 192, working_set: 24, cold: 128, rate: 2000, writes: 50, cpus: 1 };
-
-/// The path of `memory-agent`: what `MEMORY_AGENT_BIN` says, or a release build made once.
-///
-/// # Errors
-/// When it cannot be built.
-pub fn memory_agent() -> Result<&'static Path> {
-    static PATH: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let path = PATH.get_or_init(|| find().map_err(|e| format!("{e:#}")));
-    path.as_deref().map_err(|e| anyhow::anyhow!("no binary to test: {e}"))
-}
-
-fn find() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(VARIABLE) {
-        let path = PathBuf::from(path);
-        ensure!(path.is_file(), "{VARIABLE}={} is no file", path.display());
-        return Ok(path);
-    }
-    // As for `thermocline`.
-    let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(3).context("the tests' executable is not in a target directory")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "-p", "memory-agent", "--bin", "memory-agent", "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("cargo cannot be started")?;
-    ensure!(built.success(), "`cargo build --release -p memory-agent` failed");
-    Ok(target.join("release/memory-agent"))
-}
 
 /// Starts `memory-agent WORDS... --pid PID MORE...`.
 ///
@@ -66,7 +33,7 @@ pub fn start(words: &[&str], pid: u32, more: &[&str]) -> Result<Process> {
 /// # Errors
 /// As [`start`].
 pub fn start_on(standard: Standard, words: &[&str], pid: u32, more: &[&str]) -> Result<Process> {
-    let mut command: Vec<OsString> = vec![memory_agent()?.into()];
+    let mut command: Vec<OsString> = vec![binary::memory_agent()?.into()];
     command.extend(words.iter().map(Into::into));
     command.extend(["--pid".into(), pid.to_string().into()]);
     command.extend(more.iter().map(Into::into));
