@@ -1,7 +1,14 @@
 //! A control group of this process's own, whose memory is limited.
 
 use std::fs::{create_dir, read_to_string, remove_dir, write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long pages may take to be written to a busy disk.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A control group that this process is in until this is dropped.
 pub(crate) struct LimitedGroup {
@@ -33,10 +40,16 @@ impl LimitedGroup {
         Ok(group)
     }
 
-    /// Changes the limit.
+    /// Changes the limit. The kernel gives up when pages cannot go that are still being written, and is asked again.
     pub(crate) fn limit(&self, bytes: u64) -> Result<(), String> {
         let path = self.directory.join(self.limit);
-        write(&path, bytes.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+        let start = Instant::now();
+        loop {
+            match write(&path, bytes.to_string()) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => sleep(PAUSE),
+                done => return done.map_err(|e| format!("{}: {e}", path.display())),
+            }
+        }
     }
 
     fn put_in(&self, directory: &Path) -> Result<(), String> {
