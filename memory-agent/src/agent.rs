@@ -103,6 +103,8 @@ struct State {
     busy: bool,
     /// The thread that does so.
     thread: i32,
+    /// Whether that thread was made an ordinary one, to be done sooner.
+    hurried: bool,
     stopped: bool,
 }
 
@@ -199,14 +201,14 @@ impl Agent {
     ) -> Result<Option<Duration>, AgentError> {
         {
             let mut state = self.lock();
-            let waited = state.suspended > 0;
             while state.suspended > 0 && !state.stopped {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.stopped {
                 return Ok(None);
             }
-            if waited {
+            // Also when whoever was in a hurry has not waited for it to stand aside.
+            if std::mem::take(&mut state.hurried) {
                 let _ = sys::run_when_idle();
             }
             state.busy = true;
@@ -277,7 +279,7 @@ impl Agent {
         if state.busy {
             // On a busy host a thread that runs when others idle would take long to come to an end, and the kernel's locks
             // on the memory file with it. Without the right to hurry it, it is waited for in vain.
-            let _ = sys::run_as_others_do(state.thread);
+            state.hurried = sys::run_as_others_do(state.thread).is_ok();
         }
         let waited = self.changed.wait_timeout_while(state, STAND_ASIDE, |state| state.busy);
         drop(waited.unwrap_or_else(PoisonError::into_inner));

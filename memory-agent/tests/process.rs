@@ -301,7 +301,14 @@ fn an_agent_keeps_a_map_and_puts_back_what_readers_wake() {
                 }
             }
             let _stop = Stop(&agent);
-            let watching = scope.spawn(|| agent.watch(&[&memory]));
+            let (tell, thread) = std::sync::mpsc::channel();
+            let watching = scope.spawn({
+                let (agent, memory) = (&agent, &memory);
+                move || {
+                    tell.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+                    agent.watch(&[memory])
+                }
+            });
             assert!(agent.wait_for_rounds(1, Duration::from_secs(20)));
             assert_eq!(agent.map().unwrap().maps, [residency(&memory)]);
             // By its owner: it stays.
@@ -322,7 +329,16 @@ fn an_agent_keeps_a_map_and_puts_back_what_readers_wake() {
             std::thread::sleep(Duration::from_millis(100));
             assert!(agent.cost().pages <= before + PAGES / 4);
             drop(aside);
-            wait(1);
+            // However short somebody's hurry was, afterwards it runs again when nobody else does.
+            for _ in 0..2000 {
+                drop(agent.suspend());
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            wait(2);
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", thread.recv().unwrap())).unwrap();
+            // Field 41 of proc(5); what stands behind the name begins with field 3.
+            let policy = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(41 - 3).unwrap();
+            assert_eq!(policy, "5", "SCHED_IDLE");
             let cost = agent.cost();
             assert!(cost.percent() <= 60.0, "{cost:?}");
             other.end();

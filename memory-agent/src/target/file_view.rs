@@ -110,11 +110,11 @@ impl FileView {
         drop(pins);
         unmapped?;
         let mapping = self.mapping();
-        for range in ranges {
-            mapping.map_pages(range)?;
-        }
-        mapping.advise_page_out(ranges)?;
-        self.unmap(ranges)
+        let mapped = ranges.iter().try_for_each(|range| mapping.map_pages(range));
+        let advised = mapped.and_then(|()| mapping.advise_page_out(ranges));
+        // In any case: what this view went on mapping, nobody could page out any more.
+        self.unmap(ranges)?;
+        advised
     }
 
     /// Takes pages out of this view's page tables, so that nobody but the owner maps them; and neighbours that the kernel has
