@@ -1,5 +1,5 @@
-//! The lab's initramfs: busybox, the programs that set up swap, and an `/init` that mounts everything, runs what it finds
-//! in the shared folder, and ends the machine with a code.
+//! The lab's initramfs: busybox, the programs that set up swap, and an `/init` that mounts everything, runs a script, and
+//! ends the machine with a code.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use tempfile::{Builder, TempDir, TempPath};
 
 use super::kernel;
 use crate::host;
@@ -35,7 +36,7 @@ if grep -q lab-shell /proc/cmdline; then
     setsid cttyhack sh
     code=0
 else
-    sh /lab/run.sh
+    sh /run.sh
     code=$?
 fi
 echo "LAB-DONE $code"
@@ -45,13 +46,14 @@ printf "\\$(printf %o $code)" | dd of=/dev/port bs=1 seek=244 2>/dev/null
 poweroff -f
 "#;
 
-/// Makes it, and gives its path. `payload` is what the machine finds in its shared folder.
+/// Makes one that runs this script, in a file that goes with what is returned.
 ///
 /// # Errors
 /// When a program is missing.
-pub(super) fn make(payload: &Path) -> Result<PathBuf> {
-    let folder = payload.with_file_name("initramfs");
-    let _ = fs::remove_dir_all(&folder);
+pub(super) fn make(script: &str) -> Result<TempPath> {
+    let cache = kernel::cache()?;
+    let temporary = TempDir::new_in(&cache).context("no room for the lab's initramfs")?;
+    let folder = temporary.path();
     for name in ["bin", "sbin", "dev", "lib", "lib64", "usr/bin", "usr/sbin"] {
         fs::create_dir_all(folder.join(name))?;
     }
@@ -67,14 +69,15 @@ pub(super) fn make(payload: &Path) -> Result<PathBuf> {
     }
     for library in libraries {
         let place = folder.join(library.strip_prefix("/").unwrap_or(&library));
-        fs::create_dir_all(place.parent().unwrap_or(&folder))?;
+        fs::create_dir_all(place.parent().unwrap_or(folder))?;
         fs::copy(&library, place)?;
     }
     let init = folder.join("init");
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
-    let archive = kernel::cache()?.join(format!("initramfs-{}.cpio", std::process::id()));
-    pack(&folder, &archive)?;
+    fs::write(folder.join("run.sh"), script)?;
+    let archive = Builder::new().suffix(".cpio").tempfile_in(&cache)?.into_temp_path();
+    pack(folder, &archive)?;
     Ok(archive)
 }
 

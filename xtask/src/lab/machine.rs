@@ -8,10 +8,12 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use tempfile::NamedTempFile;
 
 use super::kernel;
 use crate::step::{root, shown};
 
+const DISK_BYTES: u64 = 512 << 20;
 /// How many lines of the log are shown when the machine fails.
 const SHOWN: usize = 40;
 
@@ -28,19 +30,45 @@ pub(super) struct Results {
     pub(super) log: PathBuf,
 }
 
-fn qemu(kernel: &Path, initramfs: &Path, more: &str) -> Command {
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-smp", "2", "-m", "3G"])
-        .args(["-nodefaults", "-display", "none", "-no-reboot"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
-        .arg("-virtfs")
-        .arg(format!("local,path={},mount_tag=lab,security_model=none", payload().display()))
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initramfs)
-        .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic loglevel=4 {more}")]);
-    qemu
+/// What a machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine<'a> {
+    /// Of its log.
+    pub(super) name: &'a str,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    /// One processor, whose time stamp counter counts instructions: slower, and the same in every run.
+    pub(super) counts_instructions: bool,
+    /// How long it may take.
+    pub(super) limit: Duration,
+}
+
+impl Machine<'_> {
+    fn qemu(&self, disk: &Path, more: &str) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        if self.counts_instructions {
+            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
+        } else {
+            qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
+        }
+        qemu.args(["-cpu", "EPYC,+svm,+npt", "-m", "3G", "-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+            .args(["-drive", &format!("file={},format=raw,if=virtio,cache=unsafe", disk.display())])
+            .args(["-virtfs", &format!("local,path={},mount_tag=lab,security_model=none", payload().display())])
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic loglevel=4 {more}")]);
+        qemu
+    }
+}
+
+/// The machine's disk, `/dev/vda`: empty, and gone with the machine.
+fn disk() -> Result<NamedTempFile> {
+    let disk = NamedTempFile::new_in(kernel::cache()?).context("no room for the lab's disk")?;
+    disk.as_file().set_len(DISK_BYTES)?;
+    Ok(disk)
 }
 
 /// The folder that the machine shares.
@@ -58,19 +86,19 @@ impl Drop for Running {
     }
 }
 
-/// Boots, runs the script inside, and gives what its trials came to.
+/// Boots, runs the initramfs's script inside, and gives what its trials came to.
 ///
 /// # Errors
 /// When the kernel panics, the machine hangs, or does not say that it is done; with the end of its log.
-pub(super) fn run(kernel: &Path, initramfs: &Path, script: &str, limit: Duration) -> Result<Results> {
-    fs::write(payload().join("run.sh"), script)?;
-    let log = kernel::cache()?.join("machine.log");
+pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
+    let (disk, limit) = (disk()?, machine.limit);
+    let log = kernel::cache()?.join(format!("machine-{}.log", machine.name));
     let mut file = File::create(&log)?;
-    let mut command = qemu(kernel, initramfs, "");
+    let mut command = machine.qemu(disk.path(), "");
     command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
     eprintln!("$ {}", shown(&command));
-    let mut machine = Running(command.spawn().context("there is no qemu-system-x86_64: install qemu-system-x86")?);
-    let output = machine.0.stdout.take().context("no console")?;
+    let mut running = Running(command.spawn().context("there is no qemu-system-x86_64: install qemu-system-x86")?);
+    let output = running.0.stdout.take().context("no console")?;
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
@@ -102,18 +130,22 @@ pub(super) fn run(kernel: &Path, initramfs: &Path, script: &str, limit: Duration
         let end = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
         bail!("the lab's machine {why}; the end of {}:\n{end}", log.display());
     }
-    let _ = fs::remove_file(initramfs);
     Ok(Results { trials: said.trials, log })
 }
 
 /// A prompt inside, on this terminal.
-pub(super) fn shell(kernel: &Path, initramfs: &Path) -> Result<()> {
-    eprintln!("the project's programs are in /lab; `exit` ends the machine, as does Ctrl-A X");
-    let mut command = qemu(kernel, initramfs, "lab-shell");
+///
+/// # Errors
+/// When there is no QEMU.
+pub(super) fn shell(machine: &Machine<'_>) -> Result<()> {
+    eprintln!(
+        "the project's programs are in /lab, an empty disk is /dev/vda; `exit` ends the machine, as does Ctrl-A X"
+    );
+    let disk = disk()?;
+    let mut command = machine.qemu(disk.path(), "lab-shell");
     command.args(["-serial", "mon:stdio"]);
     // Its end is told by a code that is never 0.
     command.status().context("there is no qemu-system-x86_64: install qemu-system-x86")?;
-    let _ = fs::remove_file(initramfs);
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! | to read about | open |
 //! |---|---|
-//! | building the kernel | `kernel.rs` |
+//! | which kernels there are, and the cache of them | `kernel.rs` |
+//! | a kernel's source, patched and compiled | `source.rs` |
 //! | the project's programs, linked so that they run anywhere | `payload.rs` |
 //! | the first programs the kernel runs | `initramfs.rs` |
 //! | the emulated machine | `machine.rs` |
@@ -12,6 +13,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod payload;
+mod source;
 mod trials;
 
 use std::path::{Path, PathBuf};
@@ -21,7 +23,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::packages;
-use kernel::Flavour;
+use kernel::{Checks, Flavour, Series, Variant};
+use machine::Machine;
 
 /// Options of `cargo xtask lab`.
 #[derive(Debug, Args)]
@@ -45,6 +48,12 @@ struct Build {
     /// The kernel without the project's patches.
     #[arg(long)]
     stock: bool,
+    /// Which of Debian's kernels.
+    #[arg(long, value_enum, default_value_t = Series::V6_12)]
+    series: Series,
+    /// What the kernel checks of itself.
+    #[arg(long, value_enum, default_value_t = Checks::Vm)]
+    checks: Checks,
     /// Boot this kernel image in place of building one; with --stock, if it has no patches.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -63,13 +72,14 @@ struct Test {
 }
 
 impl Build {
-    fn flavour(&self) -> Flavour {
-        if self.stock { Flavour::Stock } else { Flavour::Patched }
+    fn variant(&self) -> Variant {
+        let flavour = if self.stock { Flavour::Stock } else { Flavour::Patched };
+        Variant { series: self.series, flavour, checks: self.checks }
     }
 
     /// The kernel's image.
     fn kernel(&self) -> Result<PathBuf> {
-        self.kernel.clone().map_or_else(|| kernel::build(self.flavour()), Ok)
+        self.kernel.clone().map_or_else(|| kernel::build(self.variant()), Ok)
     }
 }
 
@@ -83,9 +93,21 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         }
         Command::Test(test) => {
             let limit = Duration::from_secs(test.limit * 60);
-            run_tests(test.build.flavour(), &test.build.kernel()?, &test.filter, limit)
+            run_tests(test.build.variant(), &test.build.kernel()?, &test.filter, limit)
         }
-        Command::Shell(build) => machine::shell(&build.kernel()?, &initramfs()?),
+        Command::Shell(build) => {
+            let kernel = build.kernel()?;
+            payload::build().context("the lab's programs")?;
+            let initramfs = initramfs::make("").context("the lab's initramfs")?;
+            let limit = Duration::MAX;
+            machine::shell(&Machine {
+                name: "shell",
+                kernel: &kernel,
+                initramfs: &initramfs,
+                counts_instructions: false,
+                limit,
+            })
+        }
     }
 }
 
@@ -93,11 +115,13 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 ///
 /// # Errors
 /// When one fails, or the machine does not come to an end.
-fn run_tests(flavour: Flavour, kernel: &Path, filter: &[String], limit: Duration) -> Result<()> {
-    let results = machine::run(kernel, &initramfs()?, &trials::script(flavour, filter), limit)?;
+fn run_tests(variant: Variant, kernel: &Path, filter: &[String], limit: Duration) -> Result<()> {
+    payload::build().context("the lab's programs")?;
+    let initramfs = initramfs::make(&trials::script(variant, filter)).context("the lab's initramfs")?;
+    let results = machine::run(&Machine { kernel, initramfs: &initramfs, counts_instructions: false, limit })?;
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
-    println!("lab, {flavour} kernel: {} trials, {} failed", results.trials.len(), failed.len());
+    println!("lab, {variant}: {} trials, {} failed", results.trials.len(), failed.len());
     if !failed.is_empty() {
         bail!("in the lab failed: {}; the machine's log is {}", failed.join(", "), results.log.display());
     }
@@ -105,9 +129,4 @@ fn run_tests(flavour: Flavour, kernel: &Path, filter: &[String], limit: Duration
         bail!("nothing was run in the lab; the machine's log is {}", results.log.display());
     }
     Ok(())
-}
-
-fn initramfs() -> Result<PathBuf> {
-    let payload = payload::build().context("the lab's programs")?;
-    initramfs::make(&payload).context("the lab's initramfs")
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::kernel::Flavour;
+use super::kernel::{Flavour, Variant};
 
 /// Name, and the command as the lab's shell runs it, in the folder that has the programs; `{marker}` is the selftests' word for
 /// what to expect of the kernel.
@@ -18,8 +18,8 @@ const TRIALS: &[(&str, &str)] = &[
 ];
 
 /// The script that runs the trials whose names contain one of `filter`, or all.
-pub(super) fn script(flavour: Flavour, filter: &[String]) -> String {
-    let marker = match flavour {
+pub(super) fn script(variant: Variant, filter: &[String]) -> String {
+    let marker = match variant.flavour {
         Flavour::Patched => "--expect-marker",
         Flavour::Stock => "--expect-stock",
     };

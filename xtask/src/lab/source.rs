@@ -1,0 +1,192 @@
+//! The kernel's unpacked source: patches put in and taken out, configured, compiled.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::kernel::{Checks, Flavour, Recipe};
+use crate::step::shown;
+
+/// The option that the patches bring, which a stock kernel does not know.
+const OWN_OPTION: &str = "CONFIG_PTE_MARKER_PAGEOUT";
+/// How often to say that the build goes on.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
+/// The unpacked source, with some patches in it.
+pub(super) struct Tree {
+    folder: PathBuf,
+    output: PathBuf,
+}
+
+impl Tree {
+    /// The one of this version in the cache, unpacked if it is not there.
+    pub(super) fn of(cache: &Path, recipe: &Recipe) -> Result<Self> {
+        let series = recipe.variant.series;
+        let folder = cache.join(format!("source-{}", recipe.version));
+        if !folder.join("Makefile").is_file() {
+            let archive = format!("/usr/src/linux-source-{series}.tar.xz");
+            ensure!(Path::new(&archive).is_file(), "there is no {archive}: reinstall linux-source-{series}");
+            let part = cache.join("source.part");
+            let _ = fs::remove_dir_all(&part);
+            fs::create_dir_all(&part)?;
+            let mut tar = Command::new("tar");
+            tar.args(["--extract", "--strip-components=1", "--file", &archive, "--directory"]).arg(&part);
+            quietly(&mut tar, "the kernel's source cannot be unpacked")?;
+            fs::rename(&part, &folder)?;
+        }
+        // Checks change nearly every object; patches few enough that their kernels share a folder.
+        let output = folder.join(match recipe.variant.checks {
+            Checks::None => "out",
+            Checks::Vm => "out-vm",
+            Checks::Kasan => "out-kasan",
+        });
+        Ok(Self { folder, output })
+    }
+
+    /// Where the compiler's output goes.
+    pub(super) fn output(&self) -> &Path {
+        &self.output
+    }
+
+    fn applied(&self) -> PathBuf {
+        self.folder.join(".lab-patches")
+    }
+
+    /// Takes out the patches that are in, and puts these in. Only files that differ are compiled again then.
+    pub(super) fn take_patches(&self, recipe: &Recipe) -> Result<()> {
+        let applied = self.applied();
+        let key_file = applied.join("key");
+        if fs::read_to_string(&key_file).is_ok_and(|key| key == recipe.patches_key()) {
+            return Ok(());
+        }
+        if applied.is_dir() {
+            let mut old: Vec<_> = fs::read_dir(&applied)?.flatten().map(|entry| entry.path()).collect();
+            old.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+            old.sort();
+            for patch in old.iter().rev() {
+                if let Err(e) = self.git_apply(patch, &["--reverse"]) {
+                    // Somebody else's work, or half done: from the beginning then.
+                    fs::remove_dir_all(&self.folder)?;
+                    return Err(e.context("the kernel's source was not as it was left; it is gone, try again"));
+                }
+            }
+            fs::remove_dir_all(&applied)?;
+        }
+        fs::create_dir_all(&applied)?;
+        for (name, content) in &recipe.patches {
+            let path = applied.join(name);
+            fs::write(&path, content)?;
+            if let Err(e) = self.git_apply(&path, &[]) {
+                fs::remove_file(&path)?;
+                let text = format!(
+                    "host-kernel/patches/{}/{name} does not apply to Linux {}",
+                    recipe.variant.series, recipe.version
+                );
+                return Err(e.context(text));
+            }
+        }
+        fs::write(key_file, recipe.patches_key())?;
+        Ok(())
+    }
+
+    fn git_apply(&self, patch: &Path, more: &[&str]) -> Result<()> {
+        let mut git = Command::new("git");
+        // A repository around the cache would have its own idea of the paths.
+        git.env("GIT_CEILING_DIRECTORIES", self.folder.parent().unwrap_or(&self.folder));
+        git.current_dir(&self.folder).arg("apply").args(more).arg("--whitespace=nowarn").arg(patch);
+        quietly(&mut git, "git apply failed")
+    }
+
+    pub(super) fn configure(&self, recipe: &Recipe) -> Result<()> {
+        fs::create_dir_all(self.output())?;
+        self.make(&["tinyconfig"], "no configuration")?;
+        let path = self.output().join(".config");
+        let tiny = fs::read_to_string(&path)?;
+        // What comes last counts.
+        fs::write(&path, format!("{tiny}\n{}", recipe.config))?;
+        self.make(&["olddefconfig"], "no configuration")?;
+        let made = fs::read_to_string(&path)?;
+        let lost: Vec<_> = not_in(&recipe.config, &made)
+            .filter(|line| recipe.variant.flavour == Flavour::Patched || !line.starts_with(OWN_OPTION))
+            .collect();
+        ensure!(
+            lost.is_empty(),
+            "Linux {} has not taken from host-kernel/configs: {}",
+            recipe.version,
+            lost.join(", ")
+        );
+        Ok(())
+    }
+
+    pub(super) fn make(&self, targets: &[&str], failed: &str) -> Result<()> {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut make = Command::new("make");
+        make.current_dir(&self.folder)
+            .arg(format!("O={}", self.output.display()))
+            .arg(format!("-j{cpus}"))
+            .args(targets);
+        // The same source gives the same kernel.
+        make.envs([
+            ("KBUILD_BUILD_TIMESTAMP", "2000-01-01"),
+            ("KBUILD_BUILD_USER", "lab"),
+            ("KBUILD_BUILD_HOST", "lab"),
+        ]);
+        let log = self.output.join("build.log");
+        let mut file = File::create(&log)?;
+        make.stdout(Stdio::piped()).stderr(file.try_clone()?).stdin(Stdio::null());
+        let mut child = make.spawn().context("make cannot be started")?;
+        let output = child.stdout.take().context("make has no output")?;
+        let (mut lines, started, mut said) = (0_u32, Instant::now(), Instant::now());
+        for line in BufReader::new(output).split(b'\n') {
+            file.write_all(&line?)?;
+            file.write_all(b"\n")?;
+            lines += 1;
+            if said.elapsed() > SAY_EVERY {
+                eprintln!("  {lines} steps in {:.1} min", started.elapsed().as_secs_f64() / 60.0);
+                said = Instant::now();
+            }
+        }
+        if !child.wait()?.success() {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let end: Vec<_> = text.lines().rev().take(20).collect();
+            let end: Vec<_> = end.into_iter().rev().collect();
+            bail!("{failed}; the end of {}:\n{}", log.display(), end.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// The settings of a fragment that a configuration has not.
+fn not_in<'a>(fragment: &'a str, made: &'a str) -> impl Iterator<Item = &'a str> {
+    let wanted = fragment.lines().map(str::trim).filter(|line| line.starts_with("CONFIG_"));
+    wanted.filter(move |line| match line.strip_suffix("=n") {
+        Some(name) => made.lines().any(|made| made.strip_prefix(name).is_some_and(|rest| rest.starts_with('='))),
+        None => !made.lines().any(|made| made == *line),
+    })
+}
+
+/// Runs a command that says nothing unless it fails.
+fn quietly(command: &mut Command, failed: &str) -> Result<()> {
+    let output = command.output().with_context(|| format!("`{}` cannot be started", shown(command)))?;
+    if !output.status.success() {
+        bail!("{failed}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_were_not_taken_are_found() {
+        let made = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=12\nCONFIG_AB=y\n";
+        let lost = |fragment| not_in(fragment, made).collect::<Vec<_>>();
+        assert!(lost("# a comment\nCONFIG_A=y\nCONFIG_B=n\n\nCONFIG_C=12").is_empty());
+        assert_eq!(lost("CONFIG_B=y\nCONFIG_C=13\nCONFIG_A=n"), ["CONFIG_B=y", "CONFIG_C=13", "CONFIG_A=n"]);
+    }
+}
