@@ -118,7 +118,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 fn run_tests(variant: Variant, kernel: &Path, filter: &[String], limit: Duration) -> Result<()> {
     payload::build().context("the lab's programs")?;
     let initramfs = initramfs::make(&trials::script(variant, filter)).context("the lab's initramfs")?;
-    let results = machine::run(&Machine { kernel, initramfs: &initramfs, counts_instructions: false, limit })?;
+    let results =
+        machine::run(&Machine { name: "test", kernel, initramfs: &initramfs, counts_instructions: false, limit })?;
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
     println!("lab, {variant}: {} trials, {} failed", results.trials.len(), failed.len());
