@@ -1,24 +1,31 @@
 //! What is cold stays cold, what was never written stays a hole, and the source does not grow.
 
 use anyhow::{Context, Result, ensure};
-use memory_agent::Counts;
+use memory_agent::{Counts, KernelOffer, ProbeKind};
 use thermocline::control::Request;
 use thermocline_tests::console::eventually;
 use thermocline_tests::owner::destination_only;
+use thermocline_tests::process::EMULATED;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
-use thermocline_tests::swap::undisturbed;
+use thermocline_tests::swap::{self, undisturbed};
 use thermocline_tests::{How, Lab, Machine, Migrated, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], holes_stay_holes_on_both_sides);
     trial!(trials, [Kvm, Root, Zram], paced_leaves_both_sides_as_they_were);
+    trial!(trials, [Kvm, Root, Zram], cold_stays_cold_whichever_probe_tells);
+    trial!(trials, [Kvm, Root, Zram], swap_goes_away_while_cold_pages_move);
     trial!(trials, [Kvm, Root, Zram], eager_wakes_everything);
     trial!(trials, [Kvm, Root, Zram], cold_pages_stay_cold_there_and_back);
     trial!(trials, [Kvm, Root, Zram], a_cold_migration_given_up_leaves_the_source_as_it_was);
 }
 
-/// Three quarters of the memory cold.
-const COLD: Workload = Workload { memory: 256, working_set: 40, cold: 192, rate: 2000, writes: 50, cpus: 1 };
+/// Three quarters of the memory cold; less of it where every page takes long.
+const COLD: Workload = if EMULATED {
+    Workload { memory: 64, working_set: 8, cold: 48, rate: 200, writes: 50, cpus: 1 }
+} else {
+    Workload { memory: 256, working_set: 40, cold: 192, rate: 2000, writes: 50, cpus: 1 }
+};
 /// `--window`, in pages.
 const WINDOW: u64 = 1024;
 /// Pages that may be on their way while the window is paged out: a batch, and what per-CPU lists hold back.
@@ -26,7 +33,12 @@ const UNDER_WAY: u64 = 256 + 64;
 
 /// A guest with its cold pages paged out; its memory, and what that is.
 fn boot_cold(lab: &Lab) -> Result<(Machine, GuestMemory, Counts)> {
-    let source = lab.boot(&COLD)?;
+    boot_cold_with(lab, &[])
+}
+
+/// The same with more options of `thermocline run`.
+fn boot_cold_with(lab: &Lab, more: &[&str]) -> Result<(Machine, GuestMemory, Counts)> {
+    let source = lab.boot_with(more, &COLD)?;
     source.page_out_cold(&source.console.ready()?)?;
     source.console.must_run()?;
     let memory = GuestMemory::of(&source)?;
@@ -46,7 +58,10 @@ struct Moved {
 }
 
 fn migrate_cold(lab: &Lab, how: &How) -> Result<Moved> {
-    let (source, memory, before) = boot_cold(lab)?;
+    move_cold(lab, boot_cold(lab)?, how)
+}
+
+fn move_cold(lab: &Lab, (source, memory, before): (Machine, GuestMemory, Counts), how: &How) -> Result<Moved> {
     let destination = lab.receive(&COLD)?;
     let sampler = memory.watch();
     let migration = source.migrate(&destination.address, how)?;
@@ -87,8 +102,14 @@ fn holes_stay_holes_on_both_sides() -> Result<()> {
 fn paced_leaves_both_sides_as_they_were() -> Result<()> {
     undisturbed(|| {
         let lab = Lab::new()?;
-        let mut moved = migrate_cold(&lab, &How::with(&["--window", "4MiB"]))?;
-        let Moved { before, peak, after, migrated, destination } = &mut moved;
+        migrate_cold(&lab, &How::with(&["--window", "4MiB"]))?.must_be_as_before()
+    })
+}
+
+impl Moved {
+    /// Checks that both sides are as warm and as cold as the source was, and that all of the guest is there.
+    fn must_be_as_before(&mut self) -> Result<()> {
+        let Self { before, peak, after, migrated, destination } = self;
         let report = &migrated.report;
         let most = before.resident + WINDOW + UNDER_WAY;
         ensure!(peak.resident <= most, "the source grew from {} to {} pages", before.resident, peak.resident);
@@ -103,7 +124,50 @@ fn paced_leaves_both_sides_as_they_were() -> Result<()> {
         must_be_near("cold pages sent", report.pages.cold, before.swapped, 2)?;
         // All of it is whole, which wakes it.
         destination.must_go_on()
-    })
+    }
+}
+
+/// Names the probes that the kernel under test is known to have, so that none is left out unnoticed.
+const PROBES: &str = "THERMOCLINE_TESTS_PROBES";
+
+fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
+    let offer = KernelOffer::of_this_host();
+    let all = [ProbeKind::PageCache, ProbeKind::ExactScan, ProbeKind::Marker, ProbeKind::UffdMarker];
+    let known = std::env::var(PROBES).unwrap_or_default();
+    for kind in all {
+        if let Some(why) = offer.why_not(kind) {
+            ensure!(!known.split_whitespace().any(|name| name == kind.name()), "{kind}: {why}");
+            println!("not with {kind}: {why}");
+            continue;
+        }
+        undisturbed(|| {
+            let lab = Lab::new()?;
+            let cold = boot_cold_with(&lab, &["--probe", kind.name(), "--agent-budget", "50"])?;
+            // It has to have seen the pages asleep.
+            let rounds = || Ok::<_, anyhow::Error>(cold.0.status()?.agent.context("no agent")?.cost.rounds);
+            let until = rounds()? + 2;
+            eventually("the agent looks again", || Ok(rounds()? >= until))?;
+            let mut moved = move_cold(&lab, cold, &How::with(&["--window", "4MiB"]))?;
+            let told_by = &moved.migrated.report.classed_by;
+            ensure!(told_by == kind.name(), "told by {told_by}, not by {kind}");
+            moved.must_be_as_before().with_context(|| kind.to_string())
+        })?;
+    }
+    Ok(())
+}
+
+fn swap_goes_away_while_cold_pages_move() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, _, before) = boot_cold(&lab)?;
+    let destination = lab.receive(&COLD)?;
+    let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
+    migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
+    swap::close().map_err(anyhow::Error::msg)?;
+    let migrated = migration.succeeds()?;
+    let classes = migrated.report.pages;
+    must_be_near("cold pages sent", classes.cold + classes.hot, before.swapped + before.resident, 2)?;
+    let mut there = destination.machine;
+    destination_only(&source, &mut there)
 }
 
 fn eager_wakes_everything() -> Result<()> {

@@ -9,13 +9,13 @@ use serde::de::DeserializeOwned;
 use thermocline::migration::progress::{Phase, Progress, Report};
 
 use crate::binary;
-use crate::process::{Ended, Process, Standard};
+use crate::process::{Ended, Process, SLOWER, Standard};
 
 /// Longer than any migration of the trials takes.
-const LIMIT: Duration = Duration::from_secs(45);
+const LIMIT: Duration = Duration::from_secs(45 * SLOWER);
 
 /// Far less than the half minute after which silence is taken for an end, on a busy machine too.
-const AT_ONCE: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(10 * SLOWER);
 
 /// How to migrate: arguments after `--to`.
 #[derive(Clone, Debug, Default)]

@@ -12,8 +12,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stop::{self, SharedChild, locked};
 
+/// Whether these tests were compiled for a machine whose processor is emulated, where everything takes many times longer.
+pub const EMULATED: bool = option_env!("THERMOCLINE_TESTS_EMULATED").is_some();
+
+/// How many times longer everything may take.
+pub(crate) const SLOWER: u64 = if EMULATED { 6 } else { 1 };
+
 /// Longer than anything takes that is not wrong.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20 * SLOWER);
 /// Between two looks at something that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of each process that a failure shows.

@@ -37,8 +37,9 @@ pub(crate) fn unavailable() -> Option<String> {
     }
 }
 
-/// Gives the device back; `Err` says why it is still there.
-pub(crate) fn close() -> Result<(), String> {
+/// Gives the device back, whose pages come in; the next trial that needs one makes another. `Err` says why it is still
+/// there.
+pub fn close() -> Result<(), String> {
     match std::mem::replace(&mut *device(), Device::NotAsked) {
         Device::There(zram) => zram.close().map_err(|e| e.to_string()),
         _ => Ok(()),

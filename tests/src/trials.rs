@@ -9,13 +9,14 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::host::{self, Need};
+use crate::process::SLOWER;
 use crate::stop::{self, locked};
 use crate::{network, process, swap};
 
 /// How long a trial may take.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60 * SLOWER);
 /// How long a trial may take to notice that its processes have been killed.
-const GRACE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_secs(20 * SLOWER);
 
 /// Set, each trial's time is printed.
 const TIMES: &str = "THERMOCLINE_TESTS_TIMES";

@@ -23,7 +23,7 @@ use thermocline::migration::link::Link;
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, SourceError};
-use thermocline::migration::{DestinationMachine, SourceMachine};
+use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
 use thermocline::ram::{GuestRam, PageSet};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -38,7 +38,7 @@ struct Fake {
     executing: Mutex<()>,
     state: Mutex<Option<MachineState>>,
     /// What somebody says of its memory, who need not know.
-    believed: Mutex<Option<Hint>>,
+    believed: Mutex<Option<Belief>>,
 }
 
 impl Fake {
@@ -78,7 +78,7 @@ impl SourceMachine for Fake {
     fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
-    fn believed(&self) -> Option<Hint> {
+    fn believed(&self) -> Option<Belief> {
         self.believed.lock().unwrap().clone()
     }
     fn describe(&self) -> MachineDescription {
@@ -358,7 +358,7 @@ proptest! {
             cold,
             |fake| {
                 content.iter().for_each(|(page, value)| fake.write(*page, *value));
-                *fake.believed.lock().unwrap() = Some(Hint::of(lie.clone()));
+                *fake.believed.lock().unwrap() = Some(Belief { hint: Hint::of(lie.clone()), probe: "liar" });
             },
             move |fake| {
                 let (page, value) = writes[at.fetch_add(1, Ordering::Relaxed) as usize % writes.len()];
@@ -366,6 +366,7 @@ proptest! {
             },
         );
         let report = outcome.source_result.unwrap();
+        prop_assert_eq!(report.classed_by == "liar", lie.len() == PAGES, "{}", report.classed_by);
         prop_assert!(outcome.source.content() == outcome.destination.content(), "with {lie:?}");
         let pages = report.pages;
         prop_assert_eq!(pages.hole + pages.zero + pages.hot + pages.cold, PAGES, "{:?}", pages);

@@ -108,6 +108,17 @@ impl Remembered<'_> {
         self.kept.push(pages);
     }
 
+    /// These pages of the ranges are in memory and nobody wants them there: they go too.
+    pub fn also(&mut self, pages: Range<u64>) {
+        for (first, residency) in &mut self.parts {
+            let local = |page: u64| page.saturating_sub(*first).min(residency.len());
+            let part = local(pages.start)..local(pages.end);
+            if !part.is_empty() {
+                residency.set(part, PageState::Swapped);
+            }
+        }
+    }
+
     /// Pages out again what was swapped and is not kept.
     ///
     /// # Errors

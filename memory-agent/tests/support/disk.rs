@@ -1,18 +1,34 @@
-//! Swap on a disk: a loop device over a file, which keeps pages in the swap cache.
+//! Swap on a disk, which keeps pages in the swap cache: one that the tests were given, or a loop device over a file.
 
 use std::fs::File;
 use std::process::Command;
 
 use tempfile::NamedTempFile;
 
+/// Names an empty disk that the tests may write to, in place of a loop device.
+const DISK: &str = "MEMORY_AGENT_TESTS_DISK";
+
 /// A swap device that goes before all others, until this is dropped.
 pub(crate) struct DiskSwap {
     device: String,
-    _file: NamedTempFile,
+    /// Behind a loop device.
+    file: Option<NamedTempFile>,
 }
 
 impl DiskSwap {
     pub(crate) fn new(bytes: u64) -> Result<Self, String> {
+        let (device, file) = match std::env::var(DISK) {
+            Ok(disk) => (disk, None),
+            Err(_) => Self::loop_device(bytes)?,
+        };
+        let swap = Self { device, file };
+        // A disk may be larger than asked for; swap is told its size in blocks of 1 KiB.
+        run("mkswap", &[&swap.device, &(bytes / 1024).to_string()])?;
+        run("swapon", &["--priority", "32767", &swap.device])?;
+        Ok(swap)
+    }
+
+    fn loop_device(bytes: u64) -> Result<(String, Option<NamedTempFile>), String> {
         let file = NamedTempFile::new_in("/var/tmp").map_err(|e| e.to_string())?;
         // Written, not only sized: swap takes no holes.
         let mut zeros = std::io::Read::take(std::io::repeat(0), bytes);
@@ -20,10 +36,7 @@ impl DiskSwap {
             .map_err(|e| e.to_string())?;
         let path = file.path().to_str().unwrap().to_owned();
         let device = run("losetup", &["--find", "--show", &path])?;
-        let swap = Self { device, _file: file };
-        run("mkswap", &[&swap.device])?;
-        run("swapon", &["--priority", "32767", &swap.device])?;
-        Ok(swap)
+        Ok((device, Some(file)))
     }
 
     /// Its path.
@@ -35,7 +48,10 @@ impl DiskSwap {
 impl Drop for DiskSwap {
     fn drop(&mut self) {
         let off = run("swapoff", &[&self.device]);
-        let detached = run("losetup", &["--detach", &self.device]);
+        let detached = match self.file {
+            Some(_) => run("losetup", &["--detach", &self.device]),
+            None => Ok(String::new()),
+        };
         if !std::thread::panicking() {
             off.unwrap();
             detached.unwrap();

@@ -25,14 +25,23 @@ use std::sync::Arc;
 use memory_agent::Hint;
 
 use crate::machine::{Machine, MachineDescription, MachineError, MachineState};
-use crate::ram::{GuestRam, PageSet, RamWatch};
+use crate::ram::{GuestRam, PageSet};
+
+/// What somebody believes of guest RAM, who has kept an eye on it.
+#[derive(Clone, Debug)]
+pub struct Belief {
+    /// What that is.
+    pub hint: Hint,
+    /// The probe behind it.
+    pub probe: &'static str,
+}
 
 /// What migration needs of the machine that leaves.
 pub trait SourceMachine: Sync {
     /// Guest RAM.
     fn ram(&self) -> &Arc<GuestRam>;
-    /// What somebody believes of guest RAM, who has kept an eye on it.
-    fn believed(&self) -> Option<Hint> {
+    /// What somebody believes of guest RAM.
+    fn believed(&self) -> Option<Belief> {
         None
     }
     /// What the other host must offer.
@@ -82,8 +91,9 @@ impl SourceMachine for Machine {
     fn ram(&self) -> &Arc<GuestRam> {
         self.ram()
     }
-    fn believed(&self) -> Option<Hint> {
-        self.ram_watch().and_then(RamWatch::hint)
+    fn believed(&self) -> Option<Belief> {
+        let watch = self.ram_watch()?;
+        Some(Belief { hint: watch.hint()?, probe: watch.probe() })
     }
     fn describe(&self) -> MachineDescription {
         self.describe()

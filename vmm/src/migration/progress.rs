@@ -87,6 +87,8 @@ pub struct SourceResidency {
 pub struct Report {
     /// What happened to cold pages.
     pub cold_policy: ColdPolicy,
+    /// The probe that told what each page was at the beginning.
+    pub classed_by: String,
     /// From the connection to the guest running at the destination, milliseconds.
     pub total_ms: u64,
     /// From the guest's stop here to its going on there, microseconds.

@@ -266,12 +266,12 @@ impl GuestRam {
     }
 
     /// Remembers what each page of the ranges is, before somebody reads those that are swapped with
-    /// [`GuestRam::read_asleep`].
+    /// [`GuestRam::read_asleep`]. Pages in memory that the guest has not touched since are taken for swapped, and go too.
     ///
     /// # Errors
     /// When a range is not all RAM or the host does not answer.
     pub fn remember_asleep(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
-        RememberedRam::new(self, ranges, |region| Ok(self.view(region)?.guard()))
+        RememberedRam::new(self, ranges, |region| Ok(self.view(region)?.guard()))?.with_strays(self)
     }
 
     /// The pages written through [`GuestRam::memory`] since the last call.
@@ -358,6 +358,8 @@ fn sealed_memfd(length: u64) -> Result<File, RamError> {
 
 #[cfg(test)]
 mod tests {
+    use memory_agent::PageState;
+
     use super::*;
 
     #[test]
@@ -371,6 +373,26 @@ mod tests {
         assert_eq!(ram.counts().unwrap(), Counts { hole: 254, resident: 2, swapped: 0 });
         ram.punch(7..8).unwrap();
         assert_eq!(ram.counts().unwrap(), Counts { hole: 255, resident: 1, swapped: 0 });
+    }
+
+    #[test]
+    fn what_only_a_reader_has_woken_is_asleep() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        ram.land_pages(0, &[0xa5; 64 * 4096]).unwrap();
+        // The guest's own touch is what counts, and there is none yet.
+        let mut byte = [0];
+        ram.memory().read_slice(&mut byte, GuestAddress(3 * 4096)).unwrap();
+        let asleep = ram.remember_asleep(&[0..64]).unwrap();
+        let awake: u64 = asleep
+            .runs()
+            .filter(|run| run.state == PageState::Resident)
+            .map(|run| {
+                assert!(run.pages.start <= 3, "{run:?}");
+                run.pages.end - run.pages.start
+            })
+            .sum();
+        // A fault maps neighbours that are in memory: 16 pages (fault_around_bytes).
+        assert!((1..=16).contains(&awake), "{awake} pages");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{PageOutReport, Remembered, Run, ScanGuard};
+use memory_agent::{HintProbe, Marker, PageOutReport, PageState, Remembered, Run, ScanGuard};
 
 use super::{GuestRam, RamError};
 
@@ -12,6 +12,7 @@ pub struct RememberedRam<'r> {
 }
 
 struct Part<'r> {
+    region: usize,
     /// RAM page number of the region's first page.
     first: u64,
     remembered: Remembered<'r>,
@@ -27,9 +28,25 @@ impl<'r> RememberedRam<'r> {
         for (region, local) in ram.by_region(ranges)? {
             let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
             let remembered = guard(region)?.remember(&local)?;
-            parts.push(Part { first, remembered });
+            parts.push(Part { region, first, remembered });
         }
         Ok(Self { parts })
+    }
+
+    /// Takes pages that are in memory, and in no page table of this process, for asleep: a neighbour that was read woke
+    /// them (`swap_cluster_readahead` in the kernel's mm/swap_state.c), or somebody else's reader, and not the guest.
+    pub(super) fn with_strays(mut self, ram: &GuestRam) -> Result<Self, RamError> {
+        for part in &mut self.parts {
+            let mapping = ram.mapping(part.region)?;
+            let awake: Vec<_> = part.remembered.runs().filter(|run| run.state == PageState::Resident).collect();
+            for Run { pages, .. } in awake {
+                let mapped = Marker.hint(&mapping, pages.clone())?.into_believed();
+                for run in mapped.runs().filter(|run| run.state != PageState::Resident) {
+                    part.remembered.also(pages.start + run.pages.start..pages.start + run.pages.end);
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// What each page was, as maximal runs in RAM page numbers.

@@ -8,6 +8,7 @@ use super::SourceError;
 use super::session::Session;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::{Lane, MAX_BATCH_PAGES, Message, pages};
+use crate::ram::RememberedRam;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// Most ranges in one message about zeros.
@@ -43,7 +44,7 @@ impl Session<'_> {
             // What is read of swapped pages in this lane is wanted awake: by the policy, or because time presses.
             runs.into_iter().for_each(|run| remembered.keep(run));
             self.send_batch(Lane::Hot, &send, &mut zeros)?;
-            remembered.put_back()?;
+            put_back(remembered)?;
             self.show();
         }
         self.send_zeros(zeros)
@@ -84,12 +85,7 @@ impl Session<'_> {
             }
             self.send_batch(Lane::Cold, &batch, &mut zeros)?;
             self.sample_peak()?;
-            match remembered.put_back() {
-                Ok(_) => {}
-                // The guest has woken every page of the window meanwhile, and wants them.
-                Err(e) if matches!(e.page_out(), Some(PageOutError::Kept(_))) => {}
-                Err(e) => return Err(e.into()),
-            }
+            put_back(remembered)?;
             self.send_zeros(zeros)?;
             self.show();
         }
@@ -159,6 +155,21 @@ impl Session<'_> {
         self.delivered.insert_range(run.clone());
         self.tracker.now.resent += again;
         run.end - run.start - again
+    }
+}
+
+/// Pages out again what was read.
+fn put_back(remembered: RememberedRam<'_>) -> Result<(), SourceError> {
+    let Err(e) = remembered.put_back() else { return Ok(()) };
+    match e.page_out() {
+        // The guest has woken every one of them meanwhile, and wants them.
+        Some(PageOutError::Kept(_)) => Ok(()),
+        // Whoever took swap away has everything awake.
+        Some(PageOutError::NoSwap) => {
+            tracing::warn!("this host has no swap any more: what was cold is awake here");
+            Ok(())
+        }
+        _ => Err(e.into()),
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Session<'m> {
     /// The most resident pages seen.
     pub(super) peak: u64,
     pub(super) swap_before: Option<SwapCounters>,
+    /// The probe that told what each page was at the beginning.
+    pub(super) classed_by: &'static str,
     /// Bytes a second that landed in the last round that had enough of them.
     bandwidth: f64,
     round_started: (Instant, u64),
@@ -88,6 +90,7 @@ impl<'m> Session<'m> {
             before: Counts::default(),
             peak: 0,
             swap_before: SwapCounters::read().ok(),
+            classed_by: memory_agent::exact_probe().name(),
             bandwidth: 0.0,
             round_started: (Instant::now(), 0),
             log_started: false,
@@ -111,8 +114,11 @@ impl<'m> Session<'m> {
     /// What somebody believes is believed about pages that are there: it chooses the lane, and each lane looks again before
     /// it reads. Holes are looked at here in any case, since nobody will look at them again.
     pub(super) fn classify(&mut self) -> Result<(), SourceError> {
-        let residency = match self.machine.believed().filter(|hint| hint.len() == self.ram().pages()) {
-            Some(hint) => self.ram().resolve(hint)?,
+        let residency = match self.machine.believed().filter(|belief| belief.hint.len() == self.ram().pages()) {
+            Some(belief) => {
+                self.classed_by = belief.probe;
+                self.ram().resolve(belief.hint)?
+            }
             None => self.ram().residency(0..self.ram().pages())?,
         };
         self.plan = Plan::new(&residency, self.options.cold);

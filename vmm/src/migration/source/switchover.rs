@@ -92,6 +92,7 @@ impl Stopped<'_> {
         let swaps = session.swap_before.zip(SwapCounters::read().ok()).map(|(before, now)| now.since(&before));
         Ok(Report {
             cold_policy: session.options.cold,
+            classed_by: session.classed_by.to_owned(),
             total_ms: total.as_millis() as u64,
             downtime_us: downtime.as_micros() as u64,
             rounds: session.tracker.now.round,
