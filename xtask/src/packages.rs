@@ -30,6 +30,7 @@ const NEEDED_FOR_LAB: &[(&str, &str)] = &[
     ("bc", "bc"),
     ("cpio", "cpio"),
     ("xz", "xz-utils"),
+    ("depmod", "kmod"),
     ("busybox", "busybox-static"),
 ];
 

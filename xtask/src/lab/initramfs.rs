@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use tempfile::{Builder, TempDir, TempPath};
 
-use super::kernel;
+use super::{debian, kernel};
 use crate::host;
 
 /// Programs that are called by their names, and whose options busybox's do not have.
@@ -27,8 +27,17 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/shm /dev/pts
 mount -t devpts devpts /dev/pts 2>/dev/null
 for folder in /tmp /run /dev/shm; do mount -t tmpfs tmp $folder; done
+for module in /modules/*.ko; do
+    [ -f "$module" ] || continue
+    insmod "$module" || echo "LAB-PROBLEM $module cannot be loaded"
+done
 mount -t cgroup2 cgroup /sys/fs/cgroup && echo +memory > /sys/fs/cgroup/cgroup.subtree_control
-mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 lab /lab || echo "LAB-PROBLEM no shared folder"
+if [ -d /programs ]; then
+    # The root may be a tmpfs, which is shared memory and can be swapped: programs of a host are on neither.
+    mount -t ramfs lab /lab && mv /programs/* /lab || echo "LAB-PROBLEM no programs"
+else
+    mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 lab /lab || echo "LAB-PROBLEM no shared folder"
+fi
 ip link set lo up
 hostname lab
 if grep -q lab-shell /proc/cmdline; then
@@ -46,11 +55,20 @@ printf "\\$(printf %o $code)" | dd of=/dev/port bs=1 seek=244 2>/dev/null
 poweroff -f
 "#;
 
+/// What it has besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Contents<'a> {
+    /// Loaded first, in this order.
+    pub(super) modules: &'a [PathBuf],
+    /// What `/lab` has a copy of, where the kernel cannot mount the folder that the machine shares.
+    pub(super) programs: Option<&'a Path>,
+}
+
 /// Makes one that runs this script, in a file that goes with what is returned.
 ///
 /// # Errors
 /// When a program is missing.
-pub(super) fn make(script: &str) -> Result<TempPath> {
+pub(super) fn make(script: &str, contents: Contents<'_>) -> Result<TempPath> {
     let cache = kernel::cache()?;
     let temporary = TempDir::new_in(&cache).context("no room for the lab's initramfs")?;
     let folder = temporary.path();
@@ -76,6 +94,20 @@ pub(super) fn make(script: &str) -> Result<TempPath> {
     fs::write(&init, INIT)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     fs::write(folder.join("run.sh"), script)?;
+    if !contents.modules.is_empty() {
+        fs::create_dir(folder.join("modules"))?;
+    }
+    for (index, module) in contents.modules.iter().enumerate() {
+        let name = debian::module_name(&module.to_string_lossy());
+        fs::write(folder.join(format!("modules/{index:03}-{name}.ko")), debian::plain_module(module)?)?;
+    }
+    if let Some(programs) = contents.programs {
+        fs::create_dir(folder.join("programs"))?;
+        for entry in fs::read_dir(programs)? {
+            let entry = entry?;
+            fs::copy(entry.path(), folder.join("programs").join(entry.file_name()))?;
+        }
+    }
     let archive = Builder::new().suffix(".cpio").tempfile_in(&cache)?.into_temp_path();
     pack(folder, &archive)?;
     Ok(archive)

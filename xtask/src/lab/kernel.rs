@@ -109,11 +109,14 @@ pub(super) fn cache() -> Result<PathBuf> {
 pub(crate) fn build(variant: Variant) -> Result<PathBuf> {
     let recipe = Recipe::read(variant)?;
     let cache = cache()?;
-    // Builds share a source tree.
-    let lock = File::create(cache.join("lock"))?;
-    flock(&lock, FlockOperation::LockExclusive).context("the lab's cache cannot be locked")?;
     let kept = cache.join("kernels").join(recipe.key());
     let image = kept.join("bzImage");
+    if image.is_file() {
+        return Ok(image);
+    }
+    // Builds share a source tree; another one may be making this very kernel.
+    let lock = File::create(cache.join("lock"))?;
+    flock(&lock, FlockOperation::LockExclusive).context("the lab's cache cannot be locked")?;
     if image.is_file() {
         return Ok(image);
     }
@@ -133,6 +136,19 @@ pub(crate) fn build(variant: Variant) -> Result<PathBuf> {
     Ok(image)
 }
 
+/// The version of the series' source package that is installed.
+///
+/// # Errors
+/// When none is.
+pub(super) fn source_version(series: Series) -> Result<String> {
+    let package = format!("linux-source-{series}");
+    let asked = Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &package]).output();
+    let version = asked.ok().filter(|output| output.status.success() && !output.stdout.is_empty());
+    let version =
+        version.with_context(|| format!("there is no {package}: install it with `apt-get install {package}`"))?;
+    Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned())
+}
+
 /// What a kernel is built from.
 pub(super) struct Recipe {
     pub(super) variant: Variant,
@@ -147,11 +163,7 @@ pub(super) struct Recipe {
 impl Recipe {
     fn read(variant: Variant) -> Result<Self> {
         let Variant { series, flavour, checks } = variant;
-        let package = format!("linux-source-{series}");
-        let asked = Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &package]).output();
-        let version = asked.ok().filter(|output| output.status.success() && !output.stdout.is_empty());
-        let version =
-            version.with_context(|| format!("there is no {package}: install it with `apt-get install {package}`"))?;
+        let version = source_version(series)?;
         let folder = root().join("host-kernel");
         let mut patches = Vec::new();
         if flavour == Flavour::Patched {
@@ -180,7 +192,6 @@ impl Recipe {
             let path = folder.join("configs").join(fragment);
             config += &fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         }
-        let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
         Ok(Self { variant, version, patches, config })
     }
 

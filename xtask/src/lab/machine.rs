@@ -39,6 +39,8 @@ pub(super) struct Machine<'a> {
     pub(super) initramfs: &'a Path,
     /// One processor, whose time stamp counter counts instructions: slower, and the same in every run.
     pub(super) counts_instructions: bool,
+    /// All that a trial says is shown, not only what it comes to.
+    pub(super) shows_everything: bool,
     /// How long it may take.
     pub(super) limit: Duration,
 }
@@ -114,8 +116,11 @@ pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
     let why = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
+                // It has them open. Whatever ends this process from here on, they are gone with the machine.
+                let _ = fs::remove_file(disk.path());
+                let _ = fs::remove_file(machine.initramfs);
                 writeln!(file, "{line}")?;
-                if said.read(&line) {
+                if said.read(&line) || machine.shows_everything && said.current.is_some() {
                     println!("  lab| {line}");
                 }
             }

@@ -4,11 +4,15 @@
 //! |---|---|
 //! | which kernels there are, and the cache of them | `kernel.rs` |
 //! | a kernel's source, patched and compiled | `source.rs` |
+//! | Debian's own kernels and their modules | `debian.rs` |
 //! | the project's programs, linked so that they run anywhere | `payload.rs` |
 //! | the first programs the kernel runs | `initramfs.rs` |
 //! | the emulated machine | `machine.rs` |
 //! | what is run in it | `trials.rs` |
+//! | what the patches cost, in instructions | `cost.rs` |
 
+pub(crate) mod cost;
+mod debian;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -16,18 +20,24 @@ mod payload;
 mod source;
 mod trials;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use tempfile::TempPath;
 
 use crate::packages;
+use initramfs::Contents;
 use kernel::{Checks, Flavour, Series, Variant};
 use machine::Machine;
 
+const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
+                       Debian ships, with modules (--debian, --debian=PACKAGE).";
+
 /// Options of `cargo xtask lab`.
 #[derive(Debug, Args)]
+#[command(after_help = KERNELS)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +49,8 @@ enum Command {
     Build(Build),
     /// Boot it and run the project's tests in it.
     Test(Test),
+    /// Boot it and run a command inside, in the folder of the project's programs, by its shell.
+    Run(Run),
     /// Boot it and give a prompt inside; `exit` ends it.
     Shell(Build),
 }
@@ -57,6 +69,11 @@ struct Build {
     /// Boot this kernel image in place of building one; with --stock, if it has no patches.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Debian's own cloud kernel of the series, a stock one with modules, or the one of this package (its name, or a .deb
+    /// file). It is fetched with apt-get, unpacked and not installed.
+    #[arg(long, value_name = "PACKAGE", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with_all = ["stock", "checks", "kernel"])]
+    debian: Option<Option<String>>,
 }
 
 #[derive(Debug, Args)]
@@ -71,15 +88,56 @@ struct Test {
     limit: u64,
 }
 
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    build: Build,
+    /// How long the machine may take, minutes.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: u64,
+    /// The command, such as `./thermocline doctor`.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
 impl Build {
     fn variant(&self) -> Variant {
-        let flavour = if self.stock { Flavour::Stock } else { Flavour::Patched };
+        let flavour = if self.stock || self.debian.is_some() { Flavour::Stock } else { Flavour::Patched };
         Variant { series: self.series, flavour, checks: self.checks }
     }
 
-    /// The kernel's image.
-    fn kernel(&self) -> Result<PathBuf> {
-        self.kernel.clone().map_or_else(|| kernel::build(self.variant()), Ok)
+    /// What is booted: fetched, built, or as it is.
+    fn host(&self) -> Result<Host> {
+        let variant = self.variant();
+        if let Some(package) = &self.debian {
+            let debian = debian::get(package.as_deref(), self.series).context("Debian's kernel")?;
+            return Ok(Host { name: debian.name.clone(), variant, image: debian.image.clone(), debian: Some(debian) });
+        }
+        let image = self.kernel.clone().map_or_else(|| kernel::build(variant), Ok)?;
+        Ok(Host { name: variant.to_string(), variant, image, debian: None })
+    }
+}
+
+/// What is booted.
+#[derive(Debug)]
+struct Host {
+    name: String,
+    /// What to expect of it.
+    variant: Variant,
+    image: PathBuf,
+    /// Where it has modules.
+    debian: Option<debian::Kernel>,
+}
+
+impl Host {
+    /// Builds the programs for it, and an initramfs that runs this script.
+    fn initramfs(&self, script: &str) -> Result<TempPath> {
+        let programs = payload::build().context("the lab's programs")?;
+        let contents = self.debian.as_ref().map_or_else(Contents::default, |debian| Contents {
+            modules: &debian.modules,
+            programs: (!debian.has_shared_folder).then_some(&programs),
+        });
+        initramfs::make(script, contents).context("the lab's initramfs")
     }
 }
 
@@ -87,24 +145,41 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     packages::ensure_installed_for_lab()?;
     match &arguments.command {
         Command::Build(build) => {
-            let kernel = build.kernel()?;
-            println!("{}", kernel.display());
+            println!("{}", build.host()?.image.display());
             Ok(())
         }
         Command::Test(test) => {
             let limit = Duration::from_secs(test.limit * 60);
-            run_tests(test.build.variant(), &test.build.kernel()?, &test.filter, limit)
+            run_tests(&test.build.host()?, &test.filter, limit)
+        }
+        Command::Run(run) => {
+            let host = run.build.host()?;
+            let initramfs = host.initramfs(&trials::script_of(&run.command.join(" ")))?;
+            let limit = Duration::from_secs(run.limit * 60);
+            let results = machine::run(&Machine {
+                name: "run",
+                kernel: &host.image,
+                initramfs: &initramfs,
+                counts_instructions: false,
+                shows_everything: true,
+                limit,
+            })?;
+            match results.trials.first() {
+                Some(trial) if trial.code == 0 => Ok(()),
+                Some(trial) => bail!("the command ended with {}", trial.code),
+                None => bail!("nothing was run in the lab; the machine's log is {}", results.log.display()),
+            }
         }
         Command::Shell(build) => {
-            let kernel = build.kernel()?;
-            payload::build().context("the lab's programs")?;
-            let initramfs = initramfs::make("").context("the lab's initramfs")?;
+            let host = build.host()?;
+            let initramfs = host.initramfs("")?;
             let limit = Duration::MAX;
             machine::shell(&Machine {
                 name: "shell",
-                kernel: &kernel,
+                kernel: &host.image,
                 initramfs: &initramfs,
                 counts_instructions: false,
+                shows_everything: true,
                 limit,
             })
         }
@@ -115,14 +190,19 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 ///
 /// # Errors
 /// When one fails, or the machine does not come to an end.
-fn run_tests(variant: Variant, kernel: &Path, filter: &[String], limit: Duration) -> Result<()> {
-    payload::build().context("the lab's programs")?;
-    let initramfs = initramfs::make(&trials::script(variant, filter)).context("the lab's initramfs")?;
-    let results =
-        machine::run(&Machine { name: "test", kernel, initramfs: &initramfs, counts_instructions: false, limit })?;
+fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
+    let initramfs = host.initramfs(&trials::script(host.variant, filter))?;
+    let results = machine::run(&Machine {
+        name: "test",
+        kernel: &host.image,
+        initramfs: &initramfs,
+        counts_instructions: false,
+        shows_everything: false,
+        limit,
+    })?;
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
-    println!("lab, {variant}: {} trials, {} failed", results.trials.len(), failed.len());
+    println!("lab, {}: {} trials, {} failed", host.name, results.trials.len(), failed.len());
     if !failed.is_empty() {
         bail!("in the lab failed: {}; the machine's log is {}", failed.join(", "), results.log.display());
     }

@@ -11,7 +11,7 @@ use crate::step::{cargo, root, shown};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages whose programs and tests go into the lab.
-const PACKAGES: [&str; 2] = ["thermocline", "memory-agent"];
+const PACKAGES: [&str; 3] = ["thermocline", "memory-agent", "thermocline-tests"];
 
 /// Builds everything, and gives the folder that has it: programs and tests by their names, and the kernel's selftests.
 ///
@@ -20,7 +20,6 @@ const PACKAGES: [&str; 2] = ["thermocline", "memory-agent"];
 pub(super) fn build() -> Result<PathBuf> {
     let target_dir = root().join("target/lab");
     let folder = target_dir.join("payload");
-    let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
     executables(&["build"], &target_dir, &folder)?;
     executables(&["test", "--no-run"], &target_dir, &folder)?;
@@ -28,7 +27,28 @@ pub(super) fn build() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Runs a cargo command, and links what it made into the folder.
+/// Builds the kernel's selftests alone.
+///
+/// # Errors
+/// When one does not build.
+pub(super) fn build_selftests() -> Result<()> {
+    let folder = root().join("target/lab/payload");
+    fs::create_dir_all(&folder)?;
+    selftests(&folder)
+}
+
+/// Puts a program into the folder, whole: a machine that runs may have the old one open.
+fn put(program: &Path, place: &Path) -> Result<()> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    if modified(place) < modified(program) {
+        let part = place.with_extension("part");
+        fs::copy(program, &part)?;
+        fs::rename(part, place)?;
+    }
+    Ok(())
+}
+
+/// Runs a cargo command, and puts what it made into the folder.
 fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(command).args(["--release", "--target", TARGET, "--target-dir"]).arg(target_dir);
@@ -37,6 +57,7 @@ fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()>
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
     // Tests unwind, and so dependencies are compiled once for programs and tests.
     cargo.envs([("CARGO_PROFILE_RELEASE_PANIC", "unwind"), ("CARGO_PROFILE_RELEASE_LTO", "off")]);
+    cargo.env("THERMOCLINE_TESTS_EMULATED", "1");
     eprintln!("$ {}", shown(&cargo));
     cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cargo cannot be started")?;
@@ -47,16 +68,17 @@ fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()>
         let (Some(path), Some(name)) = (message["executable"].as_str(), message["target"]["name"].as_str()) else {
             continue;
         };
-        // A library's tests are its own, of a program there are none here.
-        let is_library = message["target"]["kind"][0] == "lib";
-        found.push((if is_library { format!("{name}-unit") } else { name.to_owned() }, PathBuf::from(path)));
+        // The tests inside a library are a program beside those that it has; inside a program there are none.
+        let is_test = message["profile"]["test"] == true;
+        match message["target"]["kind"][0].as_str() {
+            Some("lib") => found.push((format!("{name}-unit"), PathBuf::from(path))),
+            Some("bin") if is_test => {}
+            _ => found.push((name.to_owned(), PathBuf::from(path))),
+        }
     }
     ensure!(child.wait()?.success(), "the build for the lab failed");
     for (name, path) in found {
-        let place = folder.join(name);
-        if !place.exists() {
-            fs::copy(path, place)?;
-        }
+        put(&path, &folder.join(name))?;
     }
     Ok(())
 }

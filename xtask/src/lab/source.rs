@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -26,7 +26,8 @@ impl Tree {
     /// The one of this version in the cache, unpacked if it is not there.
     pub(super) fn of(cache: &Path, recipe: &Recipe) -> Result<Self> {
         let series = recipe.variant.series;
-        let folder = cache.join(format!("source-{}", recipe.version));
+        // Patches change headers that nearly every object includes: with and without are trees of their own.
+        let folder = cache.join(format!("source-{}-{}", recipe.version, recipe.variant.flavour));
         if !folder.join("Makefile").is_file() {
             let archive = format!("/usr/src/linux-source-{series}.tar.xz");
             ensure!(Path::new(&archive).is_file(), "there is no {archive}: reinstall linux-source-{series}");
@@ -38,7 +39,7 @@ impl Tree {
             quietly(&mut tar, "the kernel's source cannot be unpacked")?;
             fs::rename(&part, &folder)?;
         }
-        // Checks change nearly every object; patches few enough that their kernels share a folder.
+        // Checks change nearly every object too.
         let output = folder.join(match recipe.variant.checks {
             Checks::None => "out",
             Checks::Vm => "out-vm",
@@ -56,17 +57,21 @@ impl Tree {
         self.folder.join(".lab-patches")
     }
 
-    /// Takes out the patches that are in, and puts these in. Only files that differ are compiled again then.
+    /// Takes out the patches that are in, and puts these in. Only what depends on files that differ is compiled again then.
     pub(super) fn take_patches(&self, recipe: &Recipe) -> Result<()> {
         let applied = self.applied();
         let key_file = applied.join("key");
         if fs::read_to_string(&key_file).is_ok_and(|key| key == recipe.patches_key()) {
             return Ok(());
         }
+        let mut before = Vec::new();
         if applied.is_dir() {
             let mut old: Vec<_> = fs::read_dir(&applied)?.flatten().map(|entry| entry.path()).collect();
             old.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
             old.sort();
+            for patch in &old {
+                before.extend(self.patched_files(&fs::read(patch)?));
+            }
             for patch in old.iter().rev() {
                 if let Err(e) = self.git_apply(patch, &["--reverse"]) {
                     // Somebody else's work, or half done: from the beginning then.
@@ -89,8 +94,25 @@ impl Tree {
                 return Err(e.context(text));
             }
         }
+        for (path, content, time) in before {
+            if fs::read(&path).is_ok_and(|now| now == content) {
+                File::options().write(true).open(&path)?.set_modified(time)?;
+            }
+        }
         fs::write(key_file, recipe.patches_key())?;
         Ok(())
+    }
+
+    /// The files that a patch names, what is in them, and when that was written.
+    fn patched_files(&self, patch: &[u8]) -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
+        let patch = String::from_utf8_lossy(patch);
+        let names = patch.lines().filter_map(|line| line.strip_prefix("+++ b/"));
+        let file = |name: &str| {
+            let path = self.folder.join(name);
+            let time = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok()?;
+            Some((path.clone(), fs::read(path).ok()?, time))
+        };
+        names.filter_map(file).collect()
     }
 
     fn git_apply(&self, patch: &Path, more: &[&str]) -> Result<()> {

@@ -4,18 +4,61 @@ use std::fmt::Write;
 
 use super::kernel::{Flavour, Series, Variant};
 
-/// Name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the selftests' word for
-/// what to expect of the kernel.
+/// Name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the selftests'
+/// word for what to expect of the kernel, `{probes}` the probes that it must offer.
 const TRIALS: &[(&str, &str)] = &[
-    ("kernel selftests", "./pm_swap_test {expected}"),
-    ("kernel soak", "./pm_swap_test {expected} --soak 20"),
+    ("kernel selftests", "with_zram ./pm_swap_test {expected}"),
+    ("kernel selftests with swap on a disk", "with_disk ./pm_swap_test {expected}"),
+    ("kernel soak", "with_zram ./pm_swap_test {expected} --soak 20"),
     ("probes against the truth", "./differential --show-output"),
+    ("probes against the truth with huge pages", "with_huge_pages ./differential --show-output"),
     ("hints against the truth", "./hints --show-output"),
     ("residency under memory pressure", "./pressure --show-output"),
-    ("swap on a disk", "./disk_swap --show-output"),
+    ("swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
     ("memory of another process", "./process --show-output"),
-    ("doctor", "./thermocline doctor"),
+    ("doctor", "with_zram ./thermocline doctor"),
+    ("a guest works and rests", "./launch two_vcpus_work --show-output"),
+    (
+        "cold guests move whichever probe tells",
+        "THERMOCLINE_TESTS_PROBES='{probes}' ./migrate cold_stays_cold_whichever_probe_tells --show-output",
+    ),
+    ("swap goes away while a cold guest moves", "./migrate swap_goes_away_while_cold_pages_move --show-output"),
 ];
+
+/// What the trials' commands use.
+const FUNCTIONS: &str = r#"
+export THERMOCLINE_BIN=/lab/thermocline MEMORY_AGENT_BIN=/lab/memory-agent
+with_zram() {
+    echo 512M > /sys/block/zram0/disksize && mkswap /dev/zram0 > /dev/null && swapon /dev/zram0 || return 1
+    "$@"
+    code=$?
+    swapoff /dev/zram0 && echo 1 > /sys/block/zram0/reset || return 1
+    return $code
+}
+with_disk() {
+    mkswap /dev/vda > /dev/null && swapon /dev/vda || return 1
+    "$@"
+    code=$?
+    swapoff /dev/vda || return 1
+    return $code
+}
+with_huge_pages() {
+    huge=/sys/kernel/mm/transparent_hugepage/shmem_enabled
+    echo always > $huge || return 1
+    "$@"
+    code=$?
+    echo never > $huge
+    return $code
+}
+"#;
+
+/// The script that runs one command of the user's, with the same functions at hand.
+pub(super) fn script_of(command: &str) -> String {
+    // One line, whatever it has in it: trials are told apart by lines.
+    format!(
+        "cd /lab\n{FUNCTIONS}echo 'LAB-BEGIN command'\n(\n{command}\n) 2>&1\ncode=$?\necho \"LAB-END $code command\"\nexit $code\n"
+    )
+}
 
 /// The script that runs the trials whose names contain one of `filter`, or all.
 pub(super) fn script(variant: Variant, filter: &[String]) -> String {
@@ -24,12 +67,18 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
         (Flavour::Patched, Series::V6_1) => "--expect-marker",
         (Flavour::Stock, _) => "--expect-stock",
     };
-    let mut script = String::from("cd /lab\nfailed=0\n");
+    let probes = match (variant.flavour, variant.series) {
+        (Flavour::Patched, Series::V6_12) => "page-cache exact-scan marker uffd-marker",
+        (Flavour::Stock, Series::V6_12) => "page-cache uffd-marker",
+        (Flavour::Patched, Series::V6_1) => "page-cache marker",
+        (Flavour::Stock, Series::V6_1) => "page-cache",
+    };
+    let mut script = format!("cd /lab\nfailed=0\n{FUNCTIONS}");
     for (name, command) in TRIALS {
         if !filter.is_empty() && !filter.iter().any(|part| name.contains(part.as_str())) {
             continue;
         }
-        let command = command.replace("{expected}", expected);
+        let command = command.replace("{expected}", expected).replace("{probes}", probes);
         // Writing to a String does not fail.
         let _ = writeln!(
             script,
