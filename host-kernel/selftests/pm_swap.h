@@ -346,11 +346,22 @@ static inline int entries_agree(struct memory *m, bool need_marks)
 
 /* --- Paging out ------------------------------------------------------------------------------------------------- */
 
+static inline bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
 /* Until all that can go has gone: pages in other processors' LRU batches stay behind at first. */
 static inline int page_out(struct memory *m, size_t first, size_t count)
 {
 	char *states = malloc(count);
 	size_t left = count;
+	char bytes[32];
 
 	for (int try = 0; try < 200 && left; try++) {
 		if (madvise(m->at + first * PAGE, count * PAGE, MADV_PAGEOUT))
@@ -361,6 +372,12 @@ static inline int page_out(struct memory *m, size_t first, size_t count)
 			left += states[i] == RESIDENT;
 		if (left)
 			usleep(try < 20 ? 1000 : 20000);
+		/* A disk is written to in time, and what is written stays in swap cache until its memory is wanted. */
+		if (left && try > 2 && try % 4 && strncmp(swap_device, "/dev/zram", 9)) {
+			snprintf(bytes, sizeof(bytes), "%zu", left * PAGE);
+			write_file("/sys/fs/cgroup/memory.reclaim", bytes);
+			continue;
+		}
 		/* What came back with a neighbour (readahead) is in swap cache and not mapped. */
 		for (size_t i = 0; left && try > 2 && i < count; i++)
 			if (states[i] == RESIDENT)
@@ -400,16 +417,6 @@ static inline int uffd_protect(int fd, char *at, size_t bytes, bool on)
 }
 
 /* --- Which kernel, which cgroup --------------------------------------------------------------------------------- */
-
-static inline bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (fd >= 0)
-		close(fd);
-	return done;
-}
 
 /* A cgroup of its own, where cgroup v2 has a memory controller. */
 static inline bool enter_cgroup(const char *limit)

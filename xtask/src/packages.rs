@@ -58,9 +58,20 @@ pub(crate) fn ensure_installed_for_lab() -> Result<()> {
     ensure(NEEDED_FOR_LAB)
 }
 
+/// Which packages the lab lacks, in a sentence.
+pub(crate) fn missing_for_lab() -> Option<String> {
+    let packages = missing(NEEDED_FOR_LAB, is_there);
+    let list = packages.join(" ");
+    (!packages.is_empty())
+        .then(|| format!("it needs the Debian packages {list}: install them with `apt-get install {list}`"))
+}
+
+/// Whether a program, or a file where it has a path, is there.
+fn is_there(name: &str) -> bool {
+    Path::new(name).is_absolute() && Path::new(name).exists() || host::find_program(name).is_some()
+}
+
 fn ensure(needed: &[(&str, &'static str)]) -> Result<()> {
-    let is_there =
-        |name: &str| Path::new(name).is_absolute() && Path::new(name).exists() || host::find_program(name).is_some();
     let packages = missing(needed, is_there);
     if packages.is_empty() {
         return Ok(());

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::outcome::Outcome;
 use crate::step::{build_release, cargo, shown};
-use crate::{host, packages};
+use crate::{host, lab, packages};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -17,6 +17,9 @@ pub(crate) struct Arguments {
     /// Only this package; may be repeated.
     #[arg(long, short, value_name = "NAME")]
     package: Vec<String>,
+    /// Leave out the lab, where the project is tested on its own host kernel.
+    #[arg(long)]
+    no_lab: bool,
     /// Only tests whose names contain one of these, and other options of the test programs.
     #[arg(last = true, value_name = "NAME")]
     filter: Vec<String>,
@@ -49,12 +52,22 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         }
     }
     let status = child.wait()?;
-    println!("\n{outcome}, {:.0} s in all.", started.elapsed().as_secs_f64());
+    println!("\n{outcome}, {:.0} s so far.", started.elapsed().as_secs_f64());
     if !status.success() {
         bail!("there are tests that did not pass");
     }
     if !outcome.skipped().is_empty() && host::is_ci() && host::is_root() && host::has_kvm() {
         bail!("with CI=true nothing may be skipped on a machine with /dev/kvm and root");
     }
+    // A part of the tests was asked for, and the lab is none.
+    if arguments.no_lab || !arguments.package.is_empty() || !arguments.filter.is_empty() {
+        return Ok(());
+    }
+    match lab::missing() {
+        Some(why) if host::is_ci() => bail!("the lab cannot be left out with CI=true: {why}"),
+        Some(why) => println!("skipped the lab: {why}"),
+        None => lab::test_both()?,
+    }
+    println!("{:.0} s in all.", started.elapsed().as_secs_f64());
     Ok(())
 }

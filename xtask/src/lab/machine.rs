@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use super::kernel;
 use crate::step::{root, shown};
 
+const NO_QEMU: &str = "there is no qemu-system-x86_64: install it with `apt-get install qemu-system-x86`";
 const DISK_BYTES: u64 = 512 << 20;
 /// How many lines of the log are shown when the machine fails.
 const SHOWN: usize = 40;
@@ -93,13 +94,31 @@ impl Drop for Running {
 /// # Errors
 /// When the kernel panics, the machine hangs, or does not say that it is done; with the end of its log.
 pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
-    let (disk, limit) = (disk()?, machine.limit);
+    let disk = disk()?;
     let log = kernel::cache()?.join(format!("machine-{}.log", machine.name));
-    let mut file = File::create(&log)?;
     let mut command = machine.qemu(disk.path(), "");
-    command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["-serial", "stdio"]);
     eprintln!("$ {}", shown(&command));
-    let mut running = Running(command.spawn().context("there is no qemu-system-x86_64: install qemu-system-x86")?);
+    let trials = watch(&mut command, &log, machine.limit, machine.shows_everything, || {
+        // It has them open. Whatever ends this process from here on, they are gone with the machine.
+        let _ = fs::remove_file(disk.path());
+        let _ = fs::remove_file(machine.initramfs);
+    })?;
+    Ok(Results { trials, log })
+}
+
+/// Starts a machine and listens to its console, which goes to the log, until it ends. `started` is called when the first
+/// line has come.
+fn watch(
+    command: &mut Command,
+    log: &Path,
+    limit: Duration,
+    shows_everything: bool,
+    started: impl FnOnce(),
+) -> Result<Vec<Trial>> {
+    let mut file = File::create(log).with_context(|| log.display().to_string())?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut running = Running(child.context(NO_QEMU)?);
     let output = running.0.stdout.take().context("no console")?;
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -112,30 +131,33 @@ pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
         }
     });
     let deadline = Instant::now() + limit;
+    let mut started = Some(started);
     let mut said = Console::default();
     let why = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                // It has them open. Whatever ends this process from here on, they are gone with the machine.
-                let _ = fs::remove_file(disk.path());
-                let _ = fs::remove_file(machine.initramfs);
+                if let Some(started) = started.take() {
+                    started();
+                }
                 writeln!(file, "{line}")?;
-                if said.read(&line) || machine.shows_everything && said.current.is_some() {
+                if said.read(&line) || shows_everything && said.current.is_some() {
                     println!("  lab| {line}");
                 }
             }
-            Err(RecvTimeoutError::Timeout) => break Some(format!("was not done after {} min", limit.as_secs() / 60)),
+            Err(RecvTimeoutError::Timeout) => {
+                let doing = said.current.as_ref().map_or(String::new(), |trial| format!(", in {trial}"));
+                break Some(format!("was not done after {limit:?}{doing}"));
+            }
             Err(RecvTimeoutError::Disconnected) => break None,
         }
     };
-    let why = why.or_else(|| said.what_is_wrong());
-    if let Some(why) = why {
-        let text = fs::read_to_string(&log).unwrap_or_default();
+    if let Some(why) = why.or_else(|| said.what_is_wrong()) {
+        let text = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let end = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
         bail!("the lab's machine {why}; the end of {}:\n{end}", log.display());
     }
-    Ok(Results { trials: said.trials, log })
+    Ok(said.trials)
 }
 
 /// A prompt inside, on this terminal.
@@ -150,7 +172,7 @@ pub(super) fn shell(machine: &Machine<'_>) -> Result<()> {
     let mut command = machine.qemu(disk.path(), "lab-shell");
     command.args(["-serial", "mon:stdio"]);
     // Its end is told by a code that is never 0.
-    command.status().context("there is no qemu-system-x86_64: install qemu-system-x86")?;
+    command.status().context(NO_QEMU)?;
     Ok(())
 }
 
@@ -230,6 +252,33 @@ mod tests {
         let trials: Vec<_> = console.trials.iter().map(|trial| (trial.name.as_str(), trial.code)).collect();
         assert_eq!(trials, [("a b", 0), ("c", 101)]);
         assert_eq!(console.what_is_wrong(), None);
+    }
+
+    /// A machine whose console says what a shell script prints.
+    fn play(script: &str, limit: Duration) -> Result<Vec<Trial>> {
+        let log = NamedTempFile::new().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        watch(&mut command, log.path(), limit, false, || {})
+    }
+
+    #[test]
+    fn machines_that_go_wrong_are_told_with_their_log() {
+        const LONG: Duration = Duration::from_secs(60);
+        let fails = |script, limit| format!("{:#}", play(script, limit).err().unwrap());
+        let trials = play("echo LAB-BEGIN a; echo LAB-END 0 a; echo LAB-DONE 0", LONG).unwrap();
+        assert_eq!(trials.len(), 1);
+        let panic = fails("echo LAB-BEGIN a; echo 'Kernel panic - not syncing: Fatal exception'", LONG);
+        assert!(panic.contains("has said: Kernel panic") && panic.contains("LAB-BEGIN a"), "{panic}");
+        let begun = Instant::now();
+        let hang = fails("echo LAB-BEGIN a; exec sleep 600", Duration::from_millis(300));
+        assert!(hang.contains("was not done after 300ms, in a"), "{hang}");
+        assert!(begun.elapsed() < LONG, "it was waited for");
+        let ended = fails("echo LAB-BEGIN a", LONG);
+        assert!(ended.contains("ended in the middle of a"), "{ended}");
+        let log = NamedTempFile::new().unwrap();
+        let none = watch(&mut Command::new("/nowhere/qemu"), log.path(), LONG, false, || {}).err().unwrap();
+        assert!(format!("{none:#}").contains("install"), "{none:#}");
     }
 
     #[test]

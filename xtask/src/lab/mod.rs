@@ -35,6 +35,9 @@ use machine::Machine;
 const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
                        Debian ships, with modules (--debian, --debian=PACKAGE).";
 
+/// How long a machine may take, if nobody says otherwise.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
 /// Options of `cargo xtask lab`.
 #[derive(Debug, Args)]
 #[command(after_help = KERNELS)]
@@ -184,6 +187,26 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
             })
         }
     }
+}
+
+/// Why the lab cannot be had here, after what can be installed is.
+pub(crate) fn missing() -> Option<String> {
+    let installed = packages::ensure_installed_for_lab().map_err(|e| format!("{e:#}"));
+    installed.and_then(|()| packages::missing_for_lab().map_or(Ok(()), Err)).err()
+}
+
+/// What `cargo xtask test` runs: everything on the project's kernel, and on its stock twin what that answers otherwise.
+///
+/// # Errors
+/// When something fails in there, or a kernel does not build.
+pub(crate) fn test_both() -> Result<()> {
+    for (flavour, filter) in [(Flavour::Patched, &[][..]), (Flavour::Stock, trials::ON_STOCK_TOO)] {
+        let variant = Variant { series: Series::V6_12, flavour, checks: Checks::Vm };
+        let host = Host { name: variant.to_string(), variant, image: kernel::build(variant)?, debian: None };
+        let filter: Vec<_> = filter.iter().map(ToString::to_string).collect();
+        run_tests(&host, &filter, LIMIT)?;
+    }
+    Ok(())
 }
 
 /// Boots a kernel and runs the project's tests in it.

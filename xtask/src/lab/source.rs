@@ -203,6 +203,43 @@ fn quietly(command: &mut Command, failed: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::kernel::{Series, Variant};
+
+    #[test]
+    fn patches_go_in_and_out_and_say_when_they_do_not() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let output = folder.path().join("out");
+        let tree = Tree { folder: folder.path().to_owned(), output };
+        let (a, b) = (folder.path().join("a.c"), folder.path().join("b.c"));
+        fs::write(&a, "one\ntwo\n").unwrap();
+        fs::write(&b, "one\n").unwrap();
+        let change = |file: &str, from: &str, to: &str| {
+            format!("--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n-{from}\n+{to}\n").into_bytes()
+        };
+        let recipe = |patches: &[Vec<u8>]| Recipe {
+            variant: Variant { series: Series::V6_12, flavour: Flavour::Patched, checks: Checks::Vm },
+            version: "6.12.1".into(),
+            patches: patches.iter().enumerate().map(|(i, patch)| (format!("{i:04}.patch"), patch.clone())).collect(),
+            config: String::new(),
+        };
+        let first = change("b.c", "one", "ONE");
+        tree.take_patches(&recipe(std::slice::from_ref(&first))).unwrap();
+        assert_eq!(fs::read_to_string(&b).unwrap(), "ONE\n");
+        let written = || fs::metadata(&b).unwrap().modified().unwrap();
+        let before = written();
+        let second = b"--- a/a.c\n+++ b/a.c\n@@ -1,2 +1,2 @@\n-one\n+ONE\n two\n".to_vec();
+        tree.take_patches(&recipe(&[first.clone(), second])).unwrap();
+        assert_eq!(fs::read_to_string(&a).unwrap(), "ONE\ntwo\n");
+        assert_eq!(written(), before, "what is the same again need not be compiled again");
+
+        let other = change("b.c", "three", "four");
+        let e = format!("{:#}", tree.take_patches(&recipe(&[first.clone(), other])).unwrap_err());
+        assert!(e.contains("host-kernel/patches/6.12/0001.patch does not apply to Linux 6.12.1"), "{e}");
+        // The next try starts from what could be put in.
+        tree.take_patches(&recipe(&[first])).unwrap();
+        assert_eq!(fs::read_to_string(&b).unwrap(), "ONE\n");
+        assert_eq!(fs::read_to_string(&a).unwrap(), "one\ntwo\n");
+    }
 
     #[test]
     fn settings_that_were_not_taken_are_found() {
