@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::memory_group::MemoryGroup;
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs};
-use crate::swap::{self, SwapError};
+use crate::swap::{self, SwapDevice, SwapError};
 use crate::sys;
 use crate::target::{Target, TargetError};
 
@@ -146,7 +146,10 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
     report.attempts = 1;
     loop {
         left = still_resident(target, &left)?;
-        report.queued += remove_queued(target, &mut left)?;
+        // Where all swap frees at once, what is in the swap cache was read ahead, and goes once it is mapped.
+        if !left.is_empty() && !swap::active()?.iter().all(SwapDevice::frees_at_once) {
+            report.queued += remove_queued(target, &mut left)?;
+        }
         if left.is_empty() || report.attempts == ATTEMPTS {
             break;
         }

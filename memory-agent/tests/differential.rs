@@ -17,7 +17,7 @@ use memory_agent::{
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::io::pread;
 use support::history::work;
-use support::{Memory, Random, with_swap};
+use support::{Memory, Random, huge_pages, with_swap};
 
 fn whole(probe: &dyn Probe, mapping: &Mapping<'_>) -> Residency {
     probe.residency(mapping, 0..mapping.pages()).unwrap()
@@ -58,8 +58,9 @@ fn agrees_with_the_kernel_after_any_history() {
             assert_eq!(whole(&ExactScan, &mapping), truth, "round {round}");
             for (page, stamp) in stamps.iter().enumerate() {
                 let hole = truth.get(page as u64) == Some(PageState::Hole);
-                // Pages that were only read can have become holes again: see the next test.
-                assert!(*stamp == Some(0) || hole == stamp.is_none(), "page {page} in round {round}");
+                // Pages that were only read can have become holes again: see the next test. A huge page takes holes along.
+                let is_right = *stamp == Some(0) || hole == stamp.is_none() || !hole && huge_pages();
+                assert!(is_right, "page {page} in round {round}");
             }
             let mut random = Random(round + 1);
             for probe in [&PageCache as &dyn Probe, &PageCacheBySeek, &ExactScan] {
@@ -122,8 +123,9 @@ fn is_true_while_pages_change() {
                     // Pages that are discarded as well could be anything for PageCacheBySeek, but not here.
                     assert_eq!(found.counts_in(0..REGION).swapped, 0);
                     assert_eq!(found.counts_in(REGION..2 * REGION).hole, 0);
-                    let runs = found.runs_in(2 * REGION..3 * REGION).map(|r| r.pages.end - r.pages.start);
-                    assert!(runs.eq(untouched.runs().map(|r| r.pages.end - r.pages.start)));
+                    // Swapped pages may be read ahead with their neighbours in swap, which are the other region's.
+                    let found = found.part(2 * REGION..3 * REGION);
+                    assert!(found.ranges_of(PageState::Hole).eq(untouched.ranges_of(PageState::Hole)));
                 }
             };
             scope.spawn(prober);

@@ -15,8 +15,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::maps::{SharedFileMapping, shared_mappings};
 use super::{FileView, ProcessMemory, TargetError, io_error};
 
-/// How long a process without memory takes to end.
-const ENDING: Duration = Duration::from_millis(50);
+/// How long a process may take to end after it has let go of its memory, which may be much.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// A running process. Whatever is asked of it is asked of that very process, also when its number is given to another.
 #[derive(Debug)]

@@ -59,6 +59,12 @@ fn damon_is_on() -> bool {
         .any(|state| std::fs::read_to_string(state).is_ok_and(|state| state.trim() == "on"))
 }
 
+/// Whether memory files get huge pages without asking for them (Documentation/admin-guide/mm/transhuge.rst).
+pub(crate) fn huge_pages() -> bool {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    enabled.is_ok_and(|text| ["[always]", "[within_size]", "[force]"].iter().any(|on| text.contains(on)))
+}
+
 /// The device that all tests of this process share; it is gone with the last of them.
 fn shared_zram() -> Result<Arc<ScopedZram>, ZramError> {
     static ZRAM: Mutex<Weak<ScopedZram>> = Mutex::new(Weak::new());
