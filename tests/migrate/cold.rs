@@ -8,6 +8,7 @@ use thermocline_tests::owner::destination_only;
 use thermocline_tests::process::EMULATED;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::swap::{self, undisturbed};
+use thermocline_tests::trials::unless_the_emulator_fails;
 use thermocline_tests::{How, Lab, Machine, Migrated, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -140,7 +141,7 @@ fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
             println!("not with {kind}: {why}");
             continue;
         }
-        undisturbed(|| {
+        let attempt = || {
             let lab = Lab::new()?;
             let cold = boot_cold_with(&lab, &["--probe", kind.name(), "--agent-budget", "50"])?;
             // It has to have seen the pages asleep.
@@ -151,23 +152,27 @@ fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
             let told_by = &moved.migrated.report.classed_by;
             ensure!(told_by == kind.name(), "told by {told_by}, not by {kind}");
             moved.must_be_as_before().with_context(|| kind.to_string())
-        })?;
+        };
+        undisturbed(|| unless_the_emulator_fails(attempt))?;
     }
     Ok(())
 }
 
 fn swap_goes_away_while_cold_pages_move() -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, _, before) = boot_cold(&lab)?;
-    let destination = lab.receive(&COLD)?;
-    let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
-    migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
-    swap::close().map_err(anyhow::Error::msg)?;
-    let migrated = migration.succeeds()?;
-    let classes = migrated.report.pages;
-    must_be_near("cold pages sent", classes.cold + classes.hot, before.swapped + before.resident, 2)?;
-    let mut there = destination.machine;
-    destination_only(&source, &mut there)
+    unless_the_emulator_fails(|| {
+        swap::open().map_err(anyhow::Error::msg)?;
+        let lab = Lab::new()?;
+        let (source, _, before) = boot_cold(&lab)?;
+        let destination = lab.receive(&COLD)?;
+        let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
+        migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
+        swap::close().map_err(anyhow::Error::msg)?;
+        let migrated = migration.succeeds()?;
+        let classes = migrated.report.pages;
+        must_be_near("cold pages sent", classes.cold + classes.hot, before.swapped + before.resident, 2)?;
+        let mut there = destination.machine;
+        destination_only(&source, &mut there)
+    })
 }
 
 fn eager_wakes_everything() -> Result<()> {

@@ -37,8 +37,18 @@ pub(crate) fn unavailable() -> Option<String> {
     }
 }
 
-/// Gives the device back, whose pages come in; the next trial that needs one makes another. `Err` says why it is still
-/// there.
+/// Has the device, again when it was given back; `Err` says why there is none.
+///
+/// # Errors
+/// When the host has none to give.
+pub fn open() -> Result<(), String> {
+    unavailable().map_or(Ok(()), Err)
+}
+
+/// Gives the device back, whose pages come in; the next trial that needs one makes another.
+///
+/// # Errors
+/// When it is still there.
 pub fn close() -> Result<(), String> {
     match std::mem::replace(&mut *device(), Device::NotAsked) {
         Device::There(zram) => zram.close().map_err(|e| e.to_string()),
