@@ -31,6 +31,21 @@ pub(super) struct Results {
     pub(super) log: PathBuf,
 }
 
+impl Results {
+    /// The last lines that a trial has printed.
+    pub(super) fn end_of(&self, trial: &str) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        section(&text, trial)
+    }
+}
+
+fn section(log: &str, trial: &str) -> String {
+    let begin = format!("LAB-BEGIN {trial}");
+    let lines = log.lines().skip_while(|line| *line != begin).skip(1).take_while(|line| !line.starts_with("LAB-END "));
+    let lines: Vec<_> = lines.collect();
+    lines[lines.len().saturating_sub(2 * SHOWN)..].join("\n")
+}
+
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine<'a> {
@@ -279,6 +294,13 @@ mod tests {
         let log = NamedTempFile::new().unwrap();
         let none = watch(&mut Command::new("/nowhere/qemu"), log.path(), LONG, false, || {}).err().unwrap();
         assert!(format!("{none:#}").contains("install"), "{none:#}");
+    }
+
+    #[test]
+    fn a_trials_lines_are_found() {
+        let log = "boot\nLAB-BEGIN a\n1\nLAB-END 0 a\nLAB-BEGIN a b\n2\n3\nLAB-END 1 a b\n";
+        assert_eq!(section(log, "a b"), "2\n3");
+        assert_eq!(section(log, "c"), "");
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod payload;
 mod source;
 mod trials;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -142,6 +142,10 @@ impl Host {
         });
         initramfs::make(script, contents).context("the lab's initramfs")
     }
+
+    fn machine<'a>(&'a self, name: &'a str, initramfs: &'a Path, limit: Duration) -> Machine<'a> {
+        Machine { name, kernel: &self.image, initramfs, counts_instructions: false, shows_everything: false, limit }
+    }
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
@@ -158,15 +162,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Run(run) => {
             let host = run.build.host()?;
             let initramfs = host.initramfs(&trials::script_of(&run.command.join(" ")))?;
-            let limit = Duration::from_secs(run.limit * 60);
-            let results = machine::run(&Machine {
-                name: "run",
-                kernel: &host.image,
-                initramfs: &initramfs,
-                counts_instructions: false,
-                shows_everything: true,
-                limit,
-            })?;
+            let machine = host.machine("run", &initramfs, Duration::from_secs(run.limit * 60));
+            let results = machine::run(&Machine { shows_everything: true, ..machine })?;
             match results.trials.first() {
                 Some(trial) if trial.code == 0 => Ok(()),
                 Some(trial) => bail!("the command ended with {}", trial.code),
@@ -176,15 +173,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Shell(build) => {
             let host = build.host()?;
             let initramfs = host.initramfs("")?;
-            let limit = Duration::MAX;
-            machine::shell(&Machine {
-                name: "shell",
-                kernel: &host.image,
-                initramfs: &initramfs,
-                counts_instructions: false,
-                shows_everything: true,
-                limit,
-            })
+            machine::shell(&host.machine("shell", &initramfs, Duration::MAX))
         }
     }
 }
@@ -215,16 +204,12 @@ pub(crate) fn test_both() -> Result<()> {
 /// When one fails, or the machine does not come to an end.
 fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
     let initramfs = host.initramfs(&trials::script(host.variant, filter))?;
-    let results = machine::run(&Machine {
-        name: "test",
-        kernel: &host.image,
-        initramfs: &initramfs,
-        counts_instructions: false,
-        shows_everything: false,
-        limit,
-    })?;
+    let results = machine::run(&host.machine("test", &initramfs, limit))?;
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
+    for name in &failed {
+        println!("\nthe end of {name}:\n{}", results.end_of(name));
+    }
     println!("lab, {}: {} trials, {} failed", host.name, results.trials.len(), failed.len());
     if !failed.is_empty() {
         bail!("in the lab failed: {}; the machine's log is {}", failed.join(", "), results.log.display());
