@@ -21,6 +21,7 @@ const TRIALS: &[(&str, &str)] = &[
         "cold guests move whichever probe tells",
         "THERMOCLINE_TESTS_PROBES='{probes}' ./migrate cold_stays_cold_whichever_probe_tells --show-output",
     ),
+    ("idle pages of a guest", "./agent idle_pages_are_paged_out_or_it_says_why_not --show-output"),
     ("swap goes away while a cold guest moves", "./migrate swap_goes_away_while_cold_pages_move --show-output"),
 ];
 
