@@ -9,6 +9,8 @@ use super::kernel::{Flavour, Series, Variant};
 const TRIALS: &[(&str, &str)] = &[
     ("kernel selftests", "with_zram ./pm_swap_test {expected}"),
     ("kernel soak", "with_zram ./pm_swap_test {expected} --soak 20"),
+    // A disk keeps pages in the swap cache, so that only content and write tracking can be told, and not where a page is.
+    ("kernel soak with swap on a disk", "with_disk ./pm_swap_test {expected} --only none --soak 15"),
     ("probes against the truth", "./differential --show-output"),
     ("probes against the truth with huge pages", "with_huge_pages ./differential agrees_with_the_kernel --show-output"),
     ("hints against the truth", "./hints --show-output"),
