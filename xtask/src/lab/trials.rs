@@ -104,8 +104,8 @@ mod tests {
         let all = script(variant(Flavour::Stock), &[]);
         assert_eq!(all.matches("LAB-BEGIN").count(), TRIALS.len());
         assert!(all.contains("--expect-stock") && !all.contains("{expected}"));
-        let some = script(variant(Flavour::Patched), &["hints".into(), "soak".into()]);
+        let some = script(variant(Flavour::Patched), &["hints".into(), "soak with swap".into()]);
         assert_eq!(some.matches("LAB-BEGIN").count(), 2);
-        assert!(some.contains("--expect-marker --expect-exact --soak"));
+        assert!(some.contains("--expect-marker --expect-exact --only none"));
     }
 }
