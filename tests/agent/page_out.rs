@@ -5,6 +5,7 @@ use memory_agent::{PAGE_SIZE, PageOutReport, PageState};
 use thermocline_tests::agent::{ColdGuest, fails, prints, run, sentence};
 use thermocline_tests::residency::must_be_near;
 use thermocline_tests::swap::undisturbed;
+use thermocline_tests::trials::unless_the_emulator_fails;
 use thermocline_tests::{Lab, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -78,7 +79,7 @@ fn ranges_beyond_the_memory_are_refused() -> Result<()> {
 }
 
 fn idle_pages_are_paged_out_or_it_says_why_not() -> Result<()> {
-    undisturbed(|| {
+    let attempt = || {
         let lab = Lab::new()?;
         let guest = ColdGuest::new(&lab)?;
         let (ended, lines) = run(&["page-out"], guest.pid(), &["--idle", "300ms"])?;
@@ -93,5 +94,6 @@ fn idle_pages_are_paged_out_or_it_says_why_not() -> Result<()> {
             ensure!(now == guest.before, "{now:?} from {:?}", guest.before);
         }
         Ok(())
-    })
+    };
+    undisturbed(|| unless_the_emulator_fails(attempt))
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use thermocline::control::{Answer, Response, RunState};
 use thermocline_tests::process::PATIENCE;
 use thermocline_tests::random::Random;
+use thermocline_tests::trials::unless_the_emulator_fails;
 use thermocline_tests::{Lab, Machine, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -41,11 +42,13 @@ fn pause_and_resume_stop_and_start_the_guest() -> Result<()> {
 }
 
 fn two_vcpus_work() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload { cpus: 2, rate: 0, ..Workload::default() })?;
-    ensure!(machine.console.ready()?.cpus == 2, "not both vCPUs work");
-    ensure!(machine.status()?.cpus == 2, "{:?}", machine.status()?);
-    machine.must_go_on()
+    unless_the_emulator_fails(|| {
+        let lab = Lab::new()?;
+        let mut machine = lab.boot(&Workload { cpus: 2, rate: 0, ..Workload::default() })?;
+        ensure!(machine.console.ready()?.cpus == 2, "not both vCPUs work");
+        ensure!(machine.status()?.cpus == 2, "{:?}", machine.status()?);
+        machine.must_go_on()
+    })
 }
 
 fn six_gib_lie_on_both_sides_of_the_gap() -> Result<()> {
