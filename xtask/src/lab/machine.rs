@@ -197,6 +197,8 @@ struct Console {
     trials: Vec<Trial>,
     /// Begun and not ended.
     current: Option<String>,
+    /// The current trial has run no test: its filter has nothing that it fits.
+    is_empty: bool,
     trouble: Option<String>,
     done: bool,
 }
@@ -218,12 +220,18 @@ impl Console {
     fn read(&mut self, line: &str) -> bool {
         if let Some(name) = line.strip_prefix("LAB-BEGIN ") {
             self.current = Some(name.to_owned());
+            self.is_empty = false;
             return true;
         }
         if let Some(rest) = line.strip_prefix("LAB-END ") {
             let (code, name) = rest.split_once(' ').unwrap_or((rest, ""));
-            self.trials.push(Trial { name: name.to_owned(), code: code.parse().unwrap_or(-1) });
+            let code = if self.is_empty { -1 } else { code.parse().unwrap_or(-1) };
+            self.trials.push(Trial { name: name.to_owned(), code });
             self.current = None;
+            return true;
+        }
+        if line == "running 0 tests" {
+            self.is_empty = true;
             return true;
         }
         if line.starts_with("LAB-DONE ") {
@@ -301,6 +309,13 @@ mod tests {
         let log = "boot\nLAB-BEGIN a\n1\nLAB-END 0 a\nLAB-BEGIN a b\n2\n3\nLAB-END 1 a b\n";
         assert_eq!(section(log, "a b"), "2\n3");
         assert_eq!(section(log, "c"), "");
+    }
+
+    #[test]
+    fn a_trial_that_tries_nothing_has_failed() {
+        let log = "LAB-BEGIN a\nrunning 0 tests\nLAB-END 0 a\nLAB-BEGIN b\nrunning 1 test\nLAB-END 0 b\nLAB-DONE 0";
+        let codes: Vec<_> = console(log).trials.iter().map(|trial| trial.code).collect();
+        assert_eq!(codes, [-1, 0]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ with_huge_pages() {
 
 /// The script that runs one command of the user's, with the same functions at hand.
 pub(super) fn script_of(command: &str) -> String {
-    // One line, whatever it has in it: trials are told apart by lines.
+    // In lines of its own: the command may end in a comment.
     format!(
         "cd /lab\n{FUNCTIONS}echo 'LAB-BEGIN command'\n(\n{command}\n) 2>&1\ncode=$?\necho \"LAB-END $code command\"\nexit $code\n"
     )
