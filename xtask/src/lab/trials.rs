@@ -11,12 +11,15 @@ const TRIALS: &[(&str, &str)] = &[
     ("kernel soak", "with_zram ./pm_swap_test {expected} --soak 20"),
     // A disk keeps pages in the swap cache, so that only content and write tracking can be told, and not where a page is.
     ("kernel soak with swap on a disk", "with_disk ./pm_swap_test {expected} --only none --soak 15"),
-    ("probes against the truth", "./differential --show-output"),
-    ("probes against the truth with huge pages", "with_huge_pages ./differential agrees_with_the_kernel --show-output"),
-    ("hints against the truth", "./hints --show-output"),
-    ("residency under memory pressure", "./pressure --show-output"),
+    ("probes against the truth", "without_readahead ./differential --show-output"),
+    (
+        "probes against the truth with huge pages",
+        "without_readahead with_huge_pages ./differential agrees_with_the_kernel --show-output",
+    ),
+    ("hints against the truth", "without_readahead ./hints --show-output"),
+    ("residency under memory pressure", "without_readahead ./pressure --show-output"),
     ("swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
-    ("memory of another process", "./process --show-output"),
+    ("memory of another process", "without_readahead ./process --show-output"),
     ("doctor", "with_zram ./thermocline doctor"),
     ("a guest works and rests", "./launch two_vcpus_work --show-output"),
     (
@@ -46,6 +49,15 @@ with_disk() {
     code=$?
     swapoff /dev/vda || return 1
     return $code
+}
+# Tests that count pages one by one: a neighbour that is read along is awake, and nobody's fault.
+without_readahead() {
+    cluster=$(cat /proc/sys/vm/page-cluster)
+    echo 0 > /proc/sys/vm/page-cluster || return 1
+    "$@"
+    result=$?
+    echo $cluster > /proc/sys/vm/page-cluster
+    return $result
 }
 with_huge_pages() {
     huge=/sys/kernel/mm/transparent_hugepage/shmem_enabled
