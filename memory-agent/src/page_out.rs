@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use crate::memory_group::MemoryGroup;
 use crate::page_state::PAGE_SIZE;
-use crate::probe::{ProbeError, check_range, resident_runs};
-use crate::swap::{self, SwapDevice, SwapError};
+use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
+use crate::swap::{self, SwapError};
 use crate::sys;
 use crate::target::{Target, TargetError};
 
@@ -147,8 +147,9 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
     loop {
         left = still_resident(target, &left)?;
         // Where all swap frees at once, what is in the swap cache was read ahead, and goes once it is mapped.
-        if !left.is_empty() && !swap::active()?.iter().all(SwapDevice::frees_at_once) {
-            report.queued += remove_queued(target, &mut left)?;
+        // Elsewhere it is queued: asking for it again would be in vain, and mapping it would undo it.
+        if !left.is_empty() && !swap::all_frees_at_once()? {
+            report.queued += page_count(&take_swap_cache(&target.mapping(), &mut left)?);
         }
         if left.is_empty() || report.attempts == ATTEMPTS {
             break;
@@ -225,34 +226,6 @@ fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<
         resident_runs(target, run, &mut left)?;
     }
     Ok(left)
-}
-
-/// Takes out the pages that wait in the swap cache for their device, and says how many. Asking for them again would
-/// be in vain, and mapping them would undo it.
-fn remove_queued(target: &dyn Target, runs: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
-    let mut queued = 0;
-    let mut kept = Vec::new();
-    let mut todo: Vec<_> = std::mem::take(runs);
-    todo.reverse();
-    while let Some(run) = todo.pop() {
-        let counts = sys::cachestat_pages(&target.mapping(), &run).map_err(|source| PageOutError::System {
-            call: "cachestat",
-            pages: run.clone(),
-            source,
-        })?;
-        let length = run.end - run.start;
-        match counts.map_or(0, |counts| counts.evicted) {
-            0 => kept.push(run),
-            evicted if evicted == length => queued += length,
-            _ => {
-                let middle = run.start + length / 2;
-                todo.push(middle..run.end);
-                todo.push(run.start..middle);
-            }
-        }
-    }
-    *runs = kept;
-    Ok(queued)
 }
 
 /// Has the kernel free what has been written to swap and waits in the swap cache, where the process's control group offers

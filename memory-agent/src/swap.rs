@@ -60,6 +60,11 @@ impl SwapDevice {
     }
 }
 
+/// Whether pages that are paged out leave memory at once, wherever they go.
+pub(crate) fn all_frees_at_once() -> Result<bool, SwapError> {
+    Ok(active()?.iter().all(SwapDevice::frees_at_once))
+}
+
 /// The active swap devices, in the kernel's order.
 ///
 /// # Errors

@@ -189,6 +189,25 @@ fn scanning_leaves_memory_as_it_was() {
 }
 
 #[test]
+fn what_comes_along_with_a_neighbour_goes_again() {
+    with_swap("what_comes_along_with_a_neighbour_goes_again", || {
+        let memory = three_quarters_cold(4096);
+        let mapping = memory.mapping();
+        let before = whole(&PageCache, &mapping);
+        let wanted: Vec<_> = before.ranges_of(PageState::Swapped).flatten().step_by(8).collect();
+        let guard = ScanGuard::new(mapping);
+        wanted.iter().for_each(|&page| assert!(memory.pread_holds(page, page + 1)));
+        // Where the kernel reads ahead from zram, the neighbours are in memory as well now, and nobody's.
+        let remembered = guard.remember(&[0..memory.pages]).unwrap();
+        assert_eq!(remembered.counts().swapped, before.counts().swapped - wanted.len() as u64);
+        drop(remembered);
+        let after = whole(&PageCache, &mapping);
+        let left = after.counts().resident - before.counts().resident - wanted.len() as u64;
+        assert!(left * 100 <= before.counts().swapped, "{left} pages more in memory");
+    });
+}
+
+#[test]
 fn a_failing_reader_leaves_memory_as_it_was() {
     with_swap("a_failing_reader_leaves_memory_as_it_was", || {
         let memory = three_quarters_cold(4096);

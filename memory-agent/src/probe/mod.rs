@@ -6,6 +6,7 @@ mod hint;
 mod in_memory;
 mod marker;
 mod page_cache;
+mod swap_cache;
 mod uffd_marker;
 
 use std::io;
@@ -21,6 +22,7 @@ pub use hint::Hint;
 pub(crate) use in_memory::{present, resident_runs};
 pub use marker::Marker;
 pub use page_cache::{PageCache, PageCacheBySeek};
+pub(crate) use swap_cache::{evicted, take_swap_cache};
 pub use uffd_marker::UffdMarker;
 
 /// Why pages could not be asked about.

@@ -10,8 +10,9 @@ use thiserror::Error;
 
 use crate::page_out::{PageOutError, PageOutReport, page_out};
 use crate::page_state::{Counts, PageState};
-use crate::probe::{ProbeError, exact_probe};
+use crate::probe::{ProbeError, evicted, exact_probe, take_swap_cache};
 use crate::residency::{Residency, Run};
+use crate::swap::{SwapError, all_frees_at_once};
 use crate::target::{FileView, Mapping, TargetError};
 pub use readers::{ContentHash, SparseDump, ZeroFinder};
 pub use view::ScanView;
@@ -26,6 +27,9 @@ pub enum ScanError {
     /// Pages could not be paged out again.
     #[error(transparent)]
     PageOut(#[from] PageOutError),
+    /// The swap devices could not be listed.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
     /// The memory cannot be mapped for reading.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -63,13 +67,21 @@ impl<'m> ScanGuard<'m> {
 
     /// Finds out, exactly, what the pages of the ranges are now. To be called right before reading them.
     ///
+    /// Pages that the kernel has read ahead from zram, and that nobody has touched since, are taken for swapped: reading
+    /// what was remembered before has brought them in.
+    ///
     /// # Errors
     /// [`ScanError::Probe`] when pages are not in the mapping, or the kernel refuses.
     pub fn remember(&self, ranges: &[Range<u64>]) -> Result<Remembered<'m>, ScanError> {
         let parts = ranges.iter().filter(|range| !range.is_empty());
         let parts = parts.map(|range| Ok((range.start, exact_probe().residency(&self.mapping, range.clone())?)));
         let parts = parts.collect::<Result<_, ProbeError>>()?;
-        Ok(Remembered { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false })
+        let mut remembered =
+            Remembered { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false };
+        if all_frees_at_once()? {
+            remembered.also_read_ahead()?;
+        }
+        Ok(remembered)
     }
 }
 
@@ -117,6 +129,21 @@ impl Remembered<'_> {
                 residency.set(part, PageState::Swapped);
             }
         }
+    }
+
+    /// What waits in the swap cache goes too, where nothing that was paged out waits there.
+    fn also_read_ahead(&mut self) -> Result<(), ProbeError> {
+        let mut read_ahead = Vec::new();
+        for (first, residency) in &self.parts {
+            // One call tells of all pages, as a rule.
+            if evicted(&self.mapping, &(*first..first + residency.len()))? > residency.counts().swapped {
+                let resident = residency.ranges_of(PageState::Resident);
+                let mut resident = resident.map(|pages| first + pages.start..first + pages.end).collect();
+                read_ahead.append(&mut take_swap_cache(&self.mapping, &mut resident)?);
+            }
+        }
+        read_ahead.into_iter().for_each(|pages| self.also(pages));
+        Ok(())
     }
 
     /// Pages out again what was swapped and is not kept.

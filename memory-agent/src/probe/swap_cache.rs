@@ -1,0 +1,52 @@
+//! Pages in memory that wait in the swap cache: written to a device that does not free at once, or read ahead with a
+//! neighbour and not wanted by anybody yet (mm/swap_state.c `swap_cluster_readahead`).
+
+use std::ops::Range;
+
+use super::ProbeError;
+use crate::sys;
+use crate::target::Mapping;
+
+/// Moves those of the resident `runs` that are in the swap cache out of them, and returns them. Where the kernel has no
+/// `cachestat`, none is.
+pub(crate) fn take_swap_cache(
+    mapping: &Mapping<'_>,
+    runs: &mut Vec<Range<u64>>,
+) -> Result<Vec<Range<u64>>, ProbeError> {
+    let (mut kept, mut taken) = (Vec::new(), Vec::new());
+    let mut todo: Vec<_> = std::mem::take(runs);
+    todo.reverse();
+    while let Some(run) = todo.pop() {
+        let length = run.end - run.start;
+        match evicted(mapping, &run)? {
+            0 => push(&mut kept, run),
+            // What the page cache has a swap entry for is in memory all the same.
+            evicted if evicted == length => push(&mut taken, run),
+            _ => {
+                let middle = run.start + length / 2;
+                todo.push(middle..run.end);
+                todo.push(run.start..middle);
+            }
+        }
+    }
+    *runs = kept;
+    Ok(taken)
+}
+
+/// Pages whose entry in the page cache is a swap entry, wherever they are; 0 where the kernel does not tell.
+pub(crate) fn evicted(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<u64, ProbeError> {
+    let counts = sys::cachestat_pages(mapping, pages).map_err(|source| ProbeError::System {
+        call: "cachestat",
+        pages: pages.clone(),
+        source,
+    })?;
+    Ok(counts.map_or(0, |counts| counts.evicted))
+}
+
+/// In order, as few ranges as possible.
+fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
