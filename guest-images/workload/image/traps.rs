@@ -40,7 +40,9 @@ halt_trap:                              # int3: halt until the timer has set the
     cmpb $0, (%rdi)
     jne 1f
     sti                                 # takes effect after the next instruction: no interrupt can slip in before hlt
+halting:
     hlt
+halted:
 1:  iretq
 
 .globl timer_0, timer_1
@@ -51,6 +53,10 @@ timer_1:
     movb $1, timer_fired + 1
 end_of_interrupt:
     push %rax
+    cmpq $halting, 8(%rsp)              # it did slip in, where a nested hypervisor forgets what sti promises: no more halt
+    jne 2f
+    movq $halted, 8(%rsp)
+2:
     mov $0xfee000b0, %eax
     movl $0, (%rax)
     pop %rax
