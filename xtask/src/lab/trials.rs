@@ -59,12 +59,18 @@ without_readahead() {
     echo $cluster > /proc/sys/vm/page-cluster
     return $result
 }
+# khugepaged fills holes and wakes swapped pages where it makes a huge page; here only of pages that are all in memory.
 with_huge_pages() {
-    huge=/sys/kernel/mm/transparent_hugepage/shmem_enabled
-    echo always > $huge || return 1
+    huge=/sys/kernel/mm/transparent_hugepage
+    for limit in none swap; do
+        echo 0 > $huge/khugepaged/max_ptes_$limit || return 1
+    done
+    echo always > $huge/shmem_enabled || return 1
     "$@"
     code=$?
-    echo never > $huge
+    echo never > $huge/shmem_enabled
+    echo 511 > $huge/khugepaged/max_ptes_none
+    echo 64 > $huge/khugepaged/max_ptes_swap
     return $code
 }
 "#;
