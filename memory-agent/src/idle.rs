@@ -167,7 +167,8 @@ impl IdleBitmap {
     fn mark(&self, frames: impl Iterator<Item = u64>) -> Result<(), IdleError> {
         for (first, run) in runs_of(&words_of(frames)) {
             let bytes: Vec<u8> = run.iter().flat_map(|word| word.to_ne_bytes()).collect();
-            self.0.write_all_at(&bytes, first * 8).map_err(io_error("mark pages as idle"))?;
+            transfer(bytes.len(), |done| self.0.write_at(&bytes[done..], first * 8 + done as u64))
+                .map_err(io_error("mark pages as idle"))?;
         }
         Ok(())
     }
@@ -177,7 +178,8 @@ impl IdleBitmap {
         let mut words = Words::new();
         for (first, run) in runs_of(&words_of(frames)) {
             let mut bytes = vec![0; run.len() * 8];
-            self.0.read_exact_at(&mut bytes, first * 8).map_err(io_error("read which pages are idle"))?;
+            transfer(run.len() * 8, |done| self.0.read_at(&mut bytes[done..], first * 8 + done as u64))
+                .map_err(io_error("read which pages are idle"))?;
             let (read, _) = bytes.as_chunks::<8>();
             words.extend((first..).zip(read.iter().map(|word| u64::from_ne_bytes(*word))));
         }
@@ -185,9 +187,33 @@ impl IdleBitmap {
     }
 }
 
+/// Reads or writes so many bytes, or up to where nothing more goes: where the host's memory ends in the middle of a word, the
+/// kernel does not count that word (mm/page_idle.c). Its pages are never taken for idle.
+fn transfer(length: usize, mut part: impl FnMut(usize) -> io::Result<usize>) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        match part(done) {
+            Ok(0) => break,
+            Ok(some) => done += some,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_that_the_kernel_does_not_count_has_no_idle_pages() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all_at(&[0xff; 64 * 8], 0).unwrap();
+        let bitmap = IdleBitmap::open(file.path()).unwrap();
+        let idle = bitmap.marked([63 * 64, 64 * 64, 64 * 64 + 9].into_iter()).unwrap();
+        assert!(is_marked(&idle, 63 * 64) && !is_marked(&idle, 64 * 64) && !is_marked(&idle, 64 * 64 + 9));
+    }
 
     #[test]
     fn a_bit_is_where_the_kernel_has_it() {
