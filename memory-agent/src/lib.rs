@@ -12,6 +12,7 @@ mod byte_size;
 mod guard;
 mod memory_group;
 mod metrics;
+mod missing;
 mod page_out;
 mod page_state;
 pub mod picture;
@@ -30,6 +31,7 @@ pub use byte_size::{ByteSize, ByteSizeError};
 pub use guard::{GuardError, GuardReport, ResidencyGuard};
 pub use memory_group::MemoryGroup;
 pub use metrics::Metrics;
+pub use missing::{FaultError, MissingFaults};
 pub use page_out::{PageOutError, PageOutReport, page_out};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{

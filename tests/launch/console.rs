@@ -78,7 +78,7 @@ fn a_file_takes_the_console() -> Result<()> {
         Ok(text.lines().filter(|line| matches!(Line::parse(line), Ok(Line::Report(_)))).count())
     };
     eventually("three reports in the file", || Ok(reports()? >= 3))?;
-    thermocline::control::client::ask(&api, &Request::Quit {}, |_| {})?;
+    thermocline::control::client::ask(&api, &Request::Quit { force: false }, |_| {})?;
     ensure!(process.wait()?.code() == Some(0), "quit failed");
     ensure!(process.stdout.is_empty(), "standard output has something: {:?}", process.stdout.lines());
     Ok(())

@@ -59,7 +59,7 @@ fn sigint_and_sigterm_end_it_and_clean_up() -> Result<()> {
 fn quit_is_a_success() -> Result<()> {
     let lab = Lab::new()?;
     let machine = lab.boot(&Workload::default())?;
-    machine.ask(&Request::Quit {})?;
+    machine.ask(&Request::Quit { force: false })?;
     let ended = machine.process.wait_within(PATIENCE)?;
     ensure!(ended.code() == Some(0) && ended.stderr.is_empty(), "{ended:?}");
     ensure!(!machine.api.exists(), "the API socket is still there");

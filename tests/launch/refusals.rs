@@ -14,7 +14,6 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [], a_monitor_that_is_not_there);
     trial!(trials, [Kvm], ranges_that_are_no_ram);
     trial!(trials, [Kvm], what_needs_a_guest_before_there_is_one);
-    trial!(trials, [Kvm], lazy_until_it_is_there);
 }
 
 /// Runs to the end; checks the code, and that the one line has all of `parts`.
@@ -133,18 +132,5 @@ fn what_needs_a_guest_before_there_is_one() -> Result<()> {
     refused(&lab, &["pages", "--api-socket", &api], 1, &["no guest"])?;
     refused(&lab, &["migrate", "--api-socket", &api, "--to", "tcp:127.0.0.1:1"], 1, &["no guest"])?;
     ensure!(waiting.ctl(&["status"])?.1.join("").contains("waiting"), "it does not wait any more");
-    Ok(())
-}
-
-/// Refused before anybody is called, so that the destination goes on waiting.
-fn lazy_until_it_is_there() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
-    let api = source.api.to_string_lossy().into_owned();
-    let lazy = ["migrate", "--api-socket", &api, "--cold", "lazy", "--to", &destination.address];
-    refused(&lab, &lazy, 2, &["lazy", "--cold paced"])?;
-    source.must_go_on()?;
-    ensure!(!destination.machine.process.has_ended()?, "the destination was called, and gave up");
     Ok(())
 }

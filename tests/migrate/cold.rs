@@ -22,7 +22,7 @@ pub(crate) fn add(trials: &mut Trials) {
 }
 
 /// Three quarters of the memory cold; less of it where every page takes long.
-const COLD: Workload = if EMULATED {
+pub(crate) const COLD: Workload = if EMULATED {
     Workload { memory: 64, working_set: 8, cold: 48, rate: 200, writes: 50, cpus: 1 }
 } else {
     Workload { memory: 256, working_set: 40, cold: 192, rate: 2000, writes: 50, cpus: 1 }
@@ -33,7 +33,7 @@ const WINDOW: u64 = 1024;
 const UNDER_WAY: u64 = 256 + 64;
 
 /// A guest with its cold pages paged out; its memory, and what that is.
-fn boot_cold(lab: &Lab) -> Result<(Machine, GuestMemory, Counts)> {
+pub(crate) fn boot_cold(lab: &Lab) -> Result<(Machine, GuestMemory, Counts)> {
     boot_cold_with(lab, &[])
 }
 

@@ -3,6 +3,7 @@
 mod arrives;
 mod cold;
 mod given_up;
+mod lazy;
 mod two_hosts;
 
 fn main() -> std::process::ExitCode {
@@ -10,6 +11,7 @@ fn main() -> std::process::ExitCode {
     arrives::add(&mut trials);
     cold::add(&mut trials);
     given_up::add(&mut trials);
+    lazy::add(&mut trials);
     two_hosts::add(&mut trials);
     trials.run()
 }

@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod binary;
 pub mod console;
+pub mod cutter;
 pub mod host;
 pub mod machine;
 pub mod migration;

@@ -15,6 +15,9 @@ use crate::console::Console;
 use crate::migration::{How, Migration};
 use crate::process::{Ended, PATIENCE, Process, Standard};
 
+/// How long a monitor that does not answer may take to end.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// A folder for one trial, with all that it starts in it.
 #[derive(Debug)]
 pub struct Lab {
@@ -212,7 +215,12 @@ impl Machine {
     /// # Errors
     /// When it says no.
     pub fn ask(&self, request: &Request) -> Result<Answer, ClientError> {
-        ask(&self.api, request, |_| {})
+        let answer = ask(&self.api, request, |_| {});
+        if let Err(ClientError::Connect { .. } | ClientError::Gone | ClientError::Io(_)) = &answer {
+            // Its last words say why, and come behind the end of its socket. That it has not ended is as well.
+            let _ = self.process.wait_within(LAST_WORDS);
+        }
+        answer
     }
 
     /// What the monitor says that it does.

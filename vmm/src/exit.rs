@@ -89,7 +89,7 @@ impl ExitCode {
             SourceError::Refused(refusal) => Self::of_refusal(refusal.reason),
             SourceError::Wire(e) => Self::of_wire(e),
             SourceError::Cancelled => Self::Cancelled,
-            SourceError::LazyNotYet => Self::Usage,
+            SourceError::Channel(_) => Self::Unreachable,
             SourceError::NotConverging { .. } => Self::NotConverging,
             SourceError::Unconfirmed(_) => Self::Unconfirmed,
             SourceError::Ram(_) | SourceError::Machine(_) => Self::Failure,

@@ -1,7 +1,9 @@
 //! A guest that is to come in: listens, takes one connection, and receives in a thread of its own.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use memory_agent::ByteSize;
 use vmm_sys_util::eventfd::EventFd;
@@ -10,25 +12,36 @@ use crate::devices::serial::ConsoleOutput;
 use crate::host;
 use crate::machine::{self, Machine};
 use crate::migration::cancel::Cancel;
-use crate::migration::destination::{self, DestinationError};
+use crate::migration::destination::{self, DestinationError, Door, Tail};
 use crate::migration::link::Listener;
 use crate::migration::wire::{Offer, Refusal, RefusalReason};
 use crate::ram::GuestRam;
 use crate::ram::layout::{MAX_RAM, RamLayout};
 
-type Arrival = Result<Arc<Machine>, DestinationError>;
+/// What becomes of a guest that comes in.
+#[derive(Debug)]
+pub enum Arrival {
+    /// It runs here; with a tail, not all of its memory is here yet.
+    Running(Arc<Machine>, Option<Arc<Tail>>),
+    /// All of its memory is here.
+    Whole,
+    /// It does not come.
+    Failed(DestinationError),
+}
 
 /// What this host allows a guest that comes in.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The most guest RAM.
     pub memory: ByteSize,
+    /// How long a source may stay away whose pages follow the guest.
+    pub patience: Duration,
 }
 
 impl Default for Limits {
-    /// What this host has of memory and swap.
+    /// What this host has of memory and swap, and half a minute.
     fn default() -> Self {
-        Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)) }
+        Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)), patience: Duration::from_secs(30) }
     }
 }
 
@@ -53,13 +66,13 @@ impl std::fmt::Debug for Console {
 #[derive(Debug)]
 struct Shared {
     cancel: Cancel,
-    result: Mutex<Option<Arrival>>,
+    results: Mutex<VecDeque<Arrival>>,
     arrival: EventFd,
 }
 
 impl Shared {
     fn report(&self, result: Arrival) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).push_back(result);
         // The counter would have to be at its limit for this to fail, and then the event is set.
         let _ = self.arrival.write(1);
     }
@@ -72,7 +85,7 @@ impl Incoming {
     /// When the host has no descriptor left.
     pub fn new(listener: Listener, limits: Limits, console: ConsoleOutput) -> io::Result<Self> {
         let shared =
-            Shared { cancel: Cancel::default(), result: Mutex::default(), arrival: EventFd::new(libc::EFD_NONBLOCK)? };
+            Shared { cancel: Cancel::default(), results: Mutex::default(), arrival: EventFd::new(libc::EFD_NONBLOCK)? };
         Ok(Self { listener: Some(listener), limits, console: Some(Console(console)), shared: Arc::new(shared) })
     }
 
@@ -81,14 +94,21 @@ impl Incoming {
         self.listener.as_ref()
     }
 
-    /// Readable once there is a result.
+    /// Readable once there is news.
     pub fn arrival(&self) -> &EventFd {
         &self.shared.arrival
     }
 
-    /// The machine, or why it did not come; `None` while it is on its way. Gives it once.
-    pub fn result(&self) -> Option<Arrival> {
-        self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// The next news of the guest, if there is any.
+    pub fn news(&self) -> Option<Arrival> {
+        // Not set when there was none.
+        let _ = self.shared.arrival.read();
+        let mut results = self.shared.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = results.pop_front();
+        if !results.is_empty() {
+            let _ = self.shared.arrival.write(1);
+        }
+        next
     }
 
     /// Gives up, if the guest is not here yet.
@@ -96,28 +116,30 @@ impl Incoming {
         self.shared.cancel.cancel();
     }
 
-    /// Takes the connection that has come and receives the guest over it. Nobody is listened to any more: one guest a
-    /// process, and who comes later is to know at once.
+    /// Takes the connection that has come and receives the guest over it. Nobody else is listened to any more, but for the same
+    /// source when pages follow the guest: one guest a process.
     pub fn accept(&mut self) {
         let (Some(Console(console)), Some(listener)) = (self.console.take(), self.listener.take()) else { return };
         let link = match listener.accept() {
             Ok(link) => link,
-            Err(e) => return self.shared.report(Err(e.into())),
+            Err(e) => return self.shared.report(Arrival::Failed(e.into())),
         };
         let limits = self.limits;
+        let door = Door { listener: Some(listener), patience: limits.patience };
         let shared = Arc::clone(&self.shared);
         let spawned = std::thread::Builder::new().name("incoming".into()).spawn(move || {
             let prepare = |offer: &Offer| prepare(offer, limits, console).map(Arc::new);
-            match destination::receive(link, &shared.cancel, prepare) {
+            match destination::receive(link, door, &shared.cancel, prepare) {
                 Ok(arrived) => {
-                    shared.report(Ok(Arc::clone(arrived.machine())));
+                    shared.report(Arrival::Running(Arc::clone(arrived.machine()), arrived.tail()));
                     arrived.settle();
+                    shared.report(Arrival::Whole);
                 }
-                Err(e) => shared.report(Err(e)),
+                Err(e) => shared.report(Arrival::Failed(e)),
             }
         });
         if let Err(e) = spawned {
-            self.shared.report(Err(DestinationError::Thread(e.to_string())));
+            self.shared.report(Arrival::Failed(DestinationError::Thread(e.to_string())));
         }
     }
 }

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::console::{Console, ConsoleInput};
 use crate::control::server::Server;
 use crate::control::vmm::{Farewell, Vmm};
-use crate::incoming::Incoming;
+use crate::incoming::{Arrival, Incoming};
 use crate::kvm::VcpuExitReason;
 use crate::machine::Machine;
 use crate::migration::destination::DestinationError;
@@ -87,6 +87,8 @@ pub struct Monitor {
     drained: Option<EventFd>,
     incoming: Option<Incoming>,
     signals: UnixStream,
+    /// Somebody has interrupted once while pages of a guest elsewhere were only here.
+    was_warned: bool,
     outcome: Arc<Mutex<Option<Outcome>>>,
 }
 
@@ -109,7 +111,7 @@ impl Monitor {
             signal_hook::low_level::pipe::register(signal, sender).map_err(MonitorError::host("signals"))?;
         }
         let input = console.take_input();
-        Ok(Self { vmm, api, input, drained: None, incoming: None, signals, outcome: Arc::default() })
+        Ok(Self { vmm, api, input, drained: None, incoming: None, signals, was_warned: false, outcome: Arc::default() })
     }
 
     /// Waits for a guest to come in.
@@ -136,6 +138,7 @@ impl Monitor {
     }
 
     fn end(&self, outcome: Outcome) {
+        self.vmm.end_tail();
         locked(&self.outcome).get_or_insert(outcome);
     }
 
@@ -203,6 +206,17 @@ impl MutEventSubscriber for Monitor {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match Source::of(events.data()) {
+            // Whoever ends this process ends a guest that runs elsewhere: not by the first signal.
+            Some(Source::Signal) if self.vmm.only_here() > 0 && !self.was_warned => {
+                self.was_warned = true;
+                let mut signal = [0];
+                // A byte a signal.
+                let _ = io::Read::read(&mut &self.signals, &mut signal);
+                eprintln!(
+                    "thermocline: the guest runs elsewhere, and {} pages that it may need are only here; interrupt again to give them and with them the guest up",
+                    self.vmm.only_here()
+                );
+            }
             Some(Source::Signal) => {
                 self.vmm.end(Farewell::Quit);
                 if let Some(incoming) = &self.incoming {
@@ -242,13 +256,16 @@ impl MutEventSubscriber for Monitor {
                     incoming.accept();
                 }
             }
-            Some(Source::Arrival) => match self.incoming.as_ref().and_then(Incoming::result) {
-                Some(Ok(machine)) => {
-                    self.incoming = None;
-                    self.vmm.set_machine(Arc::clone(&machine));
+            Some(Source::Arrival) => match self.incoming.as_ref().and_then(Incoming::news) {
+                Some(Arrival::Running(machine, tail)) => {
+                    self.vmm.set_machine(Arc::clone(&machine), tail);
                     self.attach(&machine, ops);
                 }
-                Some(Err(e)) => self.end(Outcome::NotArrived(e)),
+                Some(Arrival::Whole) => {
+                    self.incoming = None;
+                    self.vmm.set_whole();
+                }
+                Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
                 None => {}
             },
             None => {}

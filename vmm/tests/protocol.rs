@@ -4,131 +4,27 @@
 //! Nothing here depends on swap: what is cold is another test's concern.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
 
+mod support;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use memory_agent::{Hint, PageState, Residency};
 use proptest::prelude::*;
-use thermocline::devices::serial::SavedSerial;
-use thermocline::kvm::state::VmState;
-use thermocline::machine::{MachineDescription, MachineError, MachineState};
 use thermocline::migration::cancel::Cancel;
-use thermocline::migration::destination::{self, DestinationError};
+use thermocline::migration::destination::{self, DestinationError, Door};
 use thermocline::migration::link::Link;
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, SourceError};
-use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
-use thermocline::ram::{GuestRam, PageSet};
-use vm_memory::{Bytes, GuestAddress};
+use thermocline::migration::{Belief, SourceMachine};
 
-const PAGES: u64 = 512;
-const PAGE: usize = 4096;
-
-/// A machine whose guest is whoever holds a [`Writer`].
-struct Fake {
-    ram: Arc<GuestRam>,
-    running: AtomicBool,
-    /// Held by the guest while it writes, so that a pause is a pause.
-    executing: Mutex<()>,
-    state: Mutex<Option<MachineState>>,
-    /// What somebody says of its memory, who need not know.
-    believed: Mutex<Option<Belief>>,
-}
-
-impl Fake {
-    fn new() -> Self {
-        let ram = Arc::new(GuestRam::new(PAGES * PAGE as u64).unwrap());
-        Self {
-            ram,
-            running: AtomicBool::new(false),
-            executing: Mutex::default(),
-            state: Mutex::default(),
-            believed: Mutex::default(),
-        }
-    }
-
-    fn write(&self, page: u64, value: u8) {
-        self.ram.memory().write_slice(&[value; PAGE], GuestAddress(page * PAGE as u64)).unwrap();
-    }
-
-    /// What the guest does: writes `value` to `page` if it may run.
-    fn execute(&self, page: u64, value: u8) -> bool {
-        let _executing = self.executing.lock().unwrap();
-        let running = self.running.load(Ordering::SeqCst);
-        if running {
-            self.write(page, value);
-        }
-        running
-    }
-
-    fn content(&self) -> Vec<u8> {
-        let mut bytes = vec![0; PAGES as usize * PAGE];
-        self.ram.read_pages(0..PAGES, &mut bytes).unwrap();
-        bytes
-    }
-}
-
-impl SourceMachine for Fake {
-    fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
-    }
-    fn believed(&self) -> Option<Belief> {
-        self.believed.lock().unwrap().clone()
-    }
-    fn describe(&self) -> MachineDescription {
-        MachineDescription {
-            ram: self.ram.layout().clone(),
-            cpus: 1,
-            cpuid: Vec::new(),
-            tsc_khz: 1,
-            devices: Vec::new(),
-        }
-    }
-    fn start_dirty_log(&self) -> Result<(), MachineError> {
-        self.ram.take_own_writes();
-        Ok(())
-    }
-    fn take_dirty_log(&self) -> Result<PageSet, MachineError> {
-        Ok(self.ram.take_own_writes())
-    }
-    fn stop_dirty_log(&self) -> Result<(), MachineError> {
-        Ok(())
-    }
-    fn pause(&self) {
-        let _executing = self.executing.lock().unwrap();
-        self.running.store(false, Ordering::SeqCst);
-    }
-    fn resume(&self) {
-        self.running.store(true, Ordering::SeqCst);
-    }
-    fn is_running(&self) -> bool {
-        self.running.load(Ordering::SeqCst)
-    }
-    fn save(&self) -> Result<MachineState, MachineError> {
-        let vm = VmState { irqchips: Vec::new(), pit: Default::default(), clock: Default::default() };
-        let serial = SavedSerial { received: b"typed".to_vec(), ..SavedSerial::default() };
-        Ok(MachineState { vm, vcpus: Vec::new(), serial, running: false })
-    }
-}
-
-impl DestinationMachine for Fake {
-    fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
-    }
-    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        *self.state.lock().unwrap() = Some(state.clone());
-        Ok(())
-    }
-    fn resume(&self) {
-        self.running.store(true, Ordering::SeqCst);
-    }
-}
+use support::{Fake, PAGES};
 
 /// How many bytes somebody in the middle lets through each way before the connection breaks.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +32,8 @@ struct Limits {
     to_destination: u64,
     to_source: u64,
 }
+
+const NO_DOOR: Door = Door { listener: None, patience: Duration::ZERO };
 
 const UNBROKEN: Limits = Limits { to_destination: u64::MAX, to_source: u64::MAX };
 
@@ -208,13 +106,13 @@ fn migrate(
     let receiving = thread::spawn({
         let destination = Arc::clone(&destination);
         move || {
-            destination::receive(Link::Unix(theirs), &Cancel::default(), |_| Ok(destination))
+            destination::receive(Link::Unix(theirs), NO_DOOR, &Cancel::default(), |_| Ok(destination))
                 .map(|arrived| drop(arrived.settle()))
         }
     });
     let options = Options { cold, ..Options::default() };
     let source_result =
-        source::migrate(source.as_ref(), Link::Unix(ours), &options, &Cancel::default(), &mut |_: &Progress| {});
+        source::migrate(source.as_ref(), Link::Unix(ours), &options, None, &Cancel::default(), &mut |_: &Progress| {});
     let destination_result = receiving.join().unwrap();
     ended.store(true, Ordering::SeqCst);
     guest.join().unwrap();
@@ -251,7 +149,7 @@ fn memory_arrives_whole_while_the_guest_writes() {
         let destination = outcome.destination;
         // The source stands since switchover, the destination's guest does nothing: both are the same.
         assert!(outcome.source.content() == destination.content(), "memory differs");
-        assert!(!outcome.source.is_running() && destination.is_running());
+        assert!(!outcome.source.runs() && destination.runs());
         let state = destination.state.lock().unwrap().clone().unwrap();
         assert_eq!(state.serial.received, b"typed");
         let pages = report.pages;
@@ -261,9 +159,10 @@ fn memory_arrives_whole_while_the_guest_writes() {
 
 #[test]
 fn a_guest_that_stands_goes_on_standing() {
-    let outcome = migrate(UNBROKEN, ColdPolicy::Paced, Fake::pause, |_| thread::sleep(Duration::from_millis(1)));
+    let outcome =
+        migrate(UNBROKEN, ColdPolicy::Paced, SourceMachine::pause, |_| thread::sleep(Duration::from_millis(1)));
     assert!(outcome.source_result.is_ok() && outcome.destination_result.is_ok());
-    assert!(!outcome.source.is_running() && !outcome.destination.is_running());
+    assert!(!outcome.source.runs() && !outcome.destination.runs());
 }
 
 #[test]
@@ -279,7 +178,7 @@ fn holes_stay_holes_on_both_sides() {
 /// Wherever the connection breaks: exactly one side runs the guest, or the source says that it cannot know.
 fn check_one_owner(limits: Limits) {
     let outcome = migrate(limits, ColdPolicy::Paced, half_full, busy_guest());
-    let runs = (outcome.source.is_running(), outcome.destination.is_running());
+    let runs = (outcome.source.runs(), outcome.destination.runs());
     let expected = match (&outcome.source_result, &outcome.destination_result) {
         (Ok(_) | Err(SourceError::Unconfirmed(_)), Ok(())) => {
             assert!(outcome.source.content() == outcome.destination.content(), "{limits:?}: memory differs");

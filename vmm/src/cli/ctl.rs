@@ -37,8 +37,22 @@ enum Command {
     Metrics,
     /// Give up a migration that is under way; the guest stays.
     CancelMigration,
+    /// Go on with a migration whose connection is gone while pages were still to follow the guest. On either side: one
+    /// connects to where the other listens, and `receive` listens all the time.
+    Reconnect {
+        /// Where the other side listens: `tcp:HOST:PORT` or `unix:PATH`.
+        #[arg(long, value_name = "ADDRESS", conflicts_with = "listen", required_unless_present = "listen")]
+        to: Option<String>,
+        /// Where to listen for the other side.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+    },
     /// End the machine.
-    Quit,
+    Quit {
+        /// Also when pages of a guest that runs elsewhere are only here: it is lost without them.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 fn range(text: &str) -> Result<(u64, u64), String> {
@@ -58,7 +72,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
         Command::Metrics => Request::Metrics {},
         Command::CancelMigration => Request::CancelMigration {},
-        Command::Quit => Request::Quit {},
+        Command::Reconnect { to, listen } => Request::Reconnect { to: to.clone(), listen: listen.clone() },
+        Command::Quit { force } => Request::Quit { force: *force },
     };
     match ask(&arguments.api.api_socket, &request, |_| {})? {
         Answer::Done => {}

@@ -35,6 +35,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         downtime_limit_ms: options.downtime_limit,
         max_rounds: options.max_rounds,
         stay: arguments.stay,
+        switchover: options.switchover,
+        cold_rate: options.cold_rate,
     });
     let mut shown = Shown::new(arguments.json);
     let answer = ask(&arguments.api.api_socket, &request, |progress| shown.show(progress));

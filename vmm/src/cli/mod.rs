@@ -22,6 +22,7 @@ pub use end::End;
 
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
+use crate::migration::source::Switchover;
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.
@@ -62,7 +63,7 @@ struct ApiSocket {
 #[derive(Clone, Debug, Args)]
 struct MigrationOptions {
     /// What happens to pages that the host has swapped out: `paced` reads them a window at a time and pages each window
-    /// out again, `eager` reads them like all others.
+    /// out again, `lazy` leaves them until the guest runs at the destination, `eager` reads them like all others.
     #[arg(long, value_enum, default_value = "paced")]
     cold: ColdPolicy,
     /// How much of the cold memory may be awake at a time.
@@ -74,6 +75,12 @@ struct MigrationOptions {
     /// After how many rounds of pre-copy to give up when the guest writes faster than the connection carries.
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_rounds: u32,
+    /// When the guest goes: once it `converged`, or `now`, after one round, with the rest to follow it.
+    #[arg(long, value_enum, default_value = "converged")]
+    switchover: Switchover,
+    /// How much follows the guest a second that it does not wait for; 0 for as much as goes.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    cold_rate: ByteSize,
 }
 
 /// How the machine's memory is watched.

@@ -71,8 +71,18 @@ fn line(progress: &Progress) -> String {
         Phase::Cold => "cold pages, a window at a time",
         Phase::Converging => "what the guest writes meanwhile",
         Phase::Switchover => "switchover",
+        Phase::Tail => "the guest runs there; the rest follows",
+        Phase::Cut => "the guest runs there; the connection is gone, and what it needs is here: waiting for a new one",
         Phase::Settling => "the guest runs there; its cold pages are paged out",
     };
+    if let Some(tail) = &progress.tail {
+        return format!(
+            "{phase}: {} left here, {} given back, the guest waited for {} pages",
+            ByteSize(progress.owed_cold * PAGE_SIZE),
+            ByteSize(tail.given_back),
+            tail.wanted,
+        );
+    }
     let left = progress.left_ms.map_or(String::new(), |ms| format!(", {:.1} s left", ms as f64 / 1000.0));
     format!(
         "{phase}: round {}, {} sent at {}/s, guest writes {}/s, owed {} warm and {} cold{left}",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -33,6 +34,10 @@ pub(super) struct Arguments {
     /// Refuse machines with more memory than this [default: what this host has of memory and swap].
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<ByteSize>,
+    /// How many seconds the source of a guest whose memory is still to come may stay away. After that the guest is stopped here until
+    /// it comes back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    source_lost_after: u64,
 }
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
@@ -45,7 +50,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut console = Console::open(&serial).context("no console")?;
     super::announce_pty(&console);
-    let limits = arguments.max_memory.map_or_else(Limits::default, |memory| Limits { memory });
+    let limits = Limits { patience: Duration::from_secs(arguments.source_lost_after), ..Limits::default() };
+    let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
     let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
     let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);

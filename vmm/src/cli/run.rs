@@ -59,7 +59,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
-    vmm.set_machine(Arc::clone(&machine));
+    vmm.set_machine(Arc::clone(&machine), None);
     let monitor = Monitor::new(vmm, &mut console, config.api_socket.as_deref()).context("no monitor")?;
     machine.resume();
     drop(machine);

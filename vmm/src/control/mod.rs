@@ -9,8 +9,10 @@ pub mod vmm;
 use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
 
+use crate::migration::destination::TailStatus;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
+use crate::migration::source::Switchover;
 use crate::ram::RamWatch;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
@@ -28,7 +30,11 @@ pub enum Request {
         force: bool,
     },
     /// End the machine and this process.
-    Quit {},
+    Quit {
+        /// Even though pages of a guest that runs elsewhere are only here.
+        #[serde(default)]
+        force: bool,
+    },
     /// What guest RAM is.
     Pages {
         /// Into how many parts of equal size the picture divides guest RAM; 0 for the sums alone.
@@ -50,6 +56,15 @@ pub enum Request {
     Migrate(MigrateRequest),
     /// Give a migration up.
     CancelMigration {},
+    /// Go on with a migration whose connection is gone: pages of the guest are still to come.
+    Reconnect {
+        /// Where the other side listens.
+        #[serde(default)]
+        to: Option<String>,
+        /// Where to listen for the other side.
+        #[serde(default)]
+        listen: Option<String>,
+    },
 }
 
 /// How to migrate.
@@ -69,6 +84,12 @@ pub struct MigrateRequest {
     /// Whether the process stays, with the guest's memory, until [`Request::Quit`].
     #[serde(default)]
     pub stay: bool,
+    /// When the guest goes.
+    #[serde(default)]
+    pub switchover: Switchover,
+    /// How many bytes a second follow the guest that it does not wait for; 0 for as many as go.
+    #[serde(default)]
+    pub cold_rate: ByteSize,
 }
 
 /// What the machine is doing.
@@ -85,6 +106,8 @@ pub enum RunState {
     Migrating,
     /// The guest was handed over and nobody has confirmed that it runs.
     HandedOver,
+    /// The guest runs elsewhere, and pages that it may need are still here.
+    Following,
 }
 
 /// The answer to [`Request::Status`].
@@ -101,6 +124,23 @@ pub struct Status {
     /// The memory agent, if there is one.
     #[serde(default)]
     pub agent: Option<AgentStatus>,
+    /// What is still to come of the guest's memory, where some follows it here.
+    #[serde(default)]
+    pub tail: Option<TailStatus>,
+    /// What is still to follow the guest from here, where it runs elsewhere.
+    #[serde(default)]
+    pub following: Option<FollowingStatus>,
+}
+
+/// What is still to follow a guest that runs elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowingStatus {
+    /// Pages that are only here.
+    pub left: u64,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Where the other side is tried.
+    pub to: Option<String>,
 }
 
 /// What the memory agent has done and what that cost.

@@ -84,7 +84,7 @@ fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
         Err(e) => return refuse(stream, &format!("not a request: {e}")),
     };
     let farewell = match request {
-        Request::Quit {} => Some(Farewell::Quit),
+        Request::Quit { .. } => Some(Farewell::Quit),
         Request::Migrate(MigrateRequest { stay: false, .. }) => Some(Farewell::Migrated),
         _ => None,
     };

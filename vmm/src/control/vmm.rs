@@ -7,13 +7,15 @@ use std::time::Duration;
 use memory_agent::{AgentOptions, ByteSize, Metrics, PAGE_SIZE, picture};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AgentStatus, Answer, Failure, MigrateRequest, PagesReport, Request, RunState, Status};
+use super::{AgentStatus, Answer, Failure, FollowingStatus, MigrateRequest, PagesReport, Request, RunState, Status};
 use crate::exit::ExitCode;
 use crate::machine::Machine;
 use crate::migration::cancel::Cancel;
-use crate::migration::link::{Address, AddressError, Link};
+use crate::migration::destination::Tail;
+use crate::migration::link::{Address, AddressError, Link, LinkError, Listener};
 use crate::migration::progress::{Observer, Report};
-use crate::migration::source::{self, SourceError};
+use crate::migration::rendezvous::{Channel, JoinError, Rendezvous, Session};
+use crate::migration::source::{self, Following, SourceError};
 use crate::ram::RamWatch;
 
 /// Most parts that a picture may have.
@@ -43,6 +45,26 @@ pub enum VmmError {
     /// The guest may run elsewhere.
     #[error("the guest was handed over and may run at the destination; `resume --force` if you know that it does not")]
     HandedOver,
+    /// Pages are only here.
+    #[error(
+        "the guest runs elsewhere, and {0} pages that it may need are only here; `thermocline ctl reconnect` if the connection is gone, `quit --force` to give them and with them the guest up"
+    )]
+    Following(u64),
+    /// Nothing follows a guest.
+    #[error("no pages are on their way that a connection could be made for")]
+    NothingFollows,
+    /// No way given.
+    #[error("say where the other side listens (--to), or where to listen for it (--listen)")]
+    NoWay,
+    /// The other side cannot be reached.
+    #[error("no new connection: {0}")]
+    Join(#[from] JoinError),
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
+    /// The host gives no random bytes or no threads.
+    #[error("the host refuses: {0}")]
+    Host(#[from] std::io::Error),
     /// The address to migrate to is none.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -87,6 +109,10 @@ struct State {
     machine: Option<Arc<Machine>>,
     migration: Option<Arc<Cancel>>,
     handed_over: bool,
+    /// What follows a guest that runs elsewhere.
+    following: Option<Arc<Following>>,
+    /// What is still to come of the guest that runs here.
+    tail: Option<Arc<Tail>>,
     farewell: Option<Farewell>,
 }
 
@@ -108,12 +134,45 @@ impl Vmm {
         Ok(Self { agent, state: Mutex::default(), ended: EventFd::new(libc::EFD_NONBLOCK)? })
     }
 
-    /// The machine is here.
-    pub fn set_machine(&self, machine: Arc<Machine>) {
+    /// The machine is here; with `tail`, not all of its memory.
+    pub fn set_machine(&self, machine: Arc<Machine>, tail: Option<Arc<Tail>>) {
+        // One handler of faults a mapping: the agent may need it too, and begins when all pages have come.
+        if tail.is_none() {
+            self.watch_ram(&machine);
+        }
+        let mut state = self.lock();
+        state.machine = Some(machine);
+        state.tail = tail;
+    }
+
+    /// All of the machine's memory is here.
+    pub fn set_whole(&self) {
+        let machine = {
+            let mut state = self.lock();
+            state.tail.take().and(state.machine.clone())
+        };
+        if let Some(machine) = machine {
+            self.watch_ram(&machine);
+        }
+    }
+
+    fn watch_ram(&self, machine: &Machine) {
         if let Some(Err(e)) = self.agent.map(|options| machine.watch_ram(options)) {
             tracing::warn!("guest RAM is not watched: {e}");
         }
-        self.lock().machine = Some(machine);
+    }
+
+    /// Pages of a guest that runs elsewhere which are only here.
+    pub fn only_here(&self) -> u64 {
+        self.lock().following.as_ref().map_or(0, |following| following.left())
+    }
+
+    /// The guest has ended or is to: nobody need keep pages for it.
+    pub fn end_tail(&self) {
+        let tail = self.lock().tail.take();
+        if let Some(tail) = tail {
+            tail.end();
+        }
     }
 
     /// The machine, if it is here.
@@ -147,15 +206,60 @@ impl Vmm {
             Request::Pause {} => self.pause().map(|()| Answer::Done),
             Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
             // Whoever serves the request ends the monitor once the answer is out.
-            Request::Quit {} => Ok(Answer::Done),
+            Request::Quit { force } => match self.only_here() {
+                left @ 1.. if !force => Err(VmmError::Following(left)),
+                _ => Ok(Answer::Done),
+            },
             Request::Pages { cells, from_agent } => self.pages(*cells, *from_agent).map(Answer::Pages),
             Request::Metrics {} => Ok(Answer::Metrics(self.metrics()?)),
             Request::PageOut { ranges } => self.page_out(ranges.as_deref()),
+            Request::CancelMigration {} if self.only_here() > 0 => Err(VmmError::Following(self.only_here())),
             Request::CancelMigration {} => {
                 self.lock().migration.as_ref().ok_or(VmmError::NotMigrating)?.cancel();
                 Ok(Answer::Done)
             }
             Request::Migrate(request) => self.migrate(request, cancel, observer).map(Answer::Migrated),
+            Request::Reconnect { to, listen } => {
+                self.reconnect(to.as_deref(), listen.as_deref()).map(|()| Answer::Done)
+            }
+        }
+    }
+
+    /// Goes on with a migration whose connection is gone, from either side.
+    fn reconnect(&self, to: Option<&str>, listen: Option<&str>) -> Result<(), VmmError> {
+        let (following, tail) = {
+            let state = self.lock();
+            (state.following.clone(), state.tail.clone())
+        };
+        if following.is_none() && tail.is_none() {
+            return Err(VmmError::NothingFollows);
+        }
+        let rendezvous = || match (&following, &tail) {
+            (Some(following), _) => Some(&following.rendezvous),
+            (_, tail) => tail.as_ref().map(|tail| tail.rendezvous().as_ref()),
+        };
+        match (to, listen) {
+            (Some(to), None) => {
+                let address: Address = to.parse()?;
+                if let Some(rendezvous) = rendezvous() {
+                    rendezvous.connect(&address, &[Channel::Bulk, Channel::Faults])?;
+                }
+                if let Some(following) = &following {
+                    following.set_address(address);
+                }
+                Ok(())
+            }
+            (None, Some(listen)) => {
+                let listener = Listener::bind(&listen.parse()?)?;
+                let (following, tail) = (following.clone(), tail.clone());
+                std::thread::Builder::new().name("reconnect".into()).spawn(move || match (following, tail) {
+                    (Some(following), _) => following.rendezvous.serve(&listener),
+                    (_, Some(tail)) => tail.rendezvous().serve(&listener),
+                    _ => {}
+                })?;
+                Ok(())
+            }
+            _ => Err(VmmError::NoWay),
         }
     }
 
@@ -182,8 +286,13 @@ impl Vmm {
             window: request.window,
             downtime_limit: Duration::from_millis(request.downtime_limit_ms),
             max_rounds: request.max_rounds,
+            switchover: request.switchover,
+            cold_rate: request.cold_rate,
         };
-        options.check()?;
+        let following = match options.follows() {
+            true => Some(Arc::new(Following::new(Rendezvous::new(Session::new()?), Some(address.clone())))),
+            false => None,
+        };
         let machine = {
             let mut state = self.lock();
             let machine = state.machine.clone().ok_or(VmmError::NoGuest)?;
@@ -194,16 +303,18 @@ impl Vmm {
                 return Err(VmmError::Migrating);
             }
             state.migration = Some(Arc::clone(cancel));
+            state.following.clone_from(&following);
             machine
         };
         // Migration looks for itself, and needs the CPU.
         let aside = machine.ram_watch().map(RamWatch::suspend);
         let result = Link::connect(&address)
             .map_err(SourceError::from)
-            .and_then(|link| source::migrate(machine.as_ref(), link, &options, cancel, observer));
+            .and_then(|link| source::migrate(machine.as_ref(), link, &options, following.as_ref(), cancel, observer));
         drop(aside);
         let mut state = self.lock();
         state.migration = None;
+        state.following = None;
         state.handed_over = matches!(result, Ok(_) | Err(SourceError::Unconfirmed(_)));
         Ok(result?)
     }
@@ -213,6 +324,7 @@ impl Vmm {
         let run_state = match &state.machine {
             None => RunState::Waiting,
             Some(_) if state.handed_over => RunState::HandedOver,
+            Some(_) if state.following.as_ref().is_some_and(|following| following.left() > 0) => RunState::Following,
             Some(_) if state.migration.is_some() => RunState::Migrating,
             Some(machine) if machine.is_running() => RunState::Running,
             Some(_) => RunState::Paused,
@@ -223,6 +335,12 @@ impl Vmm {
             cpus: state.machine.as_ref().map_or(0, |m| m.cpus()),
             pid: std::process::id(),
             agent: state.machine.as_ref().and_then(|machine| machine.ram_watch()).map(AgentStatus::of),
+            tail: state.tail.as_ref().map(|tail| tail.status()),
+            following: state.following.as_ref().map(|following| FollowingStatus {
+                left: following.left(),
+                connected: following.is_connected(),
+                to: following.address().map(|address| address.to_string()),
+            }),
         }
     }
 

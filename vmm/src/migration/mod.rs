@@ -5,6 +5,7 @@
 //! | which page goes when | `plan.rs`, pure |
 //! | bytes on the wire | `wire/` |
 //! | connections | `link/` |
+//! | further connections of one migration | `rendezvous.rs` |
 //! | the side that sends | `source/` |
 //! | the side that receives | `destination/` |
 //! | what people and metrics see | `progress.rs` |
@@ -17,7 +18,9 @@ pub mod destination;
 pub mod link;
 pub mod plan;
 pub mod progress;
+pub mod rendezvous;
 pub mod source;
+mod stoppable;
 pub mod wire;
 
 use std::sync::Arc;
@@ -85,6 +88,10 @@ pub trait DestinationMachine: Sync {
     fn restore(&self, state: &MachineState) -> Result<(), MachineError>;
     /// Lets the guest run.
     fn resume(&self);
+    /// Stops the guest.
+    fn pause(&self);
+    /// Whether the guest runs.
+    fn is_running(&self) -> bool;
 }
 
 impl SourceMachine for Machine {
@@ -131,6 +138,12 @@ impl DestinationMachine for Machine {
     fn resume(&self) {
         self.resume();
     }
+    fn pause(&self) {
+        self.pause();
+    }
+    fn is_running(&self) -> bool {
+        self.is_running()
+    }
 }
 
 impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
@@ -142,5 +155,11 @@ impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
     }
     fn resume(&self) {
         self.as_ref().resume();
+    }
+    fn pause(&self) {
+        self.as_ref().pause();
+    }
+    fn is_running(&self) -> bool {
+        self.as_ref().is_running()
     }
 }

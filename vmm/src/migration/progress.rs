@@ -21,6 +21,10 @@ pub enum Phase {
     Converging,
     /// The guest stands: the last pages and the state.
     Switchover,
+    /// The guest runs at the destination; what is left follows, when it is touched and at a bounded rate.
+    Tail,
+    /// As before, without a connection: nothing follows until there is one.
+    Cut,
     /// The guest runs at the destination, which pages out what was cold.
     Settling,
 }
@@ -65,6 +69,9 @@ pub struct Progress {
     pub pages_total: u64,
     /// Estimate of the time left, milliseconds; `None` while it cannot be told.
     pub left_ms: Option<u64>,
+    /// What has followed the guest so far, once it has gone.
+    #[serde(default)]
+    pub tail: Option<TailReport>,
 }
 
 /// How residency changed at the source.
@@ -80,6 +87,44 @@ pub struct SourceResidency {
     pub swapped_before: u64,
     /// Swapped pages afterwards.
     pub swapped_after: u64,
+}
+
+/// How long a guest waited for pages that were not there, by the destination's clock: from its fault to the page's landing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultFigures {
+    /// Pages it waited for.
+    pub count: u64,
+    /// Median, microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 were quicker, microseconds.
+    pub p99_us: u64,
+    /// The longest, microseconds.
+    pub max_us: u64,
+    /// Holes that it touched meanwhile and that were filled with zeros without asking the source.
+    pub holes: u64,
+}
+
+/// What followed the guest, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TailReport {
+    /// Pages that were left when the guest went.
+    pub pages: u64,
+    /// Pages sent because the guest waited for them.
+    pub wanted: u64,
+    /// Pages sent along with these.
+    pub neighbours: u64,
+    /// Pages sent unasked.
+    pub background: u64,
+    /// Bytes of them given back to this host so far, as soon as the destination had confirmed them.
+    pub given_back: u64,
+    /// Pages that were not needed any more when the guest ended there.
+    pub needless: u64,
+    /// How often the connection broke and was made anew.
+    pub cuts: u32,
+    /// Milliseconds from the guest's going on there to the last page's confirmation.
+    pub ms: u64,
+    /// How long the guest waited; `None` when the destination did not say.
+    pub faults: Option<FaultFigures>,
 }
 
 /// What a migration that succeeded was like. Page counts are in pages of 4 KiB.
@@ -105,12 +150,17 @@ pub struct Report {
     pub swap_ins: u64,
     /// Pages swapped out on this host meanwhile, by anyone.
     pub swap_outs: u64,
+    /// Pages swapped in on this host before the guest went, by anyone.
+    pub swap_ins_before_switchover: u64,
     /// Residency here.
     pub source: SourceResidency,
     /// What guest RAM is at the destination, once it has paged out what was cold; `None` when it did not say.
     pub destination: Option<Counts>,
     /// Milliseconds the destination needed for that after the guest ran.
     pub settle_ms: u64,
+    /// What followed the guest, when anything was to.
+    #[serde(default)]
+    pub tail: Option<TailReport>,
 }
 
 /// Whoever wants to see progress.
@@ -153,6 +203,7 @@ impl Tracker {
             owed_cold: 0,
             pages_total,
             left_ms: None,
+            tail: None,
         };
         Self { started, rate_since: (started, 0), now }
     }

@@ -35,6 +35,9 @@ pub enum RamError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Handling the guest's page faults failed.
+    #[error(transparent)]
+    Fault(#[from] memory_agent::FaultError),
     /// Asking the host about pages failed.
     #[error(transparent)]
     Probe(#[from] memory_agent::ProbeError),

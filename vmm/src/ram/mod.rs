@@ -4,6 +4,7 @@
 
 mod error;
 pub mod layout;
+mod missing;
 pub mod page_set;
 mod remembered;
 mod watch;
@@ -26,6 +27,7 @@ use vm_memory::{
 
 pub use error::RamError;
 pub use layout::{RamLayout, RamRegion};
+pub use missing::{MissingRam, why_no_faults};
 pub use page_set::PageSet;
 pub use remembered::RememberedRam;
 pub use watch::RamWatch;

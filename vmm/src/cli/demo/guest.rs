@@ -164,7 +164,7 @@ impl Guest {
 
     /// Ends the process.
     pub(super) fn quit(mut self) -> anyhow::Result<()> {
-        self.ask(&Request::Quit {})?;
+        self.ask(&Request::Quit { force: false })?;
         self.child.wait()?;
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::End;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
+use crate::migration::source::Switchover;
 
 /// Options of `thermocline demo`.
 #[derive(Debug, Args)]
@@ -119,6 +120,8 @@ fn migrate(
         downtime_limit_ms: 300,
         max_rounds: 50,
         stay: true,
+        switchover: Switchover::Converged,
+        cold_rate: ByteSize::mib(64),
     };
     if !arguments.json {
         println!("migrating it to process {} with --cold {}", to.pid(), output::name(cold));

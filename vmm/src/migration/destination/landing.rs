@@ -16,6 +16,7 @@ use memory_agent::{ByteSize, PageOutReport};
 
 use super::DestinationError;
 use super::keeper::Keeper;
+use crate::migration::plan::Missing;
 use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
 
@@ -74,21 +75,47 @@ pub(super) struct Landing<'env> {
     landed: PageSet,
     /// Pages that the source has said anything about.
     accounted: PageSet,
+    /// Pages that come after the guest.
+    missing: Missing,
     keeper: Arc<Keeper>,
     can_page_out: Arc<AtomicBool>,
 }
 
-/// Everything has landed.
+/// Everything has landed that comes before the guest.
+#[derive(Clone)]
 pub(super) struct Landed {
     keeper: Arc<Keeper>,
-    can_page_out: bool,
+    can_page_out: Arc<AtomicBool>,
 }
 
 impl Landed {
+    /// More cold pages have landed.
+    pub(super) fn landed(&self, ram: &GuestRam, runs: impl Iterator<Item = Range<u64>>) -> Result<(), RamError> {
+        keep(&self.keeper, &self.can_page_out, ram, runs)
+    }
+
     /// Pages out the last, incomplete window.
     pub(super) fn settle(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
-        if self.can_page_out { self.keeper.page_out(ram) } else { Ok(PageOutReport::default()) }
+        if self.can_page_out.load(Ordering::Relaxed) { self.keeper.page_out(ram) } else { Ok(PageOutReport::default()) }
     }
+}
+
+/// Has cold pages paged out again, for as long as the host can.
+fn keep(
+    keeper: &Keeper,
+    can_page_out: &AtomicBool,
+    ram: &GuestRam,
+    runs: impl Iterator<Item = Range<u64>>,
+) -> Result<(), RamError> {
+    if !can_page_out.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let result = keeper.landed(ram, runs);
+    let Some(e) = result.as_ref().err().and_then(RamError::page_out) else { return result };
+    // Content is whole; only the memory it takes is not what was wanted.
+    tracing::warn!("cold pages stay in memory here: {e}");
+    can_page_out.store(false, Ordering::Relaxed);
+    Ok(())
 }
 
 impl<'env> Landing<'env> {
@@ -111,6 +138,7 @@ impl<'env> Landing<'env> {
             under_way: PageSet::new(pages),
             landed: PageSet::new(pages),
             accounted: PageSet::new(pages),
+            missing: Missing::new(pages),
             keeper: Arc::new(Keeper::new(pages, window.pages())),
             can_page_out: Arc::new(AtomicBool::new(can_page_out)),
         };
@@ -139,14 +167,9 @@ impl<'env> Landing<'env> {
                         .runs
                         .iter()
                         .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
-                    if let Some(keeper) = keeper.as_ref().filter(|_| can_page_out.load(Ordering::Relaxed)) {
-                        result = result.and_then(|()| keeper.landed(ram, batch.runs.into_iter().map(|(run, _)| run)));
-                        if let Some(e) = result.as_ref().err().and_then(RamError::page_out) {
-                            // Content is whole; only the memory it takes is not what was wanted.
-                            tracing::warn!("cold pages stay in memory here: {e}");
-                            can_page_out.store(false, Ordering::Relaxed);
-                            result = Ok(());
-                        }
+                    if let Some(keeper) = &keeper {
+                        let runs = batch.runs.into_iter().map(|(run, _)| run);
+                        result = result.and_then(|()| keep(keeper, &can_page_out, ram, runs));
                     }
                     let _ = recycled.send(payload);
                     pending.finish(result);
@@ -190,25 +213,40 @@ impl<'env> Landing<'env> {
     /// Takes note of pages that read as zeros; those that had something in them here become holes.
     pub(super) fn zeros(&mut self, ranges: &[Range<u64>]) -> Result<(), DestinationError> {
         for range in ranges {
-            if range.start > range.end || range.end > self.pages() {
-                return Err(RamError::OutOfRange { range: range.clone(), pages: self.pages() }.into());
-            }
-            if self.under_way.count_in(range.clone()) > 0 {
-                self.drain()?;
-            }
-            let mut from = range.start;
-            while let Some(run) = self.landed.next_run(from, range.end - from).filter(|run| run.start < range.end) {
-                let run = run.start..run.end.min(range.end);
-                self.ram.punch(run.clone())?;
-                self.keeper.warmed(run.clone());
-                self.landed.remove_range(run.clone());
-                from = run.end;
-                if from >= range.end {
-                    break;
-                }
-            }
-            self.accounted.insert_range(range.clone());
+            self.empty(range)?;
         }
+        Ok(())
+    }
+
+    /// Takes note of pages that come after the guest; what is here of them is out of date, and must not be seen.
+    pub(super) fn later(&mut self, ranges: &[Range<u64>]) -> Result<(), DestinationError> {
+        for range in ranges {
+            self.empty(range)?;
+            self.missing.later(range.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes holes of pages that had something in them here.
+    fn empty(&mut self, range: &Range<u64>) -> Result<(), DestinationError> {
+        if range.start > range.end || range.end > self.pages() {
+            return Err(RamError::OutOfRange { range: range.clone(), pages: self.pages() }.into());
+        }
+        if self.under_way.count_in(range.clone()) > 0 {
+            self.drain()?;
+        }
+        let mut from = range.start;
+        while let Some(run) = self.landed.next_run(from, range.end - from).filter(|run| run.start < range.end) {
+            let run = run.start..run.end.min(range.end);
+            self.ram.punch(run.clone())?;
+            self.keeper.warmed(run.clone());
+            self.landed.remove_range(run.clone());
+            from = run.end;
+            if from >= range.end {
+                break;
+            }
+        }
+        self.accounted.insert_range(range.clone());
         Ok(())
     }
 
@@ -227,9 +265,9 @@ impl<'env> Landing<'env> {
         }
     }
 
-    /// The end of landing.
-    pub(super) fn finish(mut self) -> Result<Landed, DestinationError> {
+    /// The end of landing, and what comes after the guest.
+    pub(super) fn finish(mut self) -> Result<(Landed, Missing), DestinationError> {
         self.drain()?;
-        Ok(Landed { keeper: Arc::clone(&self.keeper), can_page_out: self.can_page_out.load(Ordering::Relaxed) })
+        Ok((Landed { keeper: self.keeper, can_page_out: self.can_page_out }, self.missing))
     }
 }

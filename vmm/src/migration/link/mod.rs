@@ -144,6 +144,17 @@ impl Link {
         }
     }
 
+    /// Lets reads wait for as long as the connection lives: that the other side's host is gone is noticed all the same.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn wait_for_ever(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(None),
+            Self::Unix(stream) => stream.set_read_timeout(None),
+        }
+    }
+
     fn set_up(&self) -> io::Result<()> {
         self.set_read_limit(SILENCE_LIMIT)?;
         match self {

@@ -4,9 +4,12 @@
 //! that the destination has its current content. What a probe says moves a page between the lanes; only delivery takes
 //! it out of them, and only a write puts it back. A probe that lies costs time, never content.
 
+mod tail;
+
 use std::ops::Range;
 
 use memory_agent::{PageState, Residency};
+pub use tail::{BLOCK, Fault, Missing, Tail};
 
 use crate::ram::PageSet;
 
@@ -18,7 +21,7 @@ pub enum ColdPolicy {
     Paced,
     /// Read like all others, and left in memory on both sides.
     Eager,
-    /// Left where they are until the guest runs at the destination; not available yet.
+    /// Left where they are until the guest runs at the destination: they come when it touches them, and at a bounded rate.
     Lazy,
 }
 
@@ -92,6 +95,23 @@ impl Plan {
     /// How much is still owed.
     pub fn owed(&self) -> Owed {
         Owed { hot: self.hot.len(), cold: self.cold.len() }
+    }
+
+    /// What is owed now goes after the guest.
+    pub fn into_tail(self) -> Tail {
+        Tail::new(self.hot, self.cold)
+    }
+
+    /// The pages that the cold lane owes.
+    pub fn cold(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.cold.runs()
+    }
+
+    /// All pages that are owed, in order.
+    pub fn owed_ranges(&self) -> Vec<Range<u64>> {
+        let mut all = self.hot.clone();
+        all.insert_all(&self.cold);
+        all.runs().collect()
     }
 
     /// Whether the destination has the current content of every page.

@@ -2,6 +2,7 @@
 
 use crate::machine::MachineError;
 use crate::migration::link::LinkError;
+use crate::migration::rendezvous::JoinError;
 use crate::migration::wire::{Refusal, RefusalReason, WireError};
 use crate::ram::RamError;
 
@@ -26,15 +27,13 @@ pub enum SourceError {
     /// Somebody gave it up.
     #[error("the migration was cancelled")]
     Cancelled,
-    /// The policy is not there yet.
-    #[error(
-        "--cold lazy is not available yet; use --cold paced, which leaves the source no larger than --window, or --cold eager"
-    )]
-    LazyNotYet,
+    /// No channel for the pages that follow the guest.
+    #[error("no second connection to the destination, for pages that the guest waits for: {0}")]
+    Channel(#[from] JoinError),
     /// The guest writes faster than the link carries.
     #[error(
         "the migration does not converge: after {rounds} rounds the guest still writes {dirty_mib:.0} MiB/s and the connection carries {link_mib:.0} MiB/s, \
-         so that it would have to stand for {downtime_ms} ms; raise --downtime-limit, or let the guest write less"
+         so that it would have to stand for {downtime_ms} ms; use --switchover now, which lets the rest follow it, raise --downtime-limit, or let the guest write less"
     )]
     NotConverging {
         /// Rounds tried.

@@ -149,6 +149,17 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Counts what follows the guest: by its class, or as sent again.
+    pub(super) fn count_following(&mut self) {
+        for run in self.plan.owed_ranges() {
+            let fresh = run.clone().filter(|page| !self.delivered.contains(*page));
+            let (cold, hot): (Vec<_>, Vec<_>) = fresh.partition(|page| self.swapped.contains(*page));
+            self.tracker.now.pages.cold += cold.len() as u64;
+            self.tracker.now.pages.hot += hot.len() as u64;
+            self.count_delivered(&run);
+        }
+    }
+
     /// Takes the pages for delivered; returns how many are for the first time and counts the others.
     fn count_delivered(&mut self, run: &Range<u64>) -> u64 {
         let again = self.delivered.count_in(run.clone());

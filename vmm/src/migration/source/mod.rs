@@ -4,18 +4,32 @@ mod error;
 mod lanes;
 mod session;
 mod switchover;
+mod tail;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::SourceError;
 use memory_agent::ByteSize;
 use session::Session;
+pub use tail::Following;
 
 use super::SourceMachine;
 use super::cancel::Cancel;
 use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Phase, Report};
+
+/// When the guest goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Switchover {
+    /// Once so little is left that it need not stand for long.
+    #[default]
+    Converged,
+    /// After one round: what the guest has written meanwhile follows it. For guests that write faster than the link carries.
+    Now,
+}
 
 /// How to migrate.
 #[derive(Clone, Copy, Debug)]
@@ -28,15 +42,16 @@ pub struct Options {
     pub downtime_limit: Duration,
     /// How many rounds to try before saying that the guest writes faster than the link carries.
     pub max_rounds: u32,
+    /// When the guest goes.
+    pub switchover: Switchover,
+    /// How many bytes a second follow it that it does not wait for; 0 for as many as go.
+    pub cold_rate: ByteSize,
 }
 
 impl Options {
-    /// Checks what can be checked before anybody is connected to.
-    ///
-    /// # Errors
-    /// When this cannot be done at all.
-    pub fn check(&self) -> Result<(), SourceError> {
-        if self.cold == ColdPolicy::Lazy { Err(SourceError::LazyNotYet) } else { Ok(()) }
+    /// Whether pages may follow the guest.
+    pub fn follows(&self) -> bool {
+        self.cold == ColdPolicy::Lazy || self.switchover == Switchover::Now
     }
 }
 
@@ -47,11 +62,14 @@ impl Default for Options {
             window: ByteSize::mib(16),
             downtime_limit: Duration::from_millis(300),
             max_rounds: 50,
+            switchover: Switchover::Converged,
+            cold_rate: ByteSize::mib(64),
         }
     }
 }
 
-/// Migrates `machine` over `link`. When this fails, the guest runs here as it did before, with one exception:
+/// Migrates `machine` over `link`. Where pages may follow the guest, `following` says how, and this returns when all have. When
+/// this fails, the guest runs here as it did before, with one exception:
 /// [`SourceError::Unconfirmed`], after which it stands here and may run there.
 ///
 /// # Errors
@@ -60,12 +78,12 @@ pub fn migrate(
     machine: &dyn SourceMachine,
     link: Link,
     options: &Options,
+    following: Option<&Arc<Following>>,
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
-    options.check()?;
     // Giving up ends the connection, and whatever waits on it sees only that.
-    let mut session = Session::negotiate(machine, link, options, cancel, observer)
+    let mut session = Session::negotiate(machine, link, options, following, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
     match copy(&mut session) {
         Ok(()) => {}

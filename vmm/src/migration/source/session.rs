@@ -1,15 +1,17 @@
 //! What the source knows and holds while it migrates, from the first message to the end of pre-copy.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memory_agent::{Counts, PAGE_SIZE, PageState, Residency, SwapCounters};
 
-use super::{Options, SourceError};
+use super::{Following, Options, SourceError, Switchover};
 use crate::migration::SourceMachine;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::Link;
 use crate::migration::plan::{ColdPolicy, Plan};
 use crate::migration::progress::{Observer, Phase, Tracker};
+use crate::migration::rendezvous::{Channel, JoinError};
 use crate::migration::wire::message::receive_message;
 use crate::migration::wire::{FrameReader, FrameWriter, Message, Offer, WireError, preamble};
 use crate::ram::{GuestRam, PageSet};
@@ -30,6 +32,8 @@ pub(super) struct Session<'m> {
     pub(super) writer: FrameWriter<Link>,
     pub(super) reader: FrameReader<Link>,
     pub(super) plan: Plan,
+    /// How pages may follow the guest, and the channel for those that it waits for.
+    pub(super) following: Option<(Arc<Following>, Link)>,
     /// Pages that were found swapped at any time before they were delivered.
     pub(super) swapped: PageSet,
     /// Pages delivered at least once.
@@ -55,6 +59,7 @@ impl<'m> Session<'m> {
         machine: &'m dyn SourceMachine,
         link: Link,
         options: &'m Options,
+        following: Option<&Arc<Following>>,
         cancel: &'m Cancel,
         observer: &'m mut dyn Observer,
     ) -> Result<Self, SourceError> {
@@ -64,7 +69,8 @@ impl<'m> Session<'m> {
         let mut writer = FrameWriter::new(link);
         preamble::send(writer.link())?;
         preamble::receive(reader.link())?;
-        let offer = Offer { machine: machine.describe(), cold: options.cold, window: options.window };
+        let session = following.map(|following| following.rendezvous.session());
+        let offer = Offer { machine: machine.describe(), cold: options.cold, window: options.window, session };
         let answer = Message::Offer(offer).send(&mut writer).and_then(|()| receive_message(&mut reader, "accept"));
         match answer {
             Ok(Message::Accept(accepted)) => {
@@ -75,6 +81,7 @@ impl<'m> Session<'m> {
             Err(_) if cancel.is_cancelled() => return Err(SourceError::Cancelled),
             Err(e) => return Err(e.into()),
         }
+        let following = following.map(|following| open_fault_channel(following, writer.link())).transpose()?;
         let pages = ram.pages();
         Ok(Self {
             machine,
@@ -84,6 +91,7 @@ impl<'m> Session<'m> {
             writer,
             reader,
             plan: Plan::new(&Residency::uniform(pages, PageState::Resident), options.cold),
+            following,
             swapped: PageSet::new(pages),
             delivered: PageSet::new(pages),
             tracker: Tracker::new(pages),
@@ -98,8 +106,28 @@ impl<'m> Session<'m> {
         })
     }
 
-    pub(super) fn ram(&self) -> &'m GuestRam {
+    pub(super) fn ram(&self) -> &'m Arc<GuestRam> {
         self.machine.ram()
+    }
+
+    /// Pages that must be delivered before the guest can go.
+    fn owed_before(&self) -> u64 {
+        let owed = self.plan.owed();
+        if self.options.cold == ColdPolicy::Lazy { owed.hot } else { owed.hot + owed.cold }
+    }
+
+    /// Cold pages that follow the guest may have woken up meanwhile: those are sent as the warm ones are.
+    fn wake_lazy(&mut self) -> Result<(), SourceError> {
+        if self.options.cold != ColdPolicy::Lazy {
+            return Ok(());
+        }
+        let cold: Vec<_> = self.plan.cold().collect();
+        for run in cold {
+            for awake in self.ram().residency(run.clone())?.ranges_of(PageState::Resident) {
+                self.plan.found_awake(run.start + awake.start..run.start + awake.end);
+            }
+        }
+        Ok(())
     }
 
     /// From here on every write is known.
@@ -163,6 +191,9 @@ impl<'m> Session<'m> {
 
     /// Sends what the guest wrote meanwhile, until so little is left that the guest can be stopped for it.
     pub(super) fn converge(&mut self) -> Result<(), SourceError> {
+        if self.options.switchover == Switchover::Now {
+            return Ok(());
+        }
         let mut last_owed = u64::MAX;
         loop {
             let since = self.round_started.0;
@@ -170,7 +201,8 @@ impl<'m> Session<'m> {
             self.tracker.now.dirty_bytes_per_second =
                 ((dirty.len() * PAGE_SIZE) as f64 / since.elapsed().as_secs_f64().max(1e-3)) as u64;
             self.plan.written(&dirty);
-            let owed = self.plan.owed().hot + self.plan.owed().cold;
+            self.wake_lazy()?;
+            let owed = self.owed_before();
             let downtime = self.estimate(owed);
             let shrinking = (owed as f64) < last_owed as f64 * STILL_SHRINKING;
             let last_round = self.tracker.now.round >= self.options.max_rounds;
@@ -188,7 +220,9 @@ impl<'m> Session<'m> {
             last_owed = owed;
             self.begin_round();
             self.send_hot_lane(false)?;
-            self.send_cold_lane()?;
+            if self.options.cold != ColdPolicy::Lazy {
+                self.send_cold_lane()?;
+            }
             self.finish_round()?;
         }
     }
@@ -267,6 +301,17 @@ impl<'m> Session<'m> {
         let _ = Message::Abort(error.to_string()).send(&mut self.writer);
         error
     }
+}
+
+/// Opens the channel for pages that the guest waits for, beside the connection there is.
+fn open_fault_channel(following: &Arc<Following>, bulk: &Link) -> Result<(Arc<Following>, Link), SourceError> {
+    let rendezvous = &following.rendezvous;
+    if let Some(address) = following.address() {
+        rendezvous.connect(&address, &[Channel::Faults])?;
+    }
+    let faults = rendezvous.take(Channel::Faults, LAST_WORDS).ok_or(JoinError::Stranger)?;
+    rendezvous.adopt(Channel::Bulk, bulk);
+    Ok((Arc::clone(following), faults))
 }
 
 impl Drop for Session<'_> {

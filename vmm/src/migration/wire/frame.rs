@@ -180,6 +180,11 @@ impl<R: Read> FrameReader<R> {
         self.sequence.wrapping_sub(1)
     }
 
+    /// The connection, to be used otherwise: nothing has been read ahead.
+    pub fn into_link(self) -> R {
+        self.link
+    }
+
     /// The connection.
     pub fn link(&mut self) -> &mut R {
         &mut self.link

@@ -11,6 +11,8 @@ use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineDescription, MachineState};
 use crate::migration::plan::ColdPolicy;
+use crate::migration::progress::FaultFigures;
+use crate::migration::rendezvous::{Channel, Session};
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.
@@ -22,6 +24,8 @@ pub struct Offer {
     pub cold: ColdPolicy,
     /// How many bytes of cold pages may be awake at a time.
     pub window: ByteSize,
+    /// Pages may come after the guest: what further connections of this migration name.
+    pub session: Option<Session>,
 }
 
 /// What the destination says to an offer it takes.
@@ -86,6 +90,24 @@ pub enum Message {
     Settled(Counts),
     /// Source: I keep it.
     Abort(String),
+    /// Whoever makes a further connection: it belongs to this migration. The first message on it.
+    Join(Session, Channel),
+    /// The answer to that.
+    Joined,
+    /// Source: these pages follow the guest; what you have of them is out of date.
+    Later(Vec<Range<u64>>),
+    /// Destination, on the fault channel: the guest waits for these.
+    Want(Vec<Range<u64>>),
+    /// Destination: these have landed, and are not needed at the source any more.
+    Landed(Vec<Range<u64>>),
+    /// Destination, first on a connection that goes on with a broken one: these are missing, and whether that is all.
+    Missing(Vec<Range<u64>>, bool),
+    /// Source: all pages have been confirmed.
+    TailEnd,
+    /// Destination: how long the guest waited for pages.
+    Served(FaultFigures),
+    /// Destination: the guest has ended, and needs nothing any more.
+    Ended,
 }
 
 impl Message {
@@ -104,6 +126,15 @@ impl Message {
             Self::Running => "running",
             Self::Settled(_) => "settled",
             Self::Abort(_) => "abort",
+            Self::Join(..) => "join",
+            Self::Joined => "joined",
+            Self::Later(_) => "later",
+            Self::Want(_) => "want",
+            Self::Landed(_) => "landed",
+            Self::Missing(..) => "missing",
+            Self::TailEnd => "tail end",
+            Self::Served(_) => "served",
+            Self::Ended => "ended",
         }
     }
 
@@ -149,6 +180,44 @@ pub fn receive(
     })
 }
 
+/// Most ranges in one message.
+const MAX_RANGES: usize = 4096;
+
+/// Ranges in as many messages as they need: `message` makes one of some of them, and hears whether these are the last.
+/// Without any there is one message of none.
+///
+/// # Errors
+/// When the connection fails.
+pub fn send_ranges(
+    ranges: &[Range<u64>],
+    writer: &mut FrameWriter<impl Write>,
+    message: impl Fn(Vec<Range<u64>>, bool) -> Message,
+) -> Result<(), WireError> {
+    let mut rest = ranges;
+    loop {
+        let (some, behind) = rest.split_at(rest.len().min(MAX_RANGES));
+        message(some.to_vec(), behind.is_empty()).send(writer)?;
+        if behind.is_empty() {
+            return Ok(());
+        }
+        rest = behind;
+    }
+}
+
+/// Ranges as they came, of a machine with `ram_pages` pages.
+///
+/// # Errors
+/// When one is not all RAM.
+pub fn check_ranges(ranges: &[Range<u64>], ram_pages: u64, sequence: u32) -> Result<(), WireError> {
+    match ranges.iter().find(|range| range.start > range.end || range.end > ram_pages) {
+        Some(range) => {
+            let why = format!("pages {} to {}, of {ram_pages}", range.start, range.end);
+            Err(WireError::Payload { sequence, why })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Receives a message where no pages can come.
 ///
 /// # Errors
@@ -176,6 +245,10 @@ mod tests {
             Message::RoundEnd(3),
             Message::Ready,
             Message::Abort("because".into()),
+            Message::Join(Session::from_bytes([7; 16]), Channel::Faults),
+            Message::Later(vec![3..4]),
+            Message::Missing(vec![1..2, 8..80], false),
+            Message::TailEnd,
         ];
         let mut bytes = Vec::new();
         let mut writer = FrameWriter::new(&mut bytes);

@@ -1,0 +1,121 @@
+//! Filling memory in later: whoever touches a page that is not there yet waits until it is, and somebody is told.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::sys::uffd;
+use crate::target::Mapping;
+
+/// Why faults cannot be handled.
+#[derive(Debug, Error)]
+pub enum FaultError {
+    /// This user may not, or the kernel cannot.
+    #[error(
+        "page faults of a guest cannot be handled here ({0}): give this user /dev/userfaultfd (chmod, setfacl), CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"
+    )]
+    NotPermitted(io::Error),
+    /// A call failed.
+    #[error("{call} failed on pages {pages:?}: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What it was asked for.
+        pages: Range<u64>,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Hears of faults on holes of shared mappings in this process, those of the kernel on behalf of a vCPU included
+/// (userfaultfd(2), mode `MISSING`). A swapped page is none of these: it comes in by itself.
+///
+/// Filling a hole through the file (`pwrite`) is whole for whoever maps it, since the kernel holds the page's lock for as long
+/// as it copies (mm/shmem.c `shmem_write_begin`); it wakes nobody, which [`MissingFaults::wake`] is for. When this is
+/// dropped, whoever waits goes on and finds what is there.
+#[derive(Debug)]
+pub struct MissingFaults {
+    fd: OwnedFd,
+}
+
+impl MissingFaults {
+    /// Opens what it takes; nothing is registered yet.
+    ///
+    /// # Errors
+    /// [`FaultError::NotPermitted`] when this user may not handle faults of the kernel, or the kernel knows none.
+    pub fn open() -> Result<Self, FaultError> {
+        let fd = uffd::open_for_kernel_faults(uffd::MISSING_SHMEM).map_err(FaultError::NotPermitted)?;
+        Ok(Self { fd })
+    }
+
+    /// From now on, whoever touches a hole of `mapping` waits.
+    ///
+    /// # Errors
+    /// When the kernel refuses: somebody else handles this mapping's faults already.
+    pub fn register(&self, mapping: &Mapping<'_>) -> Result<(), FaultError> {
+        let pages = 0..mapping.pages();
+        uffd::register_missing(self.fd.as_fd(), &addresses(mapping, &pages)).map_err(failed("UFFDIO_REGISTER", &pages))
+    }
+
+    /// Ends that for `mapping`: holes read as zeros again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unregister(&self, mapping: &Mapping<'_>) -> Result<(), FaultError> {
+        let pages = 0..mapping.pages();
+        uffd::unregister(self.fd.as_fd(), &addresses(mapping, &pages)).map_err(failed("UFFDIO_UNREGISTER", &pages))
+    }
+
+    /// Waits for faults, or until `stop` is readable, and gives the host virtual addresses of what was touched to `each`.
+    /// Returns whether to go on: `false` once `stop` is readable.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait(&self, stop: BorrowedFd<'_>, each: impl FnMut(u64)) -> Result<bool, FaultError> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("poll", &(0..0))(e)),
+        }
+        let stopped = !fds[1].revents().is_empty();
+        uffd::read_faults(self.fd.as_fd(), each).map_err(failed("read", &(0..0)))?;
+        Ok(!stopped)
+    }
+
+    /// Fills a hole with zeros and wakes whoever waits for it. What is there already stays.
+    ///
+    /// # Errors
+    /// When the kernel has no memory.
+    pub fn zero(&self, mapping: &Mapping<'_>, page: u64) -> Result<(), FaultError> {
+        let pages = page..page + 1;
+        match uffd::zero(self.fd.as_fd(), &addresses(mapping, &pages)) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => self.wake(mapping, &pages),
+            // Page tables are changing; the fault is told of again.
+            Err(Errno::AGAIN) => self.wake(mapping, &pages),
+            Err(e) => Err(failed("UFFDIO_ZEROPAGE", &pages)(e)),
+        }
+    }
+
+    /// Wakes whoever waits for these pages.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wake(&self, mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<(), FaultError> {
+        uffd::wake(self.fd.as_fd(), &addresses(mapping, pages)).map_err(failed("UFFDIO_WAKE", pages))
+    }
+}
+
+fn addresses(mapping: &Mapping<'_>, pages: &Range<u64>) -> Range<u64> {
+    let (address, length) = mapping.bytes(pages);
+    address as u64..(address + length) as u64
+}
+
+fn failed(call: &'static str, pages: &Range<u64>) -> impl FnOnce(Errno) -> FaultError {
+    let pages = pages.clone();
+    move |e| FaultError::System { call, pages, source: e.into() }
+}

@@ -1,0 +1,206 @@
+//! Guests that go at once, and whose cold memory follows them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use thermocline::control::RunState;
+use thermocline::migration::progress::Phase;
+use thermocline_tests::console::eventually;
+use thermocline_tests::cutter::Cutter;
+use thermocline_tests::network::{Network, SECOND};
+use thermocline_tests::owner::destination_only;
+use thermocline_tests::residency::{GuestMemory, must_be_near};
+use thermocline_tests::swap::undisturbed;
+use thermocline_tests::{How, Lab, Trials, Workload, trial};
+
+use crate::cold::{COLD, boot_cold};
+
+pub(crate) fn add(trials: &mut Trials) {
+    trial!(trials, [Kvm, Root, Zram], lazy_leaves_what_is_cold_asleep);
+    trial!(trials, [Kvm, Root, Zram], lazy_there_and_back);
+    trial!(trials, [Kvm, Root, Zram], a_guest_that_needs_everything_gets_it);
+    trial!(trials, [Kvm, Root, Zram], a_tail_survives_cuts);
+    trial!(trials, [Kvm, Root, Zram], either_side_reconnects);
+    trial!(trials, [Kvm, Root, Zram], a_lost_source_stops_the_guest);
+    trial!(trials, [Kvm, Root, Zram], nobody_ends_a_source_by_mistake);
+    trial!(trials, [Kvm, Root, Zram], a_guest_that_ends_frees_its_source);
+    trial!(trials, [Kvm, Root, Network], now_moves_a_guest_that_does_not_converge);
+}
+
+/// Everything that goes, as quickly as it goes.
+const QUICK: [&str; 4] = ["--cold", "lazy", "--cold-rate", "0"];
+/// So slowly that a tail lasts.
+const SLOW: [&str; 4] = ["--cold", "lazy", "--cold-rate", "1MiB"];
+
+fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let (source, memory, before) = boot_cold(&lab)?;
+        let mut destination = lab.receive(&COLD)?;
+        let migration = source.migrate(&destination.address, &How::with(&[&QUICK[..], &["--stay"]].concat()))?;
+        let migrated = migration.succeeds()?;
+        let report = &migrated.report;
+        let tail = report.tail.context("no tail")?;
+        // The counter is the host's: what the trials' own processes swap meanwhile is little.
+        ensure!(report.swap_ins_before_switchover * 50 <= before.swapped, "{report:?}");
+        must_be_near("pages that followed", tail.pages, before.swapped, 2)?;
+        must_be_near("given back", tail.given_back, tail.pages * 4096, 0)?;
+        let left = memory.counts()?;
+        ensure!(left.swapped == 0, "cold pages are still at the source: {left:?}");
+        let there = GuestMemory::of(&destination.machine)?.counts()?;
+        let faults = tail.faults.context("no word of faults")?;
+        must_be_near("destination resident", there.resident, before.resident + faults.count, 3)?;
+        must_be_near("destination swapped", there.swapped, before.swapped, 3)?;
+        ensure!(there.hole >= before.hole, "holes became pages: {before:?} {there:?}");
+        source.ctl(&["quit"])?;
+        destination_only(&source, &mut destination.machine)
+    })
+}
+
+fn lazy_there_and_back() -> Result<()> {
+    undisturbed(|| {
+        let lab = Lab::new()?;
+        let (mut here, _, before) = boot_cold(&lab)?;
+        for time in 0..4 {
+            let destination = lab.receive(&COLD)?;
+            here.migrate(&destination.address, &How::with(&QUICK))?.succeeds()?;
+            ensure!(here.process.wait()?.code() == Some(0), "the source failed");
+            here = destination.machine;
+            let now = GuestMemory::of(&here)?.counts()?;
+            must_be_near(&format!("swapped after {time}"), now.swapped, before.swapped, 4)?;
+            here.console.must_run()?;
+        }
+        here.must_go_on()
+    })
+}
+
+fn a_guest_that_needs_everything_gets_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, ..) = boot_cold(&lab)?;
+    let mut destination = lab.receive(&COLD)?;
+    let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
+    migration.wait_for_phase(Phase::Tail)?;
+    // It looks at all of its memory, far quicker than it would come.
+    destination.machine.must_go_on()?;
+    let report = migration.succeeds()?.report;
+    let faults = report.tail.and_then(|tail| tail.faults).context("no word of faults")?;
+    ensure!(faults.count > 500 && faults.p50_us <= faults.p99_us && faults.p99_us <= faults.max_us, "{faults:?}");
+    ensure!(source.process.wait()?.code() == Some(0), "the source failed");
+    Ok(())
+}
+
+fn a_tail_survives_cuts() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, ..) = boot_cold(&lab)?;
+    let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
+    let cutter = Cutter::new(&destination.address)?;
+    let migration = source.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "48MiB"]))?;
+    migration.wait_for_phase(Phase::Tail)?;
+    for n in 0..5_u64 {
+        std::thread::sleep(Duration::from_millis(100 + n * 37));
+        cutter.cut();
+    }
+    destination.machine.must_go_on()?;
+    let report = migration.succeeds()?.report;
+    let tail = report.tail.context("no tail")?;
+    ensure!(tail.cuts >= 2, "{tail:?}");
+    must_be_near("given back", tail.given_back, tail.pages * 4096, 0)?;
+    destination_only(&source, &mut destination.machine)
+}
+
+fn either_side_reconnects() -> Result<()> {
+    for from_source in [true, false] {
+        let lab = Lab::new()?;
+        let (source, ..) = boot_cold(&lab)?;
+        let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
+        let cutter = Cutter::new(&destination.address)?;
+        let migration = source.migrate(cutter.address(), &How::with(&SLOW))?;
+        migration.wait_for_phase(Phase::Tail)?;
+        cutter.close();
+        migration.wait_for_phase(Phase::Cut)?;
+        let status = source.status()?;
+        let following = status.following.context("the source does not say what is left")?;
+        ensure!(status.state == RunState::Following && following.left > 0 && !following.connected, "{following:?}");
+        let tail = destination.machine.status()?.tail.context("the destination does not say what is missing")?;
+        ensure!(tail.missing > 0 && !tail.source_lost && !tail.first_missing.is_empty(), "{tail:?}");
+        destination.machine.console.must_run()?;
+        if from_source {
+            let (ended, _) = source.ctl(&["reconnect", "--to", &destination.address])?;
+            ensure!(ended.code() == Some(0), "{ended:?}");
+        } else {
+            let address = format!("unix:{}", lab.path("again.sock").display());
+            let (ended, _) = source.ctl(&["reconnect", "--listen", &address])?;
+            ensure!(ended.code() == Some(0), "{ended:?}");
+            let (ended, _) = destination.machine.ctl(&["reconnect", "--to", &address])?;
+            ensure!(ended.code() == Some(0), "{ended:?}");
+        }
+        destination.machine.must_go_on()?;
+        migration.succeeds()?;
+        destination_only(&source, &mut destination.machine)?;
+    }
+    Ok(())
+}
+
+fn a_lost_source_stops_the_guest() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, ..) = boot_cold(&lab)?;
+    let destination = lab.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "1"], &COLD)?;
+    let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
+    migration.wait_for_phase(Phase::Tail)?;
+    source.process.kill();
+    let machine = &destination.machine;
+    eventually("the guest is stopped", || Ok(machine.status()?.state == RunState::Paused))?;
+    machine.console.must_stand()?;
+    let tail = machine.status()?.tail.context("it does not say what is missing")?;
+    ensure!(tail.source_lost && tail.missing > 0 && !tail.first_missing.is_empty(), "{tail:?}");
+    let said = machine.process.stderr.lines().join("\n");
+    ensure!(said.contains("the guest stands") && said.contains("pages are missing"), "{said:?}");
+    let (ended, _) = machine.ctl(&["quit"])?;
+    ensure!(ended.code() == Some(0), "{ended:?}");
+    Ok(())
+}
+
+fn nobody_ends_a_source_by_mistake() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, ..) = boot_cold(&lab)?;
+    let mut destination = lab.receive(&COLD)?;
+    let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
+    migration.wait_for_phase(Phase::Tail)?;
+    for request in ["quit", "cancel-migration"] {
+        let (refused, _) = source.ctl(&[request])?;
+        let sentence = refused.sentence(1)?;
+        ensure!(sentence.contains("pages") && sentence.contains("only here"), "{sentence:?}");
+    }
+    source.process.signal(Signal::TERM)?;
+    eventually("it says why not", || Ok(source.process.stderr.lines().join(" ").contains("interrupt again")))?;
+    destination.machine.must_go_on()?;
+    migration.succeeds()?;
+    ensure!(source.process.wait()?.code() == Some(0), "the source failed");
+    Ok(())
+}
+
+fn a_guest_that_ends_frees_its_source() -> Result<()> {
+    let lab = Lab::new()?;
+    let (source, ..) = boot_cold(&lab)?;
+    let destination = lab.receive(&COLD)?;
+    let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
+    migration.wait_for_phase(Phase::Tail)?;
+    let (ended, _) = destination.machine.ctl(&["quit"])?;
+    ensure!(ended.code() == Some(0), "{ended:?}");
+    migration.succeeds()?;
+    ensure!(source.process.wait()?.code() == Some(0), "the source failed");
+    Ok(())
+}
+
+fn now_moves_a_guest_that_does_not_converge() -> Result<()> {
+    let lab = Lab::new()?;
+    let network = Network::with_rate(400)?;
+    let workload = Workload { working_set: 40, cold: 0, rate: 0, writes: 100, ..Workload::default() };
+    let source = lab.boot_behind(&network.prefix(0), &workload)?;
+    let mut destination = lab.receive_behind(&network.prefix(1), &format!("tcp:{SECOND}:0"), &[], &workload)?;
+    let how = How::with(&["--switchover", "now", "--cold-rate", "0"]);
+    let report = source.migrate(&destination.address, &how)?.succeeds()?.report;
+    ensure!(report.rounds == 1 && report.tail.is_some_and(|tail| tail.pages > 0), "{report:?}");
+    destination_only(&source, &mut destination.machine)
+}

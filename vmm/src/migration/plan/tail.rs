@@ -1,0 +1,452 @@
+//! What is still to come once the guest runs at the destination. Pure, like the plan of pre-copy: no I/O, no clock.
+//!
+//! The source keeps a page until the destination has confirmed it ([`Tail`]); the destination lets nobody see a page
+//! before it has landed, and lands each once ([`Missing`]). A connection that breaks loses what was on its way, and nothing
+//! else.
+
+use std::ops::Range;
+
+use crate::ram::PageSet;
+
+/// Neighbours that go along with a page that is wanted: those in the same block of so many pages.
+pub const BLOCK: u64 = 16;
+
+/// What the source has and the destination has not confirmed.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    /// Warm when the guest was stopped: these go first.
+    hot: PageSet,
+    cold: PageSet,
+    /// Sent, by this connection, and not confirmed.
+    on_way: PageSet,
+}
+
+impl Tail {
+    /// What pre-copy has left over.
+    pub(super) fn new(hot: PageSet, cold: PageSet) -> Self {
+        let on_way = PageSet::new(hot.universe());
+        Self { hot, cold, on_way }
+    }
+
+    /// Pages that the destination has not confirmed.
+    pub fn left(&self) -> u64 {
+        self.hot.len() + self.cold.len()
+    }
+
+    /// Pages that are on their way.
+    pub fn on_way(&self) -> u64 {
+        self.on_way.len()
+    }
+
+    /// All of them, in order.
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        let mut all = self.hot.clone();
+        all.insert_all(&self.cold);
+        all.runs().collect()
+    }
+
+    /// Whether a page stays in memory at the destination, by itself.
+    pub fn is_hot(&self, page: u64) -> bool {
+        self.hot.contains(page)
+    }
+
+    /// The guest waits for `page`. Whether it is to be sent, and which neighbours go along: those that are cold like it
+    /// and not on their way. A page that is on its way already is sent again: what is under way may be far behind.
+    pub fn wanted(&mut self, page: u64) -> Option<Vec<Range<u64>>> {
+        if !self.hot.contains(page) && !self.cold.contains(page) {
+            return None;
+        }
+        self.on_way.insert_range(page..page + 1);
+        let block = page / BLOCK * BLOCK;
+        let mut neighbours = Vec::new();
+        for run in runs_in(&self.cold, block..(block + BLOCK).min(self.cold.universe())) {
+            neighbours.extend(gaps_in(&self.on_way, run));
+        }
+        neighbours.iter().for_each(|run| self.on_way.insert_range(run.clone()));
+        Some(neighbours)
+    }
+
+    /// The next pages to send unasked: at most `most`, none that is on its way. They are now.
+    pub fn next(&mut self, most: u64) -> Vec<Range<u64>> {
+        let lane = if self.hot.is_empty() { &self.cold } else { &self.hot };
+        let mut found = Vec::new();
+        let mut room = most;
+        let mut from = 0;
+        while room > 0 {
+            let Some(run) = lane.next_run(from, u64::MAX) else { break };
+            from = run.end;
+            for gap in gaps_in(&self.on_way, run) {
+                if room == 0 {
+                    break;
+                }
+                let end = gap.end.min(gap.start + room);
+                room -= end - gap.start;
+                found.push(gap.start..end);
+            }
+        }
+        found.iter().for_each(|run| self.on_way.insert_range(run.clone()));
+        found
+    }
+
+    /// The destination has these. Returns those that were still kept, which can be given back to the host.
+    pub fn confirmed(&mut self, pages: Range<u64>) -> Vec<Range<u64>> {
+        let mut kept = runs_in(&self.hot, pages.clone());
+        kept.extend(runs_in(&self.cold, pages.clone()));
+        self.hot.remove_range(pages.clone());
+        self.cold.remove_range(pages.clone());
+        self.on_way.remove_range(pages);
+        kept
+    }
+
+    /// The connection has broken. Returns what was on its way.
+    pub fn cut(&mut self) -> Vec<Range<u64>> {
+        let lost = self.on_way.runs().collect();
+        self.on_way.clear();
+        lost
+    }
+
+    /// On a new connection the destination says what it misses: all else it has. Returns what can be given back.
+    ///
+    /// # Errors
+    /// The first page that it misses and that is not here: it was confirmed once.
+    pub fn resumed(&mut self, missing: &PageSet) -> Result<Vec<Range<u64>>, u64> {
+        let mut gone = missing.clone();
+        gone.remove_all(&self.hot);
+        gone.remove_all(&self.cold);
+        if let Some(run) = gone.next_run(0, 1) {
+            return Err(run.start);
+        }
+        let mut confirmed = self.hot.clone();
+        confirmed.insert_all(&self.cold);
+        confirmed.remove_all(missing);
+        let confirmed: Vec<_> = confirmed.runs().collect();
+        Ok(confirmed.into_iter().flat_map(|run| self.confirmed(run)).collect())
+    }
+}
+
+/// What a fault at the destination asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The source has the page and does not know yet that it is wanted.
+    Ask,
+    /// Whoever lands the page wakes the guest.
+    Wait,
+    /// The page is there, or was never written: it reads as zeros.
+    Fill,
+}
+
+/// What the destination does not have yet.
+#[derive(Clone, Debug)]
+pub struct Missing {
+    missing: PageSet,
+    landing: PageSet,
+    wanted: PageSet,
+    unconfirmed: PageSet,
+}
+
+impl Missing {
+    /// Nothing is missing, of so many pages.
+    pub fn new(pages: u64) -> Self {
+        Self {
+            missing: PageSet::new(pages),
+            landing: PageSet::new(pages),
+            wanted: PageSet::new(pages),
+            unconfirmed: PageSet::new(pages),
+        }
+    }
+
+    /// These come later.
+    pub fn later(&mut self, pages: Range<u64>) {
+        self.missing.insert_range(pages);
+    }
+
+    /// Pages that have not landed.
+    pub fn left(&self) -> u64 {
+        self.missing.len() + self.landing.len()
+    }
+
+    /// Pages that the guest waits for.
+    pub fn wanted(&self) -> u64 {
+        self.wanted.len()
+    }
+
+    /// The pages that the guest waits for, in order: to ask for them again.
+    pub fn wanted_pages(&self) -> Vec<Range<u64>> {
+        self.wanted.runs().collect()
+    }
+
+    /// All pages that have not landed.
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        self.missing.runs().collect()
+    }
+
+    /// The guest has touched a page that is not mapped.
+    pub fn fault(&mut self, page: u64) -> Fault {
+        if self.landing.contains(page) {
+            Fault::Wait
+        } else if !self.missing.contains(page) {
+            Fault::Fill
+        } else if self.wanted.contains(page) {
+            Fault::Wait
+        } else {
+            self.wanted.insert_range(page..page + 1);
+            Fault::Ask
+        }
+    }
+
+    /// A page has arrived. Whether it is to land: once, and never over what the guest has written since.
+    pub fn arrived(&mut self, page: u64) -> bool {
+        let is_missing = self.missing.contains(page);
+        if is_missing {
+            self.missing.remove_range(page..page + 1);
+            self.landing.insert_range(page..page + 1);
+        }
+        is_missing
+    }
+
+    /// This could not land: it is missing again.
+    pub fn failed(&mut self, page: u64) {
+        self.landing.remove_range(page..page + 1);
+        self.missing.insert_range(page..page + 1);
+    }
+
+    /// These have landed.
+    pub fn landed(&mut self, pages: Range<u64>) {
+        self.landing.remove_range(pages.clone());
+        self.wanted.remove_range(pages.clone());
+        self.unconfirmed.insert_range(pages);
+    }
+
+    /// What has landed since the last call: to be confirmed.
+    pub fn take_unconfirmed(&mut self) -> Vec<Range<u64>> {
+        let runs = self.unconfirmed.runs().collect();
+        self.unconfirmed.clear();
+        runs
+    }
+}
+
+fn runs_in(set: &PageSet, pages: Range<u64>) -> Vec<Range<u64>> {
+    let mut found = Vec::new();
+    let mut from = pages.start;
+    while let Some(run) = set.next_run(from, pages.end.saturating_sub(from)).filter(|run| run.start < pages.end) {
+        let run = run.start..run.end.min(pages.end);
+        from = run.end;
+        found.push(run);
+        if from >= pages.end {
+            break;
+        }
+    }
+    found
+}
+
+fn gaps_in(set: &PageSet, pages: Range<u64>) -> Vec<Range<u64>> {
+    let mut gaps = Vec::new();
+    let mut from = pages.start;
+    for run in runs_in(set, pages.clone()) {
+        if from < run.start {
+            gaps.push(from..run.start);
+        }
+        from = run.end;
+    }
+    if from < pages.end {
+        gaps.push(from..pages.end);
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGES: u64 = 120;
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        /// The guest touches a page; whether it writes it, once it can.
+        Touch(u64, bool),
+        SendUnasked(u64),
+        /// The next thing on the fault channel, or on the bulk channel, arrives.
+        Deliver(bool),
+        /// What has begun to land is whole.
+        Land,
+        Confirm,
+        Cut,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0..PAGES, any::<bool>()).prop_map(|(page, writes)| Event::Touch(page, writes)),
+            3 => (1u64..20).prop_map(Event::SendUnasked),
+            6 => any::<bool>().prop_map(Event::Deliver),
+            4 => Just(Event::Land),
+            3 => Just(Event::Confirm),
+            1 => Just(Event::Cut),
+        ]
+    }
+
+    /// Both sides and the channels between them. A page's content is a number; 0 is a hole.
+    struct World {
+        tail: Tail,
+        missing: Missing,
+        source: [Option<u64>; PAGES as usize],
+        here: [Option<u64>; PAGES as usize],
+        /// What each page must read as.
+        truth: [u64; PAGES as usize],
+        channels: [VecDeque<(u64, u64)>; 2],
+        landing: Vec<(u64, u64)>,
+        confirmations: VecDeque<Range<u64>>,
+    }
+
+    impl World {
+        fn send(&mut self, channel: usize, runs: &[Range<u64>]) {
+            for page in runs.iter().cloned().flatten() {
+                let content = self.source[page as usize].expect("a page is given back after it was confirmed");
+                self.channels[channel].push_back((page, content));
+            }
+        }
+
+        fn ask(&mut self, page: u64) {
+            if let Some(neighbours) = self.tail.wanted(page) {
+                self.send(0, &[page..page + 1]);
+                self.send(0, &neighbours);
+            }
+        }
+
+        fn give_back(&mut self, runs: Vec<Range<u64>>) {
+            for page in runs.into_iter().flatten() {
+                assert!(self.here[page as usize].is_some(), "page {page} is given back and is not here");
+                assert!(self.source[page as usize].take().is_some(), "page {page} is given back twice");
+            }
+        }
+
+        fn deliver(&mut self, channel: usize) {
+            if let Some((page, content)) = self.channels[channel].pop_front()
+                && self.missing.arrived(page)
+            {
+                assert!(self.here[page as usize].is_none(), "page {page} lands twice");
+                self.landing.push((page, content));
+            }
+        }
+
+        fn land(&mut self) {
+            for (page, content) in std::mem::take(&mut self.landing) {
+                self.here[page as usize] = Some(content);
+                self.missing.landed(page..page + 1);
+            }
+        }
+
+        fn confirm(&mut self) {
+            self.confirmations.extend(self.missing.take_unconfirmed());
+            while let Some(run) = self.confirmations.pop_front() {
+                let back = self.tail.confirmed(run);
+                self.give_back(back);
+            }
+        }
+
+        fn cut(&mut self) {
+            self.channels.iter_mut().for_each(VecDeque::clear);
+            self.confirmations.clear();
+            self.tail.cut();
+            // What is landing lands before the new connection is used.
+            self.land();
+            let mut missing = PageSet::new(PAGES);
+            self.missing.ranges().into_iter().for_each(|run| missing.insert_range(run));
+            self.missing.take_unconfirmed();
+            let back = self.tail.resumed(&missing).expect("nothing that is missing was given back");
+            self.give_back(back);
+            for page in self.missing.wanted_pages().into_iter().flatten() {
+                self.ask(page);
+            }
+        }
+
+        fn touch(&mut self, page: u64, writes: bool) {
+            if self.here[page as usize].is_none() {
+                match self.missing.fault(page) {
+                    Fault::Ask => return self.ask(page),
+                    Fault::Wait => return,
+                    Fault::Fill => self.here[page as usize] = Some(0),
+                }
+            }
+            assert_eq!(self.here[page as usize], Some(self.truth[page as usize]), "page {page}");
+            if writes {
+                self.truth[page as usize] += 1000;
+                self.here[page as usize] = Some(self.truth[page as usize]);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever the guest touches and writes, whatever is asked for and sent unasked, in whatever order it arrives, lands and
+        /// is confirmed, and wherever the connection is cut: the guest never sees anything but its own memory, the source
+        /// gives back only what has landed, and in the end it has nothing left.
+        #[test]
+        fn nothing_is_lost_and_nothing_is_overwritten(
+            kinds in prop::collection::vec(0..4u8, PAGES as usize),
+            events in prop::collection::vec(event(), 0..200),
+        ) {
+            let (mut hot, mut cold) = (PageSet::new(PAGES), PageSet::new(PAGES));
+            let mut world = World {
+                tail: Tail::new(hot.clone(), cold.clone()),
+                missing: Missing::new(PAGES),
+                source: [None; PAGES as usize],
+                here: [None; PAGES as usize],
+                truth: [0; PAGES as usize],
+                channels: Default::default(),
+                landing: Vec::new(),
+                confirmations: VecDeque::new(),
+            };
+            for (page, kind) in (0..PAGES).zip(kinds) {
+                let i = page as usize;
+                world.truth[i] = if kind == 0 { 0 } else { page + 1 };
+                match kind {
+                    // A hole; sent by pre-copy; left over, warm and cold.
+                    0 => {}
+                    1 => world.here[i] = Some(page + 1),
+                    _ => {
+                        if kind == 2 { &mut hot } else { &mut cold }.insert_range(page..page + 1);
+                        world.missing.later(page..page + 1);
+                        world.source[i] = Some(page + 1);
+                    }
+                }
+            }
+            world.tail = Tail::new(hot, cold);
+            for event in events {
+                match event {
+                    Event::Touch(page, writes) => world.touch(page, writes),
+                    Event::SendUnasked(most) => {
+                        let runs = world.tail.next(most);
+                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        world.send(1, &runs);
+                    }
+                    Event::Deliver(faults) => world.deliver(usize::from(!faults)),
+                    Event::Land => world.land(),
+                    Event::Confirm => world.confirm(),
+                    Event::Cut => world.cut(),
+                }
+                prop_assert!(world.tail.left() >= world.missing.left());
+            }
+            let mut rounds = 0;
+            while world.tail.left() > 0 {
+                let runs = world.tail.next(7);
+                world.send(1, &runs);
+                while !world.channels.iter().all(VecDeque::is_empty) {
+                    world.deliver(0);
+                    world.deliver(1);
+                }
+                world.land();
+                world.confirm();
+                rounds += 1;
+                prop_assert!(rounds <= PAGES, "it does not end");
+            }
+            prop_assert_eq!((world.missing.left(), world.missing.wanted()), (0, 0));
+            prop_assert!(world.source.iter().all(Option::is_none));
+            for page in 0..PAGES {
+                world.touch(page, false);
+            }
+        }
+    }
+}

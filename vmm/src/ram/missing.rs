@@ -1,0 +1,89 @@
+//! Guest RAM that is filled in while the guest runs: whoever touches a page that has not landed waits.
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use memory_agent::{FaultError, MissingFaults, PAGE_SIZE};
+
+use super::{GuestRam, RamError};
+
+/// Faults on the holes of guest RAM, in RAM page numbers. When this is dropped, holes read as zeros again.
+///
+/// Whoever holds this must not touch guest memory through its mapping: it would wait for itself.
+#[derive(Debug)]
+pub struct MissingRam {
+    ram: Arc<GuestRam>,
+    faults: MissingFaults,
+}
+
+impl MissingRam {
+    /// From now on whoever touches a hole waits.
+    ///
+    /// # Errors
+    /// When this user may not handle a guest's faults.
+    pub fn new(ram: Arc<GuestRam>) -> Result<Self, RamError> {
+        let faults = MissingFaults::open()?;
+        for mapping in ram.mappings()? {
+            faults.register(&mapping)?;
+        }
+        Ok(Self { ram, faults })
+    }
+
+    /// Waits for faults, or until `stop` is readable, and gives the pages to `each`. Returns whether to go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait(&self, stop: BorrowedFd<'_>, mut each: impl FnMut(u64)) -> Result<bool, RamError> {
+        let bases: Vec<_> = (0..self.ram.layout().regions().len()).map(|r| self.ram.host_address(r)).collect();
+        let page_of = |address: u64| {
+            let mut first = 0;
+            for (region, base) in self.ram.layout().regions().iter().zip(&bases) {
+                let offset = base.and_then(|base| address.checked_sub(base));
+                if let Some(offset) = offset.filter(|offset| *offset < region.length) {
+                    return Some(first + offset / PAGE_SIZE);
+                }
+                first += region.pages();
+            }
+            None
+        };
+        Ok(self.faults.wait(stop, |address| page_of(address).into_iter().for_each(&mut each))?)
+    }
+
+    /// Fills a hole with zeros and wakes whoever waits for it; a page that is there stays what it is.
+    ///
+    /// # Errors
+    /// When the host has no memory.
+    pub fn zero(&self, page: u64) -> Result<(), RamError> {
+        for part in self.ram.layout().split(page..page + 1) {
+            self.faults.zero(&self.ram.mapping(part.region)?, part.local.start)?;
+        }
+        Ok(())
+    }
+
+    /// Wakes whoever waits for pages that have landed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wake(&self, pages: Range<u64>) -> Result<(), RamError> {
+        self.ram.check(&pages)?;
+        for part in self.ram.layout().split(pages) {
+            self.faults.wake(&self.ram.mapping(part.region)?, &part.local)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MissingRam {
+    fn drop(&mut self) {
+        for mapping in self.ram.mappings().into_iter().flatten() {
+            // Closing the descriptor does the same for all of them, should one be refused.
+            let _ = self.faults.unregister(&mapping);
+        }
+    }
+}
+
+/// Why faults of a guest's cannot be handled on this host, if they cannot.
+pub fn why_no_faults() -> Option<FaultError> {
+    MissingFaults::open().err()
+}

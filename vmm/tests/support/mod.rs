@@ -1,0 +1,126 @@
+//! A machine without KVM.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
+#![allow(dead_code, reason = "each test file uses what it needs")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use thermocline::devices::serial::SavedSerial;
+use thermocline::kvm::state::VmState;
+use thermocline::machine::{MachineDescription, MachineError, MachineState};
+use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
+use thermocline::ram::{GuestRam, PageSet};
+use vm_memory::{Bytes, GuestAddress};
+
+pub(crate) const PAGES: u64 = 512;
+pub(crate) const PAGE: usize = 4096;
+
+/// A machine whose guest is whoever calls [`Fake::execute`].
+pub(crate) struct Fake {
+    pub(crate) ram: Arc<GuestRam>,
+    running: AtomicBool,
+    /// Held by the guest while it writes, so that a pause is a pause.
+    pub(crate) executing: Mutex<()>,
+    pub(crate) state: Mutex<Option<MachineState>>,
+    /// What somebody says of its memory, who need not know.
+    pub(crate) believed: Mutex<Option<Belief>>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        let ram = Arc::new(GuestRam::new(PAGES * PAGE as u64).unwrap());
+        Self {
+            ram,
+            running: AtomicBool::new(false),
+            executing: Mutex::default(),
+            state: Mutex::default(),
+            believed: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn write(&self, page: u64, value: u8) {
+        self.ram.memory().write_slice(&[value; PAGE], GuestAddress(page * PAGE as u64)).unwrap();
+    }
+
+    /// What the guest does: writes `value` to `page` if it may run.
+    pub(crate) fn execute(&self, page: u64, value: u8) -> bool {
+        let _executing = self.executing.lock().unwrap();
+        let running = self.running.load(Ordering::SeqCst);
+        if running {
+            self.write(page, value);
+        }
+        running
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let mut bytes = vec![0; PAGES as usize * PAGE];
+        self.ram.read_pages(0..PAGES, &mut bytes).unwrap();
+        bytes
+    }
+}
+
+impl SourceMachine for Fake {
+    fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+    fn believed(&self) -> Option<Belief> {
+        self.believed.lock().unwrap().clone()
+    }
+    fn describe(&self) -> MachineDescription {
+        MachineDescription {
+            ram: self.ram.layout().clone(),
+            cpus: 1,
+            cpuid: Vec::new(),
+            tsc_khz: 1,
+            devices: Vec::new(),
+        }
+    }
+    fn start_dirty_log(&self) -> Result<(), MachineError> {
+        self.ram.take_own_writes();
+        Ok(())
+    }
+    fn take_dirty_log(&self) -> Result<PageSet, MachineError> {
+        Ok(self.ram.take_own_writes())
+    }
+    fn stop_dirty_log(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+    fn pause(&self) {
+        let _executing = self.executing.lock().unwrap();
+        self.running.store(false, Ordering::SeqCst);
+    }
+    fn resume(&self) {
+        self.running.store(true, Ordering::SeqCst);
+    }
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+    fn save(&self) -> Result<MachineState, MachineError> {
+        let vm = VmState { irqchips: Vec::new(), pit: Default::default(), clock: Default::default() };
+        let serial = SavedSerial { received: b"typed".to_vec(), ..SavedSerial::default() };
+        Ok(MachineState { vm, vcpus: Vec::new(), serial, running: false })
+    }
+}
+
+impl DestinationMachine for Fake {
+    fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        *self.state.lock().unwrap() = Some(state.clone());
+        Ok(())
+    }
+    fn resume(&self) {
+        self.running.store(true, Ordering::SeqCst);
+    }
+    fn pause(&self) {
+        self.running.store(false, Ordering::SeqCst);
+    }
+    fn is_running(&self) -> bool {
+        self.runs()
+    }
+}

@@ -1,0 +1,220 @@
+//! What follows a guest, between two machines without KVM: the guest is a thread that reads and writes its memory where it
+//! runs, faults are the kernel's own, and the connections go through somebody in the middle who cuts them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
+
+mod support;
+
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use memory_agent::{ByteSize, Counts, Hint, PageState, Residency};
+use support::{Fake, PAGE, PAGES};
+use thermocline::migration::cancel::Cancel;
+use thermocline::migration::destination::{self, Door};
+use thermocline::migration::link::{Address, Link, Listener};
+use thermocline::migration::plan::ColdPolicy;
+use thermocline::migration::progress::{Progress, Report};
+use thermocline::migration::rendezvous::{Rendezvous, Session};
+use thermocline::migration::source::{self, Following, Options, Switchover};
+use thermocline::migration::{Belief, SourceMachine};
+use vm_memory::{Bytes, GuestAddress};
+
+/// A guest that knows what is in its memory, wherever it runs.
+struct Guest {
+    truth: Vec<u8>,
+    random: u64,
+}
+
+impl Guest {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) % limit
+    }
+
+    /// Reads a page, checks it, and writes it now and then.
+    fn step(&mut self, machine: &Fake) {
+        let page = self.below(PAGES);
+        let mut bytes = [0; PAGE];
+        machine.ram.memory().read_slice(&mut bytes, GuestAddress(page * PAGE as u64)).unwrap();
+        let expected = self.truth[page as usize];
+        assert!(bytes.iter().all(|byte| *byte == expected), "page {page}: {} where {expected} was", bytes[0]);
+        if self.below(3) == 0 {
+            let value = self.below(200) as u8;
+            machine.write(page, value);
+            self.truth[page as usize] = value;
+        }
+    }
+}
+
+/// Passes connections on, and cuts all of them when told to.
+struct Middle {
+    open: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Middle {
+    fn new(here: &Path, there: &Path) -> Self {
+        let listener = UnixListener::bind(here).unwrap();
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (there, passing) = (there.to_owned(), Arc::clone(&open));
+        thread::spawn(move || {
+            for from in listener.incoming().map_while(Result::ok) {
+                let Ok(to) = UnixStream::connect(&there) else { continue };
+                for (mut from, mut to) in [
+                    (from.try_clone().unwrap(), to.try_clone().unwrap()),
+                    (to.try_clone().unwrap(), from.try_clone().unwrap()),
+                ] {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                        let _ = from.shutdown(Shutdown::Both);
+                    });
+                }
+                passing.lock().unwrap().extend([from, to]);
+            }
+        });
+        Self { open }
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+struct Moved {
+    report: Report,
+    source: Arc<Fake>,
+    destination: Arc<Fake>,
+    truth: Vec<u8>,
+}
+
+/// Moves a guest whose every page is believed to be swapped, so that all of them follow it; cuts the connections `cuts` times
+/// once it runs there.
+fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
+    if let Some(why) = thermocline::ram::why_no_faults() {
+        let must = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        assert!(!must, "{why}");
+        eprintln!("skipped: {why}");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (front, back) = (directory.path().join("front"), directory.path().join("back"));
+    let listener = Listener::bind(&Address::Unix(back.clone())).unwrap();
+    let middle = Middle::new(&front, &back);
+    let (source, destination) = (Arc::new(Fake::new()), Arc::new(Fake::new()));
+    let mut guest = Guest { truth: vec![0; PAGES as usize], random: 0x7e57 + u64::from(cuts) };
+    for page in (0..PAGES).filter(|page| page % 5 != 0) {
+        source.write(page, page as u8 | 1);
+        guest.truth[page as usize] = page as u8 | 1;
+    }
+    let believed = Hint::of(Residency::uniform(PAGES, PageState::Swapped));
+    *source.believed.lock().unwrap() = Some(Belief { hint: believed, probe: "liar" });
+    SourceMachine::resume(source.as_ref());
+    let ended = Arc::new(AtomicBool::new(false));
+    let guest = thread::spawn({
+        let (source, destination, ended) = (Arc::clone(&source), Arc::clone(&destination), Arc::clone(&ended));
+        move || {
+            while !ended.load(Ordering::SeqCst) {
+                if destination.runs() {
+                    guest.step(&destination);
+                } else {
+                    let _executing = source.executing.lock().unwrap();
+                    if source.runs() {
+                        guest.step(&source);
+                    }
+                }
+                thread::sleep(Duration::from_micros(50));
+            }
+            guest.truth
+        }
+    });
+    let receiving = thread::spawn({
+        let destination = Arc::clone(&destination);
+        move || {
+            let link = listener.accept().unwrap();
+            let door = Door { listener: Some(listener), patience: Duration::from_secs(20) };
+            destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
+        }
+    });
+    let cutting = thread::spawn({
+        let destination = Arc::clone(&destination);
+        move || {
+            while !destination.runs() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            for n in 0..cuts {
+                thread::sleep(Duration::from_millis(u64::from(5 + n * 7 % 30)));
+                middle.cut();
+            }
+            middle
+        }
+    });
+    let address = Address::Unix(front);
+    let following = Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone()));
+    let options = Options { cold: ColdPolicy::Lazy, switchover: Switchover::Now, cold_rate, ..Options::default() };
+    let report = source::migrate(
+        source.as_ref(),
+        Link::connect(&address).unwrap(),
+        &options,
+        Some(&Arc::new(following)),
+        &Cancel::default(),
+        &mut |_: &Progress| {},
+    )
+    .unwrap();
+    receiving.join().unwrap().unwrap();
+    ended.store(true, Ordering::SeqCst);
+    let truth = guest.join().unwrap();
+    drop(cutting.join().unwrap());
+    Some(Moved { report, source, destination, truth })
+}
+
+impl Moved {
+    fn must_be_whole(&self) {
+        assert!(!self.source.runs() && self.destination.runs());
+        assert_eq!(
+            self.source.ram.counts().unwrap(),
+            Counts { hole: PAGES, ..Counts::default() },
+            "left at the source"
+        );
+        let content = self.destination.content();
+        for (page, (bytes, expected)) in content.chunks(PAGE).zip(&self.truth).enumerate() {
+            assert!(bytes.iter().all(|byte| byte == expected), "page {page}");
+        }
+    }
+}
+
+#[test]
+fn all_pages_follow_the_guest() {
+    let Some(moved) = migrate(ByteSize(0), 0) else { return };
+    moved.must_be_whole();
+    let tail = moved.report.tail.unwrap();
+    assert!(tail.pages >= PAGES / 5 * 4 && tail.cuts == 0, "{tail:?}");
+    assert_eq!(tail.given_back, tail.pages * PAGE as u64);
+    assert!(tail.faults.is_some() && moved.report.destination.is_some(), "{:?}", moved.report);
+}
+
+#[test]
+fn the_guest_gets_what_it_waits_for_at_once() {
+    // In the background a page every 4 ms.
+    let Some(moved) = migrate(ByteSize::mib(1), 0) else { return };
+    moved.must_be_whole();
+    let tail = moved.report.tail.unwrap();
+    let faults = tail.faults.unwrap();
+    assert!(tail.wanted > 0 && tail.neighbours > 0 && faults.count >= tail.wanted.min(20), "{tail:?}");
+}
+
+#[test]
+fn a_connection_that_breaks_loses_nothing() {
+    let Some(moved) = migrate(ByteSize::mib(2), 8) else { return };
+    moved.must_be_whole();
+    let tail = moved.report.tail.unwrap();
+    assert!(tail.cuts >= 3, "{tail:?}");
+}
