@@ -5,7 +5,7 @@ use std::process::ChildStdin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use workload_guest::report::{CheckedAll, Ready, Report};
+use workload_guest::report::{CheckedAll, Ready, Report, Touched};
 use workload_guest::{Command, Line};
 
 use crate::lines::{Lines, Said};
@@ -39,8 +39,8 @@ impl Console {
     }
 
     /// Sends a command and waits until the guest has understood it.
-    pub(crate) fn send(&mut self, command: Command) -> Result<()> {
-        writeln!(self.input, "{command}").context("the guest's console is closed")?;
+    pub(crate) fn send(&self, command: Command) -> Result<()> {
+        writeln!(&self.input, "{command}").context("the guest's console is closed")?;
         let text = command.to_string();
         self.wait(|_, line| matches!(line, Line::Ack(ack) if ack.command == text).then_some(()))
     }
@@ -62,9 +62,15 @@ impl Console {
     }
 
     /// Has the guest compare every page that it has written.
-    pub(crate) fn check(&mut self) -> Result<CheckedAll> {
+    pub(crate) fn check(&self) -> Result<CheckedAll> {
         self.send(Command::Check)?;
         self.wait(|_, line| if let Line::CheckedAll(all) = line { Some(all) } else { None })
+    }
+
+    /// Has the guest read and compare this many cold pages, chosen at random.
+    pub(crate) fn touch_cold(&self, pages: u64) -> Result<Touched> {
+        self.send(Command::TouchCold(pages))?;
+        self.wait(|_, line| if let Line::Touched(touched) = line { Some(touched) } else { None })
     }
 
     /// The next line that `wanted` takes. Lines that are none are passed over: firmware's, and the one that was cut in

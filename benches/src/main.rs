@@ -9,8 +9,10 @@ mod console;
 mod disturbance;
 mod guard;
 mod guest_ram;
+mod lazy;
 mod lines;
 mod migration;
+mod network;
 mod peer;
 mod probe;
 mod process;
@@ -43,6 +45,9 @@ enum Bench {
     Cold(cold::Arguments),
     /// QEMU's own migration of a guest that is mostly swapped out, with and without `memory-agent guard` beside it.
     Guard(guard::Arguments),
+    /// Migration that leaves cold memory for later, beside that which does not, and beside stock QEMU's pre-copy and
+    /// post-copy; with verdicts against targets.
+    Lazy(lazy::Arguments),
     /// What asking about pages costs, for each probe and pattern, beside the system calls alone.
     Probe(probe::Arguments),
 }
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
     let result = stop::on_signals().and_then(|()| match arguments.bench {
         Bench::Cold(arguments) => cold::main(&arguments),
         Bench::Guard(arguments) => guard::main(&arguments),
+        Bench::Lazy(arguments) => lazy::main(&arguments),
         Bench::Probe(arguments) => probe::main(&arguments),
     });
     match result {

@@ -2,7 +2,7 @@
 
 use std::fs::read_to_string;
 use std::io::Read;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,11 @@ impl Process {
         let pid = Pid::from_raw(self.pid().cast_signed()).context("no process")?;
         // Not waited for yet, so the number is still its own.
         kill_process(pid, Signal::INT).context("kill")
+    }
+
+    /// Waits for its end, which is at hand.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("no word of the process's end")
     }
 
     /// CPU time it has used so far, user and system, guest included. The kernel tells it in steps of its clock tick,

@@ -78,7 +78,7 @@ pub(crate) fn table(columns: &[Column], rows: &[Row], is_peer: impl Fn(&Row, &Ro
 }
 
 fn cell(row: &Row, peer: Option<&Row>, key: &str) -> String {
-    let Some(value) = row.values.get(key) else { return String::new() };
+    let Some(value) = row.values.get(key) else { return "-".to_owned() };
     let shown = if value.fract() == 0.0 || *value >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") };
     match peer.and_then(|peer| peer.values.get(key)) {
         // Nothing is a multiple of nothing.
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(cell(&a, Some(&qemu), "total_ms"), "5\n×0.25");
         assert_eq!(cell(&a, Some(&qemu), "swap_ins"), "1");
         assert_eq!(cell(&qemu, None, "total_ms"), "20");
-        assert_eq!(cell(&a, Some(&qemu), "downtime_ms"), "");
+        assert_eq!(cell(&a, Some(&qemu), "downtime_ms"), "-");
         assert_eq!(cell(&row("a", 0.25, 0.0), None, "total_ms"), "0.2");
     }
 

@@ -5,13 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use thermocline::control::RunState;
+use thermocline::dump::DumpReport;
 use thermocline::migration::progress::Phase;
 use thermocline_tests::console::eventually;
 use thermocline_tests::cutter::Cutter;
+use thermocline_tests::group::PressedGroup;
 use thermocline_tests::network::{Network, SECOND};
 use thermocline_tests::owner::destination_only;
+use thermocline_tests::random::Random;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::swap::undisturbed;
+use thermocline_tests::trials::give_more_time;
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
 
 use crate::cold::{COLD, boot_cold};
@@ -19,6 +23,7 @@ use crate::cold::{COLD, boot_cold};
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], lazy_leaves_what_is_cold_asleep);
     trial!(trials, [Kvm, Root, Zram], lazy_there_and_back);
+    trial!(trials, [Kvm, Root, Zram], lazy_under_pressure_with_cuts);
     trial!(trials, [Kvm, Root, Zram], a_guest_that_needs_everything_gets_it);
     trial!(trials, [Kvm, Root, Zram], a_tail_survives_cuts);
     trial!(trials, [Kvm, Root, Zram], either_side_reconnects);
@@ -53,6 +58,9 @@ fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
         must_be_near("destination resident", there.resident, before.resident + faults.count, 3)?;
         must_be_near("destination swapped", there.swapped, before.swapped, 3)?;
         ensure!(there.hole >= before.hole, "holes became pages: {before:?} {there:?}");
+        // What is left there is no guest any more.
+        let (refused, _) = source.ctl(&["resume", "--force"])?;
+        ensure!(refused.sentence(1)?.contains("given back"), "{refused:?}");
         source.ctl(&["quit"])?;
         destination_only(&source, &mut destination.machine)
     })
@@ -73,6 +81,43 @@ fn lazy_there_and_back() -> Result<()> {
         }
         here.must_go_on()
     })
+}
+
+/// How often a guest moves in the trial that hurts most; more often by hand.
+const TIMES: &str = "THERMOCLINE_TESTS_LAZY_TIMES";
+
+/// The kernel takes memory from both sides all the time, the connections are cut at random moments, and after each move the
+/// guest looks at all of its memory.
+fn lazy_under_pressure_with_cuts() -> Result<()> {
+    let times: u32 = std::env::var(TIMES).ok().map_or(Ok(3), |times| times.parse())?;
+    let lab = Lab::new()?;
+    let groups = [PressedGroup::new()?, PressedGroup::new()?];
+    let prefixes: Vec<_> = groups.iter().map(PressedGroup::prefix).collect();
+    let prefix = |number: usize| prefixes[number % 2].each_ref().map(String::as_str);
+    let mut here = lab.boot_behind(&prefix(0), &COLD)?;
+    let ready = here.console.ready()?;
+    let mut random = Random::new(0x1a2);
+    let mut cuts = 0;
+    for time in 0..times {
+        give_more_time();
+        here.page_out_cold(&ready)?;
+        let destination = lab.receive_behind(&prefix(time as usize + 1), "tcp:127.0.0.1:0", &[], &COLD)?;
+        let cutter = Cutter::new(&destination.address)?;
+        let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "256MiB"]))?;
+        migration.wait_for_phase(Phase::Tail)?;
+        for _ in 0..random.below(4) {
+            std::thread::sleep(Duration::from_millis(random.below(150)));
+            cutter.cut();
+        }
+        let mut there = destination.machine;
+        there.must_go_on().with_context(|| format!("move {time}"))?;
+        let report = migration.succeeds()?.report;
+        cuts += report.tail.context("no tail")?.cuts;
+        destination_only(&here, &mut there).with_context(|| format!("move {time}"))?;
+        here = there;
+    }
+    println!("{times} moves, {cuts} connections cut and made anew, 0 errors");
+    Ok(())
 }
 
 fn a_guest_that_needs_everything_gets_it() -> Result<()> {
@@ -156,6 +201,17 @@ fn a_lost_source_stops_the_guest() -> Result<()> {
     ensure!(tail.source_lost && tail.missing > 0 && !tail.first_missing.is_empty(), "{tail:?}");
     let said = machine.process.stderr.lines().join("\n");
     ensure!(said.contains("the guest stands") && said.contains("pages are missing"), "{said:?}");
+    let kept = lab.path("kept.img");
+    let path = kept.to_string_lossy();
+    let (ended, lines) = machine.ctl(&["dump", "--to", &path])?;
+    ensure!(ended.code() == Some(0), "{ended:?}");
+    let report: DumpReport = serde_json::from_str(&lines.join(""))?;
+    ensure!(report.missing == tail.missing && report.pages > 0, "{report:?}, missing {}", tail.missing);
+    ensure!(std::fs::metadata(&kept)?.len() == COLD.memory << 20, "the image has another size than guest RAM");
+    let beside: serde_json::Value = serde_json::from_slice(&std::fs::read(format!("{path}.json"))?)?;
+    ensure!(beside["state"]["vcpus"].as_array().is_some_and(|vcpus| vcpus.len() == 1), "no state");
+    let (again, _) = machine.ctl(&["dump", "--to", &path])?;
+    again.sentence(1).context("over what is there")?;
     let (ended, _) = machine.ctl(&["quit"])?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     Ok(())
@@ -167,6 +223,9 @@ fn nobody_ends_a_source_by_mistake() -> Result<()> {
     let mut destination = lab.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::Tail)?;
+    let path = lab.path("kept.img").to_string_lossy().into_owned();
+    let (refused, _) = destination.machine.ctl(&["dump", "--to", &path])?;
+    ensure!(refused.sentence(1)?.contains("pause"), "{refused:?}");
     for request in ["quit", "cancel-migration"] {
         let (refused, _) = source.ctl(&[request])?;
         let sentence = refused.sentence(1)?;

@@ -20,6 +20,7 @@ pub mod agent;
 pub mod binary;
 pub mod console;
 pub mod cutter;
+pub mod group;
 pub mod host;
 pub mod machine;
 pub mod migration;

@@ -77,8 +77,8 @@ impl Trials {
 /// When the trial that runs has to be done.
 static DEADLINE: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// A trial that is repeated has its whole time again.
-pub(crate) fn give_more_time() {
+/// The trial has its whole time again: it is repeated, or does the same many times.
+pub fn give_more_time() {
     *locked(&DEADLINE) = Some(Instant::now() + LIMIT);
 }
 

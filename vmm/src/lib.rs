@@ -8,6 +8,7 @@ pub mod console;
 pub mod control;
 pub mod devices;
 pub mod doctor;
+pub mod dump;
 pub mod exit;
 pub mod host;
 pub mod incoming;

@@ -107,16 +107,16 @@ impl Subject for Guarded<'_> {
     }
 
     /// As the subject does; the time goes on until the guards are done too.
-    fn migrate(&self, source: &Host, destination: &Host) -> Result<Migrated> {
+    fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated> {
         let map = self.folder.join("map.json");
         self.agent.map(source, &map)?;
         let here = self.agent.guard(source, self.window_mib, None)?;
-        let there = self.both.then(|| self.agent.guard(destination, self.window_mib, Some(&map))).transpose()?;
+        let guard_there = self.both.then(|| self.agent.guard(destination, self.window_mib, Some(&map))).transpose()?;
         let start = Instant::now();
-        let migrated = self.subject.migrate(source, destination)?;
+        let migrated = self.subject.migrate(source, destination, there)?;
         let mut helpers_cpu = here.finish()?;
-        if let Some(there) = there {
-            helpers_cpu += there.finish()?;
+        if let Some(guard) = guard_there {
+            helpers_cpu += guard.finish()?;
         }
         Ok(Migrated { total: start.elapsed(), helpers_cpu, ..migrated })
     }

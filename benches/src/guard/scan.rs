@@ -57,7 +57,7 @@ pub(super) fn measure(
     reader: &Reader<'_>,
     folder: &Path,
 ) -> Result<BTreeMap<&'static str, f64>> {
-    let mut host = subject.run(folder, machine)?;
+    let host = subject.run(folder, machine)?;
     let (_, ready) = host.console.ready()?;
     let ram = host.ram()?;
     ram.page_out(&ready.cold)?;

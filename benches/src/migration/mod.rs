@@ -10,11 +10,11 @@ use anyhow::{Result, ensure};
 use memory_agent::{PAGE_SIZE, SwapCounters};
 use workload_guest::{Command, Options};
 
-use crate::subject::{Machine, Subject};
+use crate::subject::{Faults, Machine, Migrated, Subject};
 use crate::{sampler, stop};
 
 /// How long the guest works before it is migrated.
-const WORK: Duration = Duration::from_secs(1);
+pub(crate) const WORK: Duration = Duration::from_secs(1);
 /// How long the guest's reports are taken in at the destination: more than two of them.
 const WATCH: Duration = Duration::from_millis(500);
 
@@ -51,9 +51,9 @@ pub(crate) fn measure(
     before: Before,
     folder: &Path,
 ) -> Result<BTreeMap<&'static str, f64>> {
-    let mut source = subject.run(folder, machine)?;
+    let source = subject.run(folder, machine)?;
     let (_, ready) = source.console.ready()?;
-    let mut destination = subject.receive(folder, machine)?;
+    let destination = subject.receive(folder, machine)?;
     let source_ram = source.ram()?;
     match before {
         Before::PageOut => source_ram.page_out(&ready.cold)?,
@@ -68,7 +68,7 @@ pub(crate) fn measure(
     let cpu_before = (cpu(&source.process)?, cpu(&destination.process)?);
     let swap_before = SwapCounters::read()?;
     let (migrated, peaks) = sampler::during(&source_ram, source.process.pid(), destination.process.pid(), || {
-        subject.migrate(&source, &destination)
+        subject.migrate(&source, &destination, &mut || Ok(()))
     })?;
     let swap = SwapCounters::read()?.since(&swap_before);
     let cpu_after = (cpu(&source.process)?, cpu(&destination.process)?);
@@ -76,6 +76,7 @@ pub(crate) fn measure(
     let after = source_ram.counts()?;
     let destination_ram = destination.ram()?;
     let there = destination_ram.counts()?;
+    subject.release(&source)?;
     let seen = destination.console.watch(WATCH)?;
     let all = destination.console.check()?;
     let errors = seen.errors.max(all.errors);
@@ -83,7 +84,6 @@ pub(crate) fn measure(
     let written = (machine.workload.working_set + machine.workload.cold) / PAGE_SIZE;
     ensure!(all.pages == written, "the guest found {} pages instead of {written}", all.pages);
 
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let mut values = BTreeMap::from([
         ("total_ms", ms(migrated.total)),
         ("downtime_ms", ms(migrated.downtime)),
@@ -93,6 +93,7 @@ pub(crate) fn measure(
         ("source_resident_before", before.resident as f64),
         ("source_resident_peak", peaks.source_resident.max(before.resident) as f64),
         ("source_resident_after", after.resident as f64),
+        ("source_swapped_after", after.swapped as f64),
         ("destination_resident", there.resident as f64),
         ("destination_swapped", there.swapped as f64),
         ("cpu_ms_source", ms(cpu_after.0.saturating_sub(cpu_before.0))),
@@ -105,5 +106,37 @@ pub(crate) fn measure(
     if !migrated.helpers_cpu.is_zero() {
         values.insert("cpu_ms_guard", ms(migrated.helpers_cpu));
     }
+    values.extend(of_switchover(&migrated));
     Ok(values)
+}
+
+/// Figures of the switchover and of what followed it.
+pub(crate) fn of_switchover(migrated: &Migrated) -> BTreeMap<&'static str, f64> {
+    let mut values = BTreeMap::from([
+        ("switchover_ms", ms(migrated.switchover)),
+        ("swap_ins_before_switchover", migrated.swap_ins_before_switchover as f64),
+    ]);
+    if let Some(tail) = migrated.tail {
+        values.insert("tail_ms", ms(tail.time));
+        values.extend(tail.faults.iter().flat_map(of_faults));
+    }
+    values
+}
+
+/// How long the guest waited. Without any wait there are no percentiles.
+pub(crate) fn of_faults(faults: &Faults) -> BTreeMap<&'static str, f64> {
+    let mut values = BTreeMap::from([("faults", faults.count as f64)]);
+    if faults.count > 0 {
+        values.extend([
+            ("fault_p50_us", faults.p50_us as f64),
+            ("fault_p99_us", faults.p99_us as f64),
+            ("fault_max_us", faults.max_us as f64),
+        ]);
+    }
+    values
+}
+
+/// In milliseconds.
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }

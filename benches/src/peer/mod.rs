@@ -1,4 +1,4 @@
 //! Monitors that Thermocline is compared with: as their users have them, with the same guest on the same KVM.
 
 pub(crate) mod qemu;
-mod qmp;
+pub(crate) mod qmp;

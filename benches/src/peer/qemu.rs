@@ -5,13 +5,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use memory_agent::SwapCounters;
 use serde_json::{Value, json};
 use workload_guest::ELF;
 
-use super::qmp::Qmp;
+use super::qmp::{Qmp, Refused};
 use crate::process::PATIENCE;
 use crate::stop;
-use crate::subject::{Host, Machine, Migrated, Subject};
+use crate::subject::{Host, Machine, Migrated, Subject, Tail};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// What its memory file is called.
@@ -26,6 +27,7 @@ const UNLIMITED: u64 = 1 << 40;
 pub(crate) struct Qemu {
     version: String,
     firmware: bool,
+    post_copy: bool,
 }
 
 impl Qemu {
@@ -41,7 +43,12 @@ impl Qemu {
         };
         let version = ask(&["--version"])?.lines().next().unwrap_or_default().to_owned();
         let firmware = ask(&["-L", "help"])?.lines().any(|folder| Path::new(folder).join(FIRMWARE).is_file());
-        Ok(Self { version, firmware })
+        Ok(Self { version, firmware, post_copy: false })
+    }
+
+    /// The same, whose guest runs at the destination first, with its memory to follow.
+    pub(crate) fn post_copy(&self) -> Self {
+        Self { post_copy: true, ..self.clone() }
     }
 
     /// What it says of itself.
@@ -74,7 +81,7 @@ impl Qemu {
 
 impl Subject for Qemu {
     fn name(&self) -> &str {
-        "qemu"
+        if self.post_copy { "qemu-postcopy" } else { "qemu" }
     }
 
     fn run(&self, folder: &Path, machine: &Machine) -> Result<Host> {
@@ -97,28 +104,59 @@ impl Subject for Qemu {
     }
 
     /// From the command to the later of: the source says that it is done, the destination says that the guest runs.
-    fn migrate(&self, source: &Host, destination: &Host) -> Result<Migrated> {
+    /// Post-copy is begun at once, so that no page goes before the guest does.
+    fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated> {
         let uri = destination.address.as_deref().context("the destination does not listen")?;
         let (mut from, mut to) = (control_of(source)?, control_of(destination)?);
         from.ask("migrate-set-parameters", json!({ "max-bandwidth": UNLIMITED }))?;
-        from.ask("migrate-set-capabilities", json!({ "capabilities": [{ "capability": "events", "state": true }] }))?;
+        enable(&mut from, "events")?;
+        if self.post_copy {
+            enable(&mut from, "postcopy-ram")?;
+            enable(&mut to, "postcopy-ram")?;
+        }
+        let swap_before = SwapCounters::read()?;
         let start = Instant::now();
         from.ask("migrate", json!({ "uri": uri }))?;
-        let status = from.wait_for(|event| match (event["event"].as_str(), event["data"]["status"].as_str()) {
-            (Some("MIGRATION"), Some(status @ ("completed" | "failed"))) => Some(status.to_owned()),
-            _ => None,
-        })?;
-        if status == "completed" {
+        if self.post_copy {
+            from.ask("migrate-start-postcopy", json!({}))?;
+        }
+        let mut status = wait_for_status(&mut from, &["completed", "failed", "postcopy-active"])?;
+        let mut running = None;
+        if status != "failed" {
             to.wait_for(|event| (event["event"] == "RESUME").then_some(()))?;
+            running = Some((start.elapsed(), SwapCounters::read()?.since(&swap_before).swap_ins));
+        }
+        if status == "postcopy-active" {
+            there()?;
+            status = wait_for_status(&mut from, &["completed", "failed", "postcopy-paused"])?;
         }
         let total = start.elapsed();
         let info: Value = from.ask("query-migrate", json!({}))?;
-        if status != "completed" {
-            bail!("the migration failed: {info}; {}", destination.process.complaints().trim());
-        }
+        let (Some((switchover, swap_ins_before_switchover)), "completed") = (running, status.as_str()) else {
+            let why = format!("{info}; {}", destination.process.complaints().trim());
+            if self.post_copy {
+                return Err(Refused::new("post-copy", why).into());
+            }
+            bail!("the migration failed: {why}");
+        };
         let downtime = info["downtime"].as_u64().context("QEMU does not tell the downtime")?;
-        Ok(Migrated { total, downtime: Duration::from_millis(downtime), helpers_cpu: Duration::ZERO })
+        let tail = self.post_copy.then(|| Tail { time: total.saturating_sub(switchover), faults: None });
+        let downtime = Duration::from_millis(downtime);
+        Ok(Migrated { switchover, swap_ins_before_switchover, tail, total, downtime, helpers_cpu: Duration::ZERO })
     }
+}
+
+fn enable(qmp: &mut Qmp, capability: &str) -> Result<()> {
+    let on = json!({ "capabilities": [{ "capability": capability, "state": true }] });
+    qmp.ask("migrate-set-capabilities", on).map(|_| ())
+}
+
+/// Waits until a source says that its migration has come to one of these.
+fn wait_for_status(qmp: &mut Qmp, wanted: &[&str]) -> Result<String> {
+    qmp.wait_for(|event| {
+        let status = event["data"]["status"].as_str().filter(|_| event["event"] == "MIGRATION")?;
+        wanted.contains(&status).then(|| status.to_owned())
+    })
 }
 
 fn control_of(host: &Host) -> Result<Qmp> {

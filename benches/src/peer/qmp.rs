@@ -11,6 +11,27 @@ use serde_json::{Value, json};
 use crate::process::PATIENCE;
 use crate::stop;
 
+/// QEMU does not do what it was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    what: String,
+    why: String,
+}
+
+impl Refused {
+    pub(super) fn new(what: &str, why: impl Into<String>) -> Self {
+        Self { what: what.to_owned(), why: why.into() }
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "QEMU refuses {}: {}", self.what, self.why)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// A connection to one QEMU.
 #[derive(Debug)]
 pub(crate) struct Qmp {
@@ -46,7 +67,7 @@ impl Qmp {
         loop {
             let mut message = self.message()?;
             if let Some(error) = message.get("error") {
-                bail!("QEMU refuses {command}: {error}");
+                return Err(Refused::new(command, error.to_string()).into());
             }
             match message.get_mut("return") {
                 Some(result) => return Ok(result.take()),
@@ -59,11 +80,12 @@ impl Qmp {
     pub(crate) fn wait_for<T>(&mut self, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            for event in std::mem::take(&mut self.events) {
-                if let Some(found) = wanted(&event) {
-                    return Ok(found);
-                }
+            let found = self.events.iter().enumerate().find_map(|(index, event)| Some((index, wanted(event)?)));
+            if let Some((index, found)) = found {
+                self.events.drain(..=index);
+                return Ok(found);
             }
+            self.events.clear();
             ensure!(Instant::now() < deadline, "QEMU did not say what it should within {PATIENCE:?}");
             let event = self.message()?;
             self.events.push(event);

@@ -64,9 +64,37 @@ impl Host {
     }
 }
 
+/// How long the guest waited for pages that followed it, by the monitor's own account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Faults {
+    /// Pages it waited for.
+    pub(crate) count: u64,
+    /// Median, microseconds.
+    pub(crate) p50_us: u64,
+    /// 99 of 100 were quicker, microseconds.
+    pub(crate) p99_us: u64,
+    /// The longest, microseconds.
+    pub(crate) max_us: u64,
+}
+
+/// What followed the guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail {
+    /// From the guest's running at the destination to the last page.
+    pub(crate) time: Duration,
+    /// How long the guest waited; `None` when the monitor does not tell.
+    pub(crate) faults: Option<Faults>,
+}
+
 /// A migration that succeeded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Migrated {
+    /// Until the guest ran at the destination.
+    pub(crate) switchover: Duration,
+    /// Pages swapped in on this host until then, by anyone.
+    pub(crate) swap_ins_before_switchover: u64,
+    /// What followed the guest, if anything could.
+    pub(crate) tail: Option<Tail>,
     /// From the command to the monitors saying that all is done, seen from outside.
     pub(crate) total: Duration,
     /// How long the guest stood, by the monitor's own account.
@@ -86,6 +114,17 @@ pub(crate) trait Subject {
     /// Waits for the machine to come in, on a port of loopback TCP.
     fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host>;
 
-    /// Migrates the machine and waits until both sides are done.
-    fn migrate(&self, source: &Host, destination: &Host) -> Result<Migrated>;
+    /// Migrates the machine and waits until both sides are done. Where pages follow the guest, `there` is called while they
+    /// do.
+    fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated>;
+
+    /// How long the guest has waited so far for pages that follow it, where the monitor tells.
+    fn faults_so_far(&self, _destination: &Host) -> Result<Option<Faults>> {
+        Ok(None)
+    }
+
+    /// Ends a source that is still there after its guest has gone, as its user would.
+    fn release(&self, _source: &Host) -> Result<()> {
+        Ok(())
+    }
 }

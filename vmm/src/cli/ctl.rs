@@ -1,5 +1,7 @@
 //! `thermocline ctl`
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand};
 
 use super::{ApiSocket, End};
@@ -37,6 +39,13 @@ enum Command {
     Metrics,
     /// Give up a migration that is under way; the guest stays.
     CancelMigration,
+    /// Keep what there is of a guest that stands: its memory in a sparse file, each byte at its guest physical address, and
+    /// registers, devices and what is missing in FILE.json.
+    Dump {
+        /// The file, which must not exist.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
     /// Go on with a migration whose connection is gone while pages were still to follow the guest. On either side: one
     /// connects to where the other listens, and `receive` listens all the time.
     Reconnect {
@@ -64,6 +73,11 @@ fn range(text: &str) -> Result<(u64, u64), String> {
     Ok((number(start)?, number(length)?))
 }
 
+/// The monitor may work in another directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let request = match &arguments.command {
         Command::Status => Request::Status {},
@@ -72,6 +86,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
         Command::Metrics => Request::Metrics {},
         Command::CancelMigration => Request::CancelMigration {},
+        Command::Dump { to } => Request::Dump { to: absolute(to) },
         Command::Reconnect { to, listen } => Request::Reconnect { to: to.clone(), listen: listen.clone() },
         Command::Quit { force } => Request::Quit { force: *force },
     };
@@ -79,6 +94,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Answer::Done => {}
         Answer::Status(status) => println!("{}", serde_json::json!(status)),
         Answer::Metrics(text) => print!("{text}"),
+        Answer::Dump(report) => println!("{}", serde_json::json!(report)),
         Answer::PageOut(report) => println!("{}", serde_json::json!(report)),
         other => println!("{}", serde_json::json!(other)),
     }

@@ -4,11 +4,15 @@
 
 pub mod client;
 pub mod server;
+mod tail_metrics;
 pub mod vmm;
+
+use std::path::PathBuf;
 
 use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
 
+use crate::dump::DumpReport;
 use crate::migration::destination::TailStatus;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
@@ -56,6 +60,11 @@ pub enum Request {
     Migrate(MigrateRequest),
     /// Give a migration up.
     CancelMigration {},
+    /// Keep what there is of a guest that stands: its memory and its state, in new files.
+    Dump {
+        /// Where guest memory goes; the state goes to the same name with `.json` behind it.
+        to: PathBuf,
+    },
     /// Go on with a migration whose connection is gone: pages of the guest are still to come.
     Reconnect {
         /// Where the other side listens.
@@ -203,6 +212,8 @@ pub enum Answer {
     Metrics(String),
     /// To [`Request::PageOut`].
     PageOut(PageOutReport),
+    /// To [`Request::Dump`].
+    Dump(DumpReport),
     /// To [`Request::Migrate`].
     Migrated(Report),
 }

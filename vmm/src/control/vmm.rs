@@ -7,7 +7,10 @@ use std::time::Duration;
 use memory_agent::{AgentOptions, ByteSize, Metrics, PAGE_SIZE, picture};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AgentStatus, Answer, Failure, FollowingStatus, MigrateRequest, PagesReport, Request, RunState, Status};
+use super::{
+    AgentStatus, Answer, Failure, FollowingStatus, MigrateRequest, PagesReport, Request, RunState, Status, tail_metrics,
+};
+use crate::dump::{self, DumpError};
 use crate::exit::ExitCode;
 use crate::machine::Machine;
 use crate::migration::cancel::Cancel;
@@ -59,12 +62,18 @@ pub enum VmmError {
     /// The other side cannot be reached.
     #[error("no new connection: {0}")]
     Join(#[from] JoinError),
+    /// The guest could not be kept.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] LinkError),
     /// The host gives no random bytes or no threads.
     #[error("the host refuses: {0}")]
     Host(#[from] std::io::Error),
+    /// Its memory has been given back.
+    #[error("the guest runs elsewhere, and its memory has been given back to this host: it can never run here again")]
+    Hollow,
     /// The address to migrate to is none.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -109,6 +118,8 @@ struct State {
     machine: Option<Arc<Machine>>,
     migration: Option<Arc<Cancel>>,
     handed_over: bool,
+    /// Memory of the guest that was handed over has been given back.
+    hollow: bool,
     /// What follows a guest that runs elsewhere.
     following: Option<Arc<Following>>,
     /// What is still to come of the guest that runs here.
@@ -219,6 +230,14 @@ impl Vmm {
                 Ok(Answer::Done)
             }
             Request::Migrate(request) => self.migrate(request, cancel, observer).map(Answer::Migrated),
+            Request::Dump { to } => {
+                let (machine, tail) = {
+                    let state = self.lock();
+                    (state.machine.clone().ok_or(VmmError::NoGuest)?, state.tail.clone())
+                };
+                let missing = tail.map(|tail| tail.missing()).unwrap_or_default();
+                Ok(Answer::Dump(dump::write(&machine, &missing, to)?))
+            }
             Request::Reconnect { to, listen } => {
                 self.reconnect(to.as_deref(), listen.as_deref()).map(|()| Answer::Done)
             }
@@ -315,6 +334,7 @@ impl Vmm {
         let mut state = self.lock();
         state.migration = None;
         state.following = None;
+        state.hollow = result.as_ref().is_ok_and(|report| report.tail.is_some());
         state.handed_over = matches!(result, Ok(_) | Err(SourceError::Unconfirmed(_)));
         Ok(result?)
     }
@@ -361,6 +381,9 @@ impl Vmm {
         if state.migration.is_some() {
             return Err(VmmError::Migrating);
         }
+        if state.hollow {
+            return Err(VmmError::Hollow);
+        }
         if state.handed_over && !force {
             return Err(VmmError::HandedOver);
         }
@@ -390,7 +413,11 @@ impl Vmm {
         let map = map.or_else(|| Some((machine.ram().counts().ok()?, Duration::ZERO)));
         let cost = watch.map(RamWatch::cost).unwrap_or_default();
         let metrics = Metrics { pid: std::process::id(), map, cost };
-        metrics.text().map_err(|e| VmmError::Metrics(e.to_string()))
+        let status = self.status();
+        let text = metrics
+            .text()
+            .and_then(|text| Ok(text + &tail_metrics::text(status.tail.as_ref(), status.following.as_ref())?));
+        text.map_err(|e| VmmError::Metrics(e.to_string()))
     }
 
     fn page_out(&self, ranges: Option<&[(u64, u64)]>) -> Result<Answer, VmmError> {

@@ -1,0 +1,202 @@
+//! `cargo xtask bench lazy`: one guest, most of it swapped out, that goes at once and has its memory follow it, beside
+//! migrations that carry its memory first.
+//!
+//! | part | the guest | what it shows |
+//! |---|---|---|
+//! | `move` | works on its warm pages | how soon it runs at the destination, what that wakes, what is left where |
+//! | [`touch`] | also touches cold pages at the destination | how long it waits for one, beside what that takes at least |
+//! | [`rewrite`] | writes faster than the connection carries | that it moves all the same |
+//!
+//! Subjects take turns, so that what disturbs the host for a while disturbs all of them. What is measured is then held
+//! against targets ([`targets`]).
+
+mod columns;
+mod floor;
+mod rewrite;
+mod targets;
+mod touch;
+mod verdict;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use memory_agent::ScopedZram;
+use serde_json::{Value, json};
+
+use crate::disturbance::Disturbances;
+use crate::migration::{Before, MIB, MOST_MIB, measure, mostly_cold};
+use crate::peer::qemu::Qemu;
+use crate::peer::qmp::Refused;
+use crate::stop;
+use crate::subject::thermocline::Thermocline;
+use crate::subject::{Machine, Subject};
+use crate::table::{Row, json, medians, table};
+use verdict::Verdict;
+
+/// The part with all subjects.
+const MOVE: &str = "move";
+/// Subjects that targets are about.
+const LAZY: [&str; 2] = ["thermocline-lazy", "thermocline-lazy-unlimited"];
+const EAGER: &str = "thermocline-eager";
+
+/// Options of `cargo xtask bench lazy`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Also write everything to this file: JSON, one object a line.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often each subject is measured; the tables have medians.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: u32,
+    /// Guest memory, MiB.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    mib: u64,
+    /// Which part of it is swapped out, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
+    cold: f64,
+    /// Only this part (`move`, `touch`, `rewrite`); may be repeated.
+    #[arg(long, value_name = "MODE", value_parser = [MOVE, touch::MODE, rewrite::MODE])]
+    mode: Vec<String>,
+    /// Only subjects whose name contains this.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    subject: String,
+}
+
+/// What was measured, and what came in between.
+#[derive(Default)]
+struct Findings {
+    rows: Vec<Row>,
+    /// Subjects that cannot be measured here, and why.
+    refused: Vec<(String, String)>,
+    disturbances: Disturbances,
+}
+
+impl Findings {
+    /// Takes a row, or notes that the subject cannot be measured here.
+    fn add(&mut self, subject: &str, run: u32, measured: Result<Row>) -> Result<()> {
+        match measured {
+            Ok(row) => {
+                let keys = ["total_ms", "fault_p50_us", "touch_mean_us", "exit_code", "round_trip_us"];
+                let shown = keys.iter().find_map(|key| Some(format!("{key} {:.0}", row.values.get(key)?)));
+                eprintln!("{} of {}, run {run}: {}", row.mode, row.subject, shown.unwrap_or_default());
+                self.rows.push(row);
+                Ok(())
+            }
+            Err(e) => match e.downcast_ref::<Refused>() {
+                Some(refused) => {
+                    eprintln!("{subject}, run {run}: {refused}");
+                    self.refused.push((subject.to_owned(), refused.to_string()));
+                    Ok(())
+                }
+                None => Err(e.context(format!("{subject}, run {run}"))),
+            },
+        }
+    }
+
+    fn is_refused(&self, subject: &str) -> bool {
+        self.refused.iter().any(|(refused, _)| refused == subject)
+    }
+}
+
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    ensure!(Path::new("/dev/kvm").exists(), "there is no /dev/kvm, and without KVM there is nothing to measure");
+    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
+    ensure!((64..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
+    ensure!(arguments.runs > 0, "--runs must be 1 at least");
+    let qemu = Qemu::find()?;
+    let others = others()?;
+    // Filled first, so that what else is there for swap does not matter, as long as it stays on.
+    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let found = measure_all(arguments, &qemu, &zram.path());
+    // Every process that had pages there is gone.
+    let closed = zram.close();
+    let found = found?;
+    closed?;
+    let rows = medians(&found.rows);
+    let verdicts = targets::all(&rows, qemu.name());
+    for mode in [MOVE, touch::MODE, rewrite::MODE] {
+        let of_mode: Vec<_> = rows.iter().filter(|row| row.mode == mode).cloned().collect();
+        if !of_mode.is_empty() {
+            println!("{}", table(columns::COLUMNS, &of_mode, |_, other| other.subject == qemu.name()));
+        }
+    }
+    println!("{}", columns::LEGEND.trim_end());
+    println!("Medians of {} runs; × is the ratio to {}.", arguments.runs, qemu.version());
+    found.refused.iter().for_each(|(subject, why)| println!("{subject} is not measured: {why}"));
+    found.disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    println!("{others}");
+    verdicts.iter().for_each(|verdict| println!("{verdict}"));
+    match &arguments.json {
+        Some(path) => write_lines(path, &found, &[&others], &rows, &verdicts),
+        None => Ok(()),
+    }
+}
+
+/// Rows, subjects that are not measured, what disturbed, and verdicts, each an object on a line of its own.
+fn write_lines(path: &Path, found: &Findings, others: &[&str], rows: &[Row], verdicts: &[Verdict]) -> Result<()> {
+    let mut objects: Vec<Value> = json(columns::COLUMNS, rows).as_array().cloned().unwrap_or_default();
+    objects.extend(found.refused.iter().map(|(subject, why)| json!({ "subject": subject, "not_measured": why })));
+    objects.extend(
+        found.disturbances.sentences().chain(others.iter().copied()).map(|sentence| json!({ "disturbance": sentence })),
+    );
+    objects.extend(verdicts.iter().map(Verdict::json));
+    let text: String = objects.iter().map(|object| format!("{object}\n")).collect();
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// All rows, and what disturbed them; `own` is the swap device of this benchmark.
+fn measure_all(arguments: &Arguments, qemu: &Qemu, own: &Path) -> Result<Findings> {
+    let lazy = |name: &str, more: &[&'static str]| anyhow::Ok(Thermocline::find("lazy")?.with(name, more));
+    let (limited, unlimited) = (lazy(LAZY[0], &["--stay"])?, lazy(LAZY[1], &["--stay", "--cold-rate", "0"])?);
+    let paced = Thermocline::find("paced")?.with("thermocline-paced", &["--stay"]);
+    let eager = Thermocline::find("eager")?.with(EAGER, &["--stay"]);
+    let post_copy = qemu.post_copy();
+    let subjects: [&dyn Subject; 6] = [&limited, &unlimited, &paced, &eager, qemu, &post_copy];
+    let machine = mostly_cold(arguments.mib, arguments.cold);
+    let wanted = |mode: &str| arguments.mode.is_empty() || arguments.mode.iter().any(|wanted| wanted == mode);
+    let is_wanted = |subject: &dyn Subject| subject.name().contains(&arguments.subject);
+    let mut found = Findings::default();
+    for run in 1..=arguments.runs {
+        for subject in subjects.into_iter().filter(|subject| wanted(MOVE) && is_wanted(*subject)) {
+            stop::check()?;
+            if !found.is_refused(subject.name()) {
+                found.add(subject.name(), run, move_once(subject, &machine))?;
+                found.disturbances.look(own)?;
+            }
+        }
+        if wanted(touch::MODE) {
+            found.add(floor::SUBJECT, run, floor::measure())?;
+            for subject in touch::subjects(qemu)?.iter().map(AsRef::as_ref).filter(|subject| is_wanted(*subject)) {
+                stop::check()?;
+                if !found.is_refused(subject.name()) {
+                    found.add(subject.name(), run, touch::measure(subject, &machine))?;
+                    found.disturbances.look(own)?;
+                }
+            }
+        }
+        if wanted(rewrite::MODE) {
+            for subject in rewrite::subjects()?.iter().filter(|subject| is_wanted(*subject)) {
+                found.add(subject.name(), run, rewrite::measure(subject))?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What else wanted the CPUs before this benchmark began.
+fn others() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    let load = text.split(' ').next().unwrap_or_default();
+    let cpus = std::thread::available_parallelism().context("the number of CPUs")?;
+    Ok(format!("Over the minute before this began, {load} programs wanted one of {cpus} CPUs."))
+}
+
+fn move_once(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
+    let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
+    let mut values = measure(subject, machine, Before::PageOut, folder.path())?;
+    let errors = values.get("errors").copied().unwrap_or_default();
+    values.insert("guest_errors", errors);
+    Ok(Row { subject: subject.name().to_owned(), mode: MOVE.to_owned(), values })
+}

@@ -1,0 +1,95 @@
+//! A guest that touches cold pages at the destination while they follow it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use workload_guest::Command;
+
+use crate::console::Console;
+use crate::migration::{WORK, ms, of_faults};
+use crate::peer::qemu::Qemu;
+use crate::stop;
+use crate::subject::thermocline::Thermocline;
+use crate::subject::{Faults, Machine, Subject};
+use crate::table::Row;
+
+/// This part.
+pub(super) const MODE: &str = "touch";
+/// Hardly anything follows the guest that it does not wait for.
+pub(super) const SLOW: &str = "thermocline-lazy-slow";
+/// The same, and some time passes from one touch to the next.
+pub(super) const APART: &str = "thermocline-lazy-slow-apart";
+/// Everything follows as quickly as it goes.
+pub(super) const UNLIMITED: &str = "thermocline-lazy-unlimited";
+
+/// Cold pages that the guest touches, chosen at random.
+const TOUCHES: u64 = 2000;
+/// The same, apart: each is a command of its own.
+const TOUCHES_APART: u64 = 1000;
+/// Fewer waits say nothing of the 99th percentile.
+const LEAST: u64 = 300;
+
+/// What the guest saw of its touches, by its own clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    pages: u64,
+    took_us: u64,
+    longest_us: u64,
+    errors: u64,
+}
+
+/// Who is measured.
+pub(super) fn subjects(qemu: &Qemu) -> Result<[Box<dyn Subject>; 4]> {
+    let lazy = |name, rate| -> Result<Box<dyn Subject>> {
+        Ok(Box::new(Thermocline::find("lazy")?.with(name, &["--cold-rate", rate])))
+    };
+    Ok([lazy(SLOW, "1MiB")?, lazy(APART, "1MiB")?, lazy(UNLIMITED, "0")?, Box::new(qemu.post_copy())])
+}
+
+/// Boots, pages out, migrates, touches, and then has the guest check every page, for which those that have not come yet
+/// come at once.
+pub(super) fn measure(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
+    let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
+    let source = subject.run(folder.path(), machine)?;
+    let (_, ready) = source.console.ready()?;
+    let destination = subject.receive(folder.path(), machine)?;
+    source.ram()?.page_out(&ready.cold)?;
+    stop::sleep(WORK)?;
+    source.console.send(Command::ResetStall)?;
+    let mut found: Option<(Seen, Option<Faults>, u64)> = None;
+    let migrated = subject.migrate(&source, &destination, &mut || {
+        let seen = touch(&destination.console, subject.name() == APART)?;
+        let faults = subject.faults_so_far(&destination)?;
+        let all = destination.console.check()?;
+        found = Some((seen, faults, all.errors));
+        Ok(())
+    })?;
+    let (seen, faults, errors) = found.context("nothing followed the guest")?;
+    let errors = errors.max(seen.errors);
+    ensure!(errors == 0, "{errors} pages are not what the guest wrote");
+    let mut values = BTreeMap::from([
+        ("switchover_ms", ms(migrated.switchover)),
+        ("downtime_ms", ms(migrated.downtime)),
+        ("touch_mean_us", seen.took_us as f64 / seen.pages as f64),
+        ("touch_longest_us", seen.longest_us as f64),
+        ("guest_errors", errors as f64),
+    ]);
+    if let Some(faults) = faults {
+        ensure!(faults.count >= LEAST, "the guest waited for {} pages only: {faults:?}", faults.count);
+        values.extend(of_faults(&faults));
+    }
+    Ok(Row { subject: subject.name().to_owned(), mode: MODE.to_owned(), values })
+}
+
+fn touch(console: &Console, apart: bool) -> Result<Seen> {
+    let commands = if apart { vec![1; TOUCHES_APART as usize] } else { vec![TOUCHES] };
+    commands.into_iter().try_fold(Seen::default(), |seen, pages| {
+        let touched = console.touch_cold(pages)?;
+        Ok(Seen {
+            pages: seen.pages + touched.pages,
+            took_us: seen.took_us + touched.took_us,
+            longest_us: seen.longest_us.max(touched.longest_us),
+            errors: seen.errors + touched.errors,
+        })
+    })
+}

@@ -1,0 +1,84 @@
+//! Pages that are filled in later: whoever touches one waits, and sees nothing but what was filled in.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops with what it saw")]
+
+mod support;
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use memory_agent::{MissingFaults, PageCache, Probe, page_out};
+use rustix::event::{EventfdFlags, eventfd};
+use support::{Memory, with_swap};
+
+fn faults() -> Option<MissingFaults> {
+    match MissingFaults::open() {
+        Ok(faults) => Some(faults),
+        Err(e) => {
+            let must = rustix::process::geteuid().is_root() && std::env::var("CI").is_ok_and(|ci| ci == "true");
+            assert!(!must, "{e}");
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn who_touches_a_hole_waits_until_it_is_filled() {
+    let Some(faults) = faults() else { return };
+    let memory = Memory::new("missing", 64);
+    let mapping = memory.mapping();
+    memory.write(7, 7);
+    faults.register(&mapping).unwrap();
+    let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let seen = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Even pages hold their number, odd ones are zeros.
+            for page in 0..64 {
+                assert!(memory.holds(page, if page % 2 == 0 || page == 7 { page } else { 0 }), "page {page}");
+            }
+            rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
+        });
+        let base = mapping.address_of(0).unwrap() as u64;
+        let mut pages = Vec::new();
+        while faults.wait(stop.as_fd(), |address| pages.push((address - base) / 4096)).unwrap() {
+            for page in pages.drain(..) {
+                seen.fetch_add(1, Ordering::Relaxed);
+                assert_ne!(page, 7, "it was there");
+                // Long enough that whoever did not wait would have gone on.
+                thread::sleep(Duration::from_millis(1));
+                if page % 2 == 0 {
+                    memory.pwrite(page, page);
+                    faults.wake(&mapping, &(page..page + 1)).unwrap();
+                } else {
+                    faults.zero(&mapping, page).unwrap();
+                }
+            }
+        }
+    });
+    assert!(seen.into_inner() >= 63);
+    // What is there stays, whoever says otherwise.
+    faults.zero(&mapping, 8).unwrap();
+    assert!(memory.holds(8, 8));
+    faults.unregister(&mapping).unwrap();
+    memory.punch(20, 1);
+    assert!(memory.holds(20, 0));
+}
+
+#[test]
+fn a_swapped_page_is_not_missing() {
+    with_swap("a_swapped_page_is_not_missing", || {
+        let Some(faults) = faults() else { return };
+        let memory = Memory::new("missing-swapped", 64);
+        let mapping = memory.mapping();
+        (0..64).for_each(|page| memory.write(page, page + 1));
+        faults.register(&mapping).unwrap();
+        assert_eq!(page_out(&mapping, &[0..64]).unwrap().left, 0);
+        let states = PageCache.residency(&mapping, 0..64).unwrap();
+        assert_eq!(states.counts().swapped, 64);
+        // Nobody handles faults: this would wait for ever.
+        (0..64).for_each(|page| assert!(memory.holds(page, page + 1)));
+    });
+}
