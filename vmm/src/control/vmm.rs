@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memory_agent::{AgentOptions, ByteSize, Metrics, PAGE_SIZE, picture};
 use vmm_sys_util::eventfd::EventFd;
@@ -23,6 +23,8 @@ use crate::ram::RamWatch;
 
 /// Most parts that a picture may have.
 const MAX_CELLS: u32 = 1 << 16;
+/// How long a migration may take to see that nobody waits for it any more.
+const GIVEN_UP_BY_THEN: Duration = Duration::from_secs(10);
 
 /// How a monitor ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -370,9 +372,25 @@ impl Vmm {
     }
 
     fn resume(&self, force: bool) -> Result<(), VmmError> {
+        if force {
+            self.give_up_unconfirmed();
+        }
         self.at_rest(force)?.resume();
         self.lock().handed_over = false;
         Ok(())
+    }
+
+    /// Whoever knows that the destination does not run the guest need not wait for its word: all of the guest is here.
+    fn give_up_unconfirmed(&self) {
+        let following = self.lock().following.clone();
+        let Some(following) = following.filter(|following| following.left() > 0 && !following.is_confirmed()) else {
+            return;
+        };
+        following.rendezvous.close();
+        let deadline = Instant::now() + GIVEN_UP_BY_THEN;
+        while self.lock().migration.is_some() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The machine, unless it is on its way or has gone.

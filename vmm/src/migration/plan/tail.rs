@@ -33,6 +33,11 @@ impl Tail {
         self.hot.len() + self.cold.len()
     }
 
+    /// Whether the destination has not confirmed this page.
+    pub fn keeps(&self, page: u64) -> bool {
+        self.hot.contains(page) || self.cold.contains(page)
+    }
+
     /// Pages that are on their way.
     pub fn on_way(&self) -> u64 {
         self.on_way.len()
@@ -53,7 +58,7 @@ impl Tail {
     /// The guest waits for `page`. Whether it is to be sent, and which neighbours go along: those that are cold like it
     /// and not on their way. A page that is on its way already is sent again: what is under way may be far behind.
     pub fn wanted(&mut self, page: u64) -> Option<Vec<Range<u64>>> {
-        if !self.hot.contains(page) && !self.cold.contains(page) {
+        if !self.keeps(page) {
             return None;
         }
         self.on_way.insert_range(page..page + 1);

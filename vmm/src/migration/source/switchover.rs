@@ -90,7 +90,11 @@ impl Stopped<'_> {
         let downtime = self.since.elapsed();
         let total = self.session.tracker.elapsed();
         match running {
-            Ok(Message::Running) => {}
+            Ok(Message::Running) => {
+                if let Some(follower) = &self.follower {
+                    follower.confirm();
+                }
+            }
             Ok(Message::Refuse(refusal)) => {
                 // The destination says itself that it does not run the guest.
                 self.go_on = true;
@@ -118,6 +122,9 @@ impl Stopped<'_> {
         let (tail, destination) = match self.follower.take() {
             Some(follower) => {
                 let followed = self.follow(follower)?;
+                if !followed.is_confirmed {
+                    return Err(SourceError::Unconfirmed(WireError::Closed));
+                }
                 bytes_followed = followed.bytes;
                 (Some(followed.tail), followed.destination)
             }

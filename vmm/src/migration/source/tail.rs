@@ -39,12 +39,20 @@ pub struct Following {
     address: Mutex<Option<Address>>,
     left: AtomicU64,
     connected: AtomicBool,
+    /// The destination has said, or shown by coming back, that the guest is its own.
+    confirmed: AtomicBool,
 }
 
 impl Following {
     /// For a migration to `address`, if it has one.
     pub fn new(rendezvous: Rendezvous, address: Option<Address>) -> Self {
-        Self { rendezvous, address: Mutex::new(address), left: AtomicU64::new(0), connected: AtomicBool::new(true) }
+        Self {
+            rendezvous,
+            address: Mutex::new(address),
+            left: AtomicU64::new(0),
+            connected: AtomicBool::new(true),
+            confirmed: AtomicBool::new(false),
+        }
     }
 
     /// Pages of a guest that runs elsewhere which are only here.
@@ -55,6 +63,16 @@ impl Following {
     /// Whether they are on their way.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::SeqCst)
+    }
+
+    /// Whether the guest is known to be the destination's. Until then all of it is here as well.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::SeqCst)
+    }
+
+    /// The destination has said that the guest runs there.
+    pub(super) fn confirm(&self) {
+        self.confirmed.store(true, Ordering::SeqCst);
     }
 
     /// From now on the other side is tried here.
@@ -111,6 +129,8 @@ pub(super) struct Followed {
     /// What guest RAM is at the destination, if it has said so.
     pub(super) destination: Option<Counts>,
     pub(super) bytes: u64,
+    /// Whether the guest is known to be the destination's. It is not when somebody has given up waiting for that.
+    pub(super) is_confirmed: bool,
 }
 
 /// The source's side of a tail, from the moment the guest stands.
@@ -179,8 +199,22 @@ impl Shared {
     ) -> Result<(), WireError> {
         let read = |page, bytes: &mut [u8]| self.ram.read_asleep(page..page + 1, bytes);
         let sum = pages::encode(lane, runs, payload, read).map_err(|e| WireError::Io(std::io::Error::other(e)))?;
+        self.punch_again(runs);
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         writer.write_summed(Kind::Pages, payload, sum)
+    }
+
+    /// Pages that were confirmed, by another copy of them, while they were read: reading a hole has allocated it.
+    fn punch_again(&self, runs: &[Range<u64>]) {
+        let gone: Vec<_> = {
+            let state = self.lock();
+            runs.iter().cloned().flatten().filter(|page| !state.tail.keeps(*page)).collect()
+        };
+        for page in gone {
+            if let Err(e) = self.ram.punch(page..page + 1) {
+                tracing::warn!("a page that is not needed here any more stays in memory: {e}");
+            }
+        }
     }
 
     /// Hears what has landed, until the connection ends.
@@ -304,6 +338,11 @@ impl Rate {
 }
 
 impl Follower {
+    /// The destination has said that the guest runs there.
+    pub(super) fn confirm(&self) {
+        self.shared.following.confirm();
+    }
+
     /// The guest stands, and `tail` is to follow it; whoever faults at the destination is served from now on.
     pub(super) fn start(
         ram: &Arc<GuestRam>,
@@ -395,12 +434,13 @@ impl Follower {
         shared.following.rendezvous.close();
         let state = shared.lock();
         let left = state.tail.left();
-        if left > 0 {
+        let is_confirmed = shared.following.is_confirmed();
+        if left > 0 && is_confirmed {
             tracing::info!("the guest has ended at the destination, which needs {left} pages no more");
         }
         shared.following.left.store(0, Ordering::SeqCst);
         let (tail, destination) = (TailReport { needless: left, ..report(&state, cuts) }, state.totals.settled);
-        Followed { tail, destination, bytes: shared.bytes.load(Ordering::Relaxed) }
+        Followed { tail, destination, bytes: shared.bytes.load(Ordering::Relaxed), is_confirmed }
     }
 
     /// Waits until the two sides have met again; `None` when they will not.
@@ -444,6 +484,7 @@ impl Follower {
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "missing" }.into()),
             }
         }
+        self.shared.following.confirm();
         let kept = self.shared.lock().tail.resumed(&missing).map_err(|page| WireError::Payload {
             sequence: reader.last_sequence(),
             why: format!("page {page} is said to be missing, and was confirmed before"),
