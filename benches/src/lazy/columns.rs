@@ -47,7 +47,7 @@ each right behind the one before; `apart` each on a command of its own; `slow` i
 source before, after, swapped after; dest.: pages of guest RAM, by SEEK_DATA and mincore on the memory file. After the tail,
 while the source's process is still there (Thermocline: --stay), before the guest checks all of its memory.
 tail: from the guest's running at the destination to the last page's confirmation. total: to both sides being done.
-floor: a round trip over loopback TCP with a page in the answer, and of reading a page of a memory file that was
+floor: a round trip over loopback TCP with a page in the answer, and reading a page of a memory file that was
 paged out to the same zram; both with nothing else of this benchmark at work.
 memory once: what the link needs to carry all that the guest has written, once.
 ";

@@ -142,7 +142,7 @@ fn verdict(findings: &[Finding], cold_pages: ColdPages, lazy: bool) -> Verdict {
     let missing: Vec<_> = findings.iter().filter(|f| f.state == State::Missing).map(|f| f.name.as_str()).collect();
     let guests = missing.is_empty();
     let sentence = if guests {
-        let lazy = if lazy { "could be received" } else { "could not be received" };
+        let lazy = if lazy { "can be received" } else { "cannot be received" };
         format!("Guests run here and can be migrated; {cold_pages}; a lazy migration {lazy}.")
     } else {
         format!("No guest can be run and migrated here, for lack of: {}.", missing.join(", "))

@@ -83,9 +83,9 @@ pub(super) fn examine(found: &mut Findings) -> bool {
         found.add(Area::Userfault, "features", State::ok_or(has(LAZY), State::Limited), names, consequence);
     }
     let (value, consequence) = if lazy {
-        ("possible", "a lazy migration can be received here (will be used by --cold lazy)")
+        ("possible", "a guest whose memory follows it can be received here (--cold lazy, --switchover now)")
     } else {
-        ("not possible", "a lazy migration cannot be received here (would be used by --cold lazy)")
+        ("not possible", "a guest whose memory follows it (--cold lazy, --switchover now) cannot be received here")
     };
     found.add(Area::Userfault, "lazy destination", State::ok_or(lazy, State::Limited), value, consequence);
     lazy
