@@ -17,6 +17,7 @@ use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::trials::give_more_time;
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use workload_guest::command::Command;
 
 use crate::cold::{COLD, boot_cold};
 
@@ -188,12 +189,26 @@ fn either_side_reconnects() -> Result<()> {
 }
 
 fn a_lost_source_stops_the_guest() -> Result<()> {
+    // Once with a vCPU that waits for a page in the kernel, and has to be stopped there.
+    for waits in [false, true] {
+        lose_a_source(waits).with_context(|| format!("the guest waits for a page: {waits}"))?;
+    }
+    Ok(())
+}
+
+fn lose_a_source(waits: bool) -> Result<()> {
     let lab = Lab::new()?;
     let (source, ..) = boot_cold(&lab)?;
-    let destination = lab.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "1"], &COLD)?;
+    let mut destination = lab.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "3"], &COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::Tail)?;
     source.process.kill();
+    if waits {
+        destination.machine.console.tell(Command::Check)?;
+        eventually("the guest waits", || {
+            Ok(destination.machine.status()?.tail.is_some_and(|tail| tail.waited_for > 0))
+        })?;
+    }
     let machine = &destination.machine;
     eventually("the guest is stopped", || Ok(machine.status()?.state == RunState::Paused))?;
     machine.console.must_stand()?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 /// How much the kernel is to take each time, and how often.
 const BYTES: u64 = 16 << 20;
-const EVERY: Duration = Duration::from_millis(50);
+const EVERY: Duration = Duration::from_millis(400);
 
 /// A control group; it goes with this, once its processes have ended.
 #[derive(Debug)]

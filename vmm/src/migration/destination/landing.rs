@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 
-use memory_agent::{ByteSize, PageOutReport};
+use memory_agent::{ByteSize, PageOutError, PageOutReport};
 
 use super::DestinationError;
 use super::keeper::Keeper;
@@ -112,6 +112,10 @@ fn keep(
     }
     let result = keeper.landed(ram, runs);
     let Some(e) = result.as_ref().err().and_then(RamError::page_out) else { return result };
+    if let PageOutError::Kept(_) = e {
+        // The guest has touched every one of them meanwhile, and wants them.
+        return Ok(());
+    }
     // Content is whole; only the memory it takes is not what was wanted.
     tracing::warn!("cold pages stay in memory here: {e}");
     can_page_out.store(false, Ordering::Relaxed);

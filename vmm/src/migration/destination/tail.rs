@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,10 @@ use crate::ram::{GuestRam, MissingRam, RamError};
 
 /// The longest wait that is told apart, microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
+/// So many landed pages are confirmed together, and fewer after a while: each confirmation takes both sides' CPUs, and the
+/// guest waits for none.
+const CONFIRMED_AT_ONCE: u64 = 64;
+const CONFIRMED_AFTER: Duration = Duration::from_millis(20);
 /// Ranges of missing pages that are shown.
 const SHOWN_RANGES: usize = 8;
 
@@ -181,8 +185,10 @@ impl Tail {
         }
         let mut state = self.lock();
         for (run, _) in &fresh {
-            state.missing.landed(run.clone());
-            // After it is known to have landed: who faults from here on and is told to wait would not be woken.
+            if !state.missing.landed(run.clone()) {
+                continue;
+            }
+            // After it is known to have landed: who faults from here on finds it.
             ram.wake(run.clone())?;
             for page in run.clone() {
                 if let Some(since) = state.since.remove(&page) {
@@ -200,12 +206,8 @@ impl Tail {
                 let _ = cold.send(runs);
             }
         }
-        let state = &mut *state;
-        if let Some(writer) = &mut state.confirms {
-            let landed = state.missing.take_unconfirmed();
-            if !landed.is_empty() {
-                send_ranges(&landed, writer, |ranges, _| Message::Landed(ranges))?;
-            }
+        if state.missing.unconfirmed() >= CONFIRMED_AT_ONCE || state.missing.left() == 0 {
+            state.confirm()?;
         }
         Ok(())
     }
@@ -233,6 +235,13 @@ impl Tail {
 }
 
 impl State {
+    /// Tells the source what has landed.
+    fn confirm(&mut self) -> Result<(), WireError> {
+        let Some(writer) = &mut self.confirms else { return Ok(()) };
+        let landed = self.missing.take_unconfirmed();
+        if landed.is_empty() { Ok(()) } else { send_ranges(&landed, writer, |ranges, _| Message::Landed(ranges)) }
+    }
+
     fn figures(&self) -> FaultFigures {
         FaultFigures {
             count: self.waits_us.len(),
@@ -387,17 +396,26 @@ pub(super) fn open_door(rendezvous: &Arc<Rendezvous>, listener: Listener) -> Res
     thread(Stoppable::spawn("tail-door", move || closer.close(), move || server.serve(&listener)))
 }
 
-/// Starts the thread that pages out cold pages as they land.
+/// Starts the thread that pages out cold pages as they land, and confirms what nobody else has.
 fn keep_cold(tail: &Arc<Tail>, landed: &Landed) -> Result<Stoppable, DestinationError> {
     let (sender, runs) = channel::<Vec<Range<u64>>>();
     let (ram, landed) = (Arc::clone(&tail.ram), landed.clone());
     tail.lock().cold = Some(sender);
-    let tail = Arc::clone(tail);
+    let (tail, confirming) = (Arc::clone(tail), Arc::clone(tail));
     let stop = move || tail.lock().cold = None;
     thread(Stoppable::spawn("keep-cold", stop, move || {
-        for runs in runs {
-            if let Err(e) = landed.landed(&ram, runs.into_iter()) {
-                tracing::warn!("cold pages stay in memory here: {e}");
+        loop {
+            match runs.recv_timeout(CONFIRMED_AFTER) {
+                Ok(runs) => {
+                    if let Err(e) = landed.landed(&ram, runs.into_iter()) {
+                        tracing::warn!("cold pages stay in memory here: {e}");
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    // When the connection has broken, whoever reads from it sees that.
+                    let _ = confirming.lock().confirm();
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
     }))

@@ -71,6 +71,11 @@ impl Tail {
         Some(neighbours)
     }
 
+    /// Neighbours that were not sent after all.
+    pub fn not_sent(&mut self, pages: Range<u64>) {
+        self.on_way.remove_range(pages);
+    }
+
     /// The next pages to send unasked: at most `most`, none that is on its way. They are now.
     pub fn next(&mut self, most: u64) -> Vec<Range<u64>> {
         let lane = if self.hot.is_empty() { &self.cold } else { &self.hot };
@@ -188,6 +193,7 @@ impl Missing {
     /// The guest has touched a page that is not mapped.
     pub fn fault(&mut self, page: u64) -> Fault {
         if self.landing.contains(page) {
+            self.wanted.insert_range(page..page + 1);
             Fault::Wait
         } else if !self.missing.contains(page) {
             Fault::Fill
@@ -215,11 +221,18 @@ impl Missing {
         self.missing.insert_range(page..page + 1);
     }
 
-    /// These have landed.
-    pub fn landed(&mut self, pages: Range<u64>) {
+    /// These have landed; whether the guest waits for any of them.
+    pub fn landed(&mut self, pages: Range<u64>) -> bool {
+        let is_wanted = self.wanted.count_in(pages.clone()) > 0;
         self.landing.remove_range(pages.clone());
         self.wanted.remove_range(pages.clone());
         self.unconfirmed.insert_range(pages);
+        is_wanted
+    }
+
+    /// Pages that have landed and are to be confirmed.
+    pub fn unconfirmed(&self) -> u64 {
+        self.unconfirmed.len()
     }
 
     /// What has landed since the last call: to be confirmed.
@@ -317,7 +330,10 @@ mod tests {
         fn ask(&mut self, page: u64) {
             if let Some(neighbours) = self.tail.wanted(page) {
                 self.send(0, &[page..page + 1]);
-                self.send(0, &neighbours);
+                // Something else is wanted before all have gone.
+                let (sent, dropped) = neighbours.split_at(neighbours.len() / 2);
+                self.send(0, sent);
+                dropped.iter().for_each(|run| self.tail.not_sent(run.clone()));
             }
         }
 

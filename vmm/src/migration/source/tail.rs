@@ -11,10 +11,12 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::SourceError;
 use crate::migration::link::{Address, Link};
-use crate::migration::plan::Tail;
+use crate::migration::plan::{BLOCK, Tail};
 use crate::migration::progress::{FaultFigures, Phase, TailReport};
 use crate::migration::rendezvous::{Channel, Rendezvous};
 use crate::migration::stoppable::Stoppable;
@@ -27,6 +29,10 @@ use crate::ram::{GuestRam, PageSet};
 const BATCH: u64 = 16;
 /// Pages that may be on their way unconfirmed before no more are sent unasked: they are read, and in memory here.
 const MOST_ON_WAY: u64 = 256;
+/// A guest that has wanted nothing for so long is sent the neighbours of what it wanted last.
+const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// How much of a delay is made up for: a rate is kept on a busy machine too, and nothing comes in a burst.
+const CATCH_UP: Duration = Duration::from_millis(50);
 /// How often a connection that broke is tried anew, and progress is shown.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -157,36 +163,53 @@ impl Shared {
         let mut writer = FrameWriter::new(link.try_clone()?);
         let mut reader = FrameReader::new(link);
         let mut payload = Vec::new();
+        let mut last = None;
         loop {
             let wanted = match receive_message(&mut reader, "want")? {
                 Message::Want(ranges) => ranges,
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "want" }),
             };
             check_ranges(&wanted, self.ram.pages(), reader.last_sequence())?;
-            self.busy.fetch_add(1, Ordering::SeqCst);
-            let served = wanted.into_iter().flatten().try_for_each(|page| {
-                let neighbours = {
-                    let mut state = self.lock();
-                    let neighbours = state.tail.wanted(page);
-                    if let Some(neighbours) = &neighbours {
-                        state.totals.wanted += 1;
-                        state.totals.neighbours += page_count(neighbours);
+            for page in wanted.into_iter().flatten() {
+                self.busy.fetch_add(1, Ordering::SeqCst);
+                let served = self.serve(page, &mut writer, &mut payload);
+                self.busy.fetch_sub(1, Ordering::SeqCst);
+                self.changed.notify_all();
+                let neighbours = served?;
+                // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
+                // once it wants nothing else, so that it need not wait for them.
+                let is_in_order = last.is_some_and(|last| (last..=last + BLOCK).contains(&page));
+                last = Some(page);
+                if is_in_order || !is_readable(reader.link(), QUIET)? {
+                    self.lock().totals.neighbours += page_count(&neighbours);
+                    if !neighbours.is_empty() {
+                        self.send(&mut writer, Lane::Cold, &neighbours, &mut payload)?;
                     }
-                    neighbours
-                };
-                // None: it was confirmed meanwhile.
-                let Some(neighbours) = neighbours else { return Ok(()) };
-                // By itself and first: the guest waits for this one only.
-                self.send(&mut writer, Lane::Hot, &[page..page + 1], &mut payload)?;
-                if neighbours.is_empty() {
-                    return Ok(());
+                } else {
+                    let mut state = self.lock();
+                    neighbours.into_iter().for_each(|run| state.tail.not_sent(run));
                 }
-                self.send(&mut writer, Lane::Cold, &neighbours, &mut payload)
-            });
-            self.busy.fetch_sub(1, Ordering::SeqCst);
-            self.changed.notify_all();
-            served?;
+            }
         }
+    }
+
+    /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
+    fn serve(
+        &self,
+        page: u64,
+        writer: &mut FrameWriter<Link>,
+        payload: &mut Vec<u8>,
+    ) -> Result<Vec<Range<u64>>, WireError> {
+        let neighbours = {
+            let mut state = self.lock();
+            let neighbours = state.tail.wanted(page);
+            state.totals.wanted += u64::from(neighbours.is_some());
+            neighbours
+        };
+        // None: it was confirmed meanwhile.
+        let Some(neighbours) = neighbours else { return Ok(Vec::new()) };
+        self.send(writer, Lane::Hot, &[page..page + 1], payload)?;
+        Ok(neighbours)
     }
 
     /// Reads pages and sends them.
@@ -210,9 +233,19 @@ impl Shared {
             let state = self.lock();
             runs.iter().cloned().flatten().filter(|page| !state.tail.keeps(*page)).collect()
         };
-        for page in gone {
-            if let Err(e) = self.ram.punch(page..page + 1) {
-                tracing::warn!("a page that is not needed here any more stays in memory: {e}");
+        gone.into_iter().for_each(|page| self.punch(&[page..page + 1]));
+    }
+
+    /// What went before the guest did is nothing but memory here, too.
+    fn give_back_sent(&self) {
+        let kept = self.lock().tail.ranges();
+        self.punch(&gaps(&kept, self.ram.pages()));
+    }
+
+    fn punch(&self, ranges: &[Range<u64>]) {
+        for range in ranges {
+            if let Err(e) = self.ram.punch(range.clone()) {
+                tracing::warn!("pages that are not needed here any more stay in memory: {e}");
             }
         }
     }
@@ -250,11 +283,7 @@ impl Shared {
 
     /// The destination has these: they are nothing but memory here.
     fn give_back(&self, ranges: &[Range<u64>]) {
-        for range in ranges {
-            if let Err(e) = self.ram.punch(range.clone()) {
-                tracing::warn!("pages that are not needed here any more stay in memory: {e}");
-            }
-        }
+        self.punch(ranges);
         let mut state = self.lock();
         state.totals.given_back += page_count(ranges) * PAGE_SIZE;
         self.following.left.store(state.tail.left(), Ordering::SeqCst);
@@ -301,7 +330,7 @@ impl Shared {
                 if runs.is_empty() {
                     continue;
                 }
-                due = due.max(now) + rate.time_of(page_count(&runs));
+                due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + rate.time_of(page_count(&runs));
                 if let Err(e) = self.send(writer, lane, &runs, &mut payload) {
                     return self.end(End::Broken(e));
                 }
@@ -376,6 +405,9 @@ impl Follower {
         let mut cuts = 0;
         let shared = Arc::clone(&self.shared);
         shared.following.left.store(self.pages, Ordering::SeqCst);
+        if shared.following.is_confirmed() {
+            shared.give_back_sent();
+        }
         let pages = self.pages;
         let report = |state: &State, cuts| TailReport {
             pages,
@@ -490,8 +522,25 @@ impl Follower {
             why: format!("page {page} is said to be missing, and was confirmed before"),
         })?;
         self.shared.give_back(&kept);
+        self.shared.give_back_sent();
         self.channel = Some(self.shared.spawn_faults(faults)?);
         Ok((reader, writer))
+    }
+}
+
+/// What lies between ranges in order, of so many pages.
+fn gaps(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
+    let starts = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start).chain(std::iter::once(pages));
+    starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect()
+}
+
+/// Whether something comes soon, or the connection has ended.
+fn is_readable(link: &Link, soon: Timespec) -> Result<bool, WireError> {
+    match poll(&mut [PollFd::new(link, PollFlags::IN)], Some(&soon)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(true),
+        Err(e) => Err(WireError::Io(e.into())),
     }
 }
 
