@@ -109,7 +109,7 @@ impl<M: DestinationMachine> Arrived<M> {
 
     /// What follows it, if anything does.
     pub fn tail(&self) -> Option<Arc<Tail>> {
-        self.receiver.as_ref().map(|receiver| Arc::clone(&receiver.tail))
+        self.receiver.as_ref().map(|receiver| Arc::clone(receiver.tail()))
     }
 }
 

@@ -1,0 +1,173 @@
+//! A tail from its beginning to its end, over as many connections as that takes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::threads::{handle_faults, keep_cold, serve_channel};
+use super::{LONGEST_US, State, Tail};
+use crate::migration::destination::landing::Landed;
+use crate::migration::destination::{DestinationError, DestinationMachine};
+use crate::migration::link::Link;
+use crate::migration::plan::Missing;
+use crate::migration::progress::FaultFigures;
+use crate::migration::rendezvous::Rendezvous;
+use crate::migration::stoppable::Stoppable;
+use crate::migration::wire::message::send_ranges;
+use crate::migration::wire::{FrameReader, FrameWriter, Message, WireError};
+use crate::ram::{GuestRam, MissingRam};
+
+/// A tail whose faults are handled.
+pub(in super::super) struct Receiver {
+    tail: Arc<Tail>,
+    missing: Arc<MissingRam>,
+    /// How long the source may stay away before it is taken for lost.
+    patience: Duration,
+    /// These serve the fault channel, answer who connects, handle faults and page out; they end in this order.
+    channel: Option<Stoppable>,
+    door: Option<Stoppable>,
+    faults: Option<Stoppable>,
+    keeper: Option<Stoppable>,
+}
+
+impl Receiver {
+    /// What people see of it.
+    pub(in super::super) fn tail(&self) -> &Arc<Tail> {
+        &self.tail
+    }
+
+    /// From now on, whoever touches what has not landed waits, and is served over `faults`.
+    pub(in super::super) fn start(
+        ram: &Arc<GuestRam>,
+        rendezvous: &Arc<Rendezvous>,
+        (door, patience): (Option<Stoppable>, Duration),
+        (landed, later): (&Landed, Missing),
+        faults: Link,
+    ) -> Result<Self, DestinationError> {
+        let missing = Arc::new(MissingRam::new(Arc::clone(ram))?);
+        let waits_us = Histogram::new_with_bounds(1, LONGEST_US, 3);
+        let waits_us = waits_us.map_err(|e| DestinationError::Thread(e.to_string()))?;
+        let tail = Arc::new(Tail {
+            ram: Arc::clone(ram),
+            rendezvous: Arc::clone(rendezvous),
+            state: Mutex::new(State {
+                missing: later,
+                since: HashMap::new(),
+                waits_us,
+                holes: 0,
+                asks: None,
+                confirms: None,
+                cold: None,
+                source_lost: false,
+            }),
+            ended: AtomicBool::new(false),
+        });
+        let keeper = Some(keep_cold(&tail, landed)?);
+        let handler = Some(handle_faults(&tail, &missing)?);
+        let channel = Some(serve_channel(&tail, &missing, faults)?);
+        Ok(Self { tail, missing, patience, channel, door, faults: handler, keeper })
+    }
+
+    /// The guest is ours: what has landed is confirmed over `bulk`, and the rest received, over as many connections as that
+    /// takes.
+    pub(in super::super) fn run(
+        mut self,
+        machine: &impl DestinationMachine,
+        (mut reader, writer): (FrameReader<Link>, FrameWriter<Link>),
+    ) -> (FaultFigures, Option<FrameWriter<Link>>) {
+        let tail = Arc::clone(&self.tail);
+        tail.lock().confirms = Some(writer);
+        loop {
+            let received = reader
+                .link()
+                .wait_for_ever()
+                .map_err(|e| DestinationError::from(WireError::from(e)))
+                .and_then(|()| tail.receive(&self.missing, &mut reader));
+            let Err(e) = received else { break };
+            reader.link().shutdown(std::net::Shutdown::Both);
+            self.channel = None;
+            let left = {
+                let mut state = tail.lock();
+                (state.asks, state.confirms) = (None, None);
+                state.missing.left()
+            };
+            if tail.ended.load(Ordering::SeqCst) {
+                break;
+            }
+            tracing::warn!(
+                "the connection to the source is gone ({e}); {left} pages of the guest are only there: waiting for it to come back"
+            );
+            match self.reconnect(machine) {
+                Some(again) => reader = again,
+                None => break,
+            }
+        }
+        if tail.lock().missing.left() > 0 {
+            // Given up: nobody is to see the zeros that are in place of what has not come.
+            machine.pause();
+        }
+        // Before the channels end: the last words go over it.
+        let writer = tail.lock().confirms.take();
+        self.channel = None;
+        tail.rendezvous.close();
+        self.door = None;
+        self.faults = None;
+        self.keeper = None;
+        (tail.lock().figures(), writer)
+    }
+
+    /// Waits until the two sides have met again; `None` when nothing is needed any more. A guest whose source stays away
+    /// stands meanwhile.
+    fn reconnect(&mut self, machine: &impl DestinationMachine) -> Option<FrameReader<Link>> {
+        let tail = Arc::clone(&self.tail);
+        let mut paused = false;
+        let bulk = loop {
+            let met = tail.rendezvous.take_both(self.patience);
+            if let Some((bulk, faults)) = met {
+                match self.resume(bulk, faults) {
+                    Ok(reader) => break reader,
+                    Err(e) => tracing::warn!("the new connection is of no use: {e}"),
+                }
+                continue;
+            }
+            if tail.rendezvous.is_closed() || tail.lock().missing.left() == 0 {
+                return None;
+            }
+            if !paused {
+                paused = machine.is_running();
+                tail.lock().source_lost = true;
+                let status = tail.status();
+                tracing::error!(
+                    "the source has not come back within {:?}: the guest stands; {} pages are missing, first {:?} (first page, number of pages)",
+                    self.patience,
+                    status.missing,
+                    status.first_missing,
+                );
+                machine.pause();
+            }
+        };
+        tail.lock().source_lost = false;
+        if paused {
+            machine.resume();
+        }
+        Some(bulk)
+    }
+
+    /// Says what is missing, asks again for what the guest waits for, and goes on over the new connection.
+    fn resume(&mut self, bulk: Link, faults: Link) -> Result<FrameReader<Link>, DestinationError> {
+        let mut writer = FrameWriter::new(bulk.try_clone().map_err(WireError::from)?);
+        let ranges = {
+            let mut state = self.tail.lock();
+            // Those that have landed are said by not being named.
+            state.missing.take_unconfirmed();
+            state.missing.ranges()
+        };
+        send_ranges(&ranges, &mut writer, Message::Missing)?;
+        self.channel = Some(serve_channel(&self.tail, &self.missing, faults)?);
+        self.tail.lock().confirms = Some(writer);
+        Ok(FrameReader::new(bulk))
+    }
+}

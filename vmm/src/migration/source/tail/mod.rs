@@ -1,0 +1,202 @@
+//! The tail: what follows the guest once it runs at the destination.
+//!
+//! A page is read once, when the guest waits for it, as a neighbour of such a page, or in the background at a bounded rate;
+//! it is kept until the destination has confirmed it, and given back to the host then. Without a connection everything that
+//! has not been confirmed stays, and what had been read for nothing goes back to sleep.
+
+mod following;
+mod sender;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+pub use following::Following;
+use memory_agent::{ByteSize, Counts};
+use sender::{End, Rate, Shared, State};
+
+use super::SourceError;
+use crate::migration::link::Link;
+use crate::migration::plan::Tail;
+use crate::migration::progress::{Phase, TailReport};
+use crate::migration::rendezvous::Channel;
+use crate::migration::stoppable::Stoppable;
+use crate::migration::wire::message::{check_ranges, receive_message};
+use crate::migration::wire::{FrameReader, FrameWriter, Message, WireError};
+use crate::ram::{GuestRam, PageSet};
+
+/// How often a connection that broke is tried anew.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What has followed the guest.
+pub(super) struct Followed {
+    pub(super) tail: TailReport,
+    /// What guest RAM is at the destination, if it has said so.
+    pub(super) destination: Option<Counts>,
+    pub(super) bytes: u64,
+    /// Whether the guest is known to be the destination's. It is not when somebody has given up waiting for that.
+    pub(super) is_confirmed: bool,
+}
+
+/// The source's side of a tail, from the moment the guest stands.
+pub(super) struct Follower {
+    shared: Arc<Shared>,
+    /// Serves what the guest waits for, over one connection.
+    channel: Option<Stoppable>,
+    pages: u64,
+}
+
+impl Follower {
+    /// The destination has said that the guest runs there.
+    pub(super) fn confirm(&self) {
+        self.shared.following.confirm();
+    }
+
+    /// The guest stands, and `tail` is to follow it; whoever faults at the destination is served from now on.
+    pub(super) fn start(
+        ram: &Arc<GuestRam>,
+        following: &Arc<Following>,
+        tail: Tail,
+        faults: Link,
+    ) -> Result<Self, WireError> {
+        let pages = tail.left();
+        let shared = Arc::new(Shared::new(ram, following, tail));
+        let channel = Some(shared.spawn_faults(faults)?);
+        Ok(Self { shared, channel, pages })
+    }
+
+    /// The guest runs at the destination: sends what it needs until it needs nothing any more, over as many connections as that
+    /// takes. `show` is told the phase, what has followed, and how many bytes that was.
+    pub(super) fn follow(
+        mut self,
+        bulk: (FrameReader<Link>, FrameWriter<Link>),
+        rate: ByteSize,
+        show: &mut dyn FnMut(Phase, TailReport, u64),
+    ) -> Followed {
+        let started = Instant::now();
+        let (mut reader, mut writer) = bulk;
+        let mut cuts = 0;
+        let shared = Arc::clone(&self.shared);
+        shared.following.keeps(self.pages);
+        if shared.following.is_confirmed() {
+            shared.give_back_sent();
+        }
+        let pages = self.pages;
+        let report = |state: &State, cuts| TailReport {
+            pages,
+            wanted: state.totals.wanted,
+            neighbours: state.totals.neighbours,
+            background: state.totals.background,
+            given_back: state.totals.given_back,
+            needless: 0,
+            cuts,
+            ms: started.elapsed().as_millis() as u64,
+            faults: state.totals.faults,
+        };
+        loop {
+            shared.following.has_connection(true);
+            let hearer = Arc::clone(&shared);
+            // A connection that cannot be read in a thread of its own is one that has broken.
+            let spawned = reader.link().wait_for_ever().and_then(|()| {
+                Builder::new().name("hear-landed".into()).spawn(move || hearer.end(hearer.hear(reader)))
+            });
+            match &spawned {
+                Ok(_) => shared.send_unasked(&mut writer, Rate(rate), &mut |state| {
+                    show(Phase::Tail, report(state, cuts), shared.bytes.load(Ordering::Relaxed));
+                }),
+                Err(_) => shared.end(End::Broken(WireError::Closed)),
+            }
+            writer.link().shutdown(std::net::Shutdown::Both);
+            self.channel = None;
+            if let Ok(thread) = spawned {
+                // It has said why it ended, if this end did not.
+                let _ = thread.join();
+            }
+            let (end, lost, left) = {
+                let mut state = shared.lock();
+                let lost = state.tail.cut();
+                (state.totals.end.take(), lost, state.tail.left())
+            };
+            let broken = match end {
+                Some(End::Broken(e)) if left > 0 => e,
+                _ => break,
+            };
+            cuts += 1;
+            shared.following.has_connection(false);
+            tracing::warn!("{left} pages of the guest are still here, and the connection to it is gone: {broken}");
+            // They were read for nothing, and sleep again until they are needed.
+            if let Err(e) = shared.ram.page_out(&lost) {
+                tracing::warn!("pages that were on their way stay in memory: {e}");
+            }
+            match self
+                .reconnect(&mut |state| show(Phase::Cut, report(state, cuts), shared.bytes.load(Ordering::Relaxed)))
+            {
+                Some(again) => (reader, writer) = again,
+                None => break,
+            }
+        }
+        shared.following.rendezvous.close();
+        let state = shared.lock();
+        let left = state.tail.left();
+        let is_confirmed = shared.following.is_confirmed();
+        if left > 0 && is_confirmed {
+            tracing::info!("the guest has ended at the destination, which needs {left} pages no more");
+        }
+        shared.following.keeps(0);
+        let (tail, destination) = (TailReport { needless: left, ..report(&state, cuts) }, state.totals.settled);
+        Followed { tail, destination, bytes: shared.bytes.load(Ordering::Relaxed), is_confirmed }
+    }
+
+    /// Waits until the two sides have met again; `None` when they will not.
+    fn reconnect(&mut self, show: &mut dyn FnMut(&State)) -> Option<(FrameReader<Link>, FrameWriter<Link>)> {
+        let following = Arc::clone(&self.shared.following);
+        loop {
+            show(&self.shared.lock());
+            if following.rendezvous.is_closed() {
+                return None;
+            }
+            let met = following.rendezvous.take_both(Duration::ZERO).or_else(|| {
+                if let Some(address) = following.address()
+                    && let Err(e) = following.rendezvous.connect(&address, &[Channel::Bulk, Channel::Faults])
+                {
+                    tracing::debug!("not yet: {e}");
+                }
+                following.rendezvous.take_both(TRY_EVERY)
+            });
+            let Some((bulk, faults)) = met else { continue };
+            match self.resume(bulk, faults) {
+                Ok(bulk) => return Some(bulk),
+                Err(e) => tracing::warn!("the new connection is of no use: {e}"),
+            }
+        }
+    }
+
+    /// Hears what is missing, and serves the guest over the new connection.
+    fn resume(&mut self, bulk: Link, faults: Link) -> Result<(FrameReader<Link>, FrameWriter<Link>), SourceError> {
+        let writer = FrameWriter::new(bulk.try_clone().map_err(WireError::from)?);
+        let mut reader = FrameReader::new(bulk);
+        let mut missing = PageSet::new(self.shared.ram.pages());
+        loop {
+            match receive_message(&mut reader, "missing")? {
+                Message::Missing(ranges, is_all) => {
+                    check_ranges(&ranges, missing.universe(), reader.last_sequence())?;
+                    ranges.into_iter().for_each(|range| missing.insert_range(range));
+                    if is_all {
+                        break;
+                    }
+                }
+                other => return Err(WireError::Unexpected { found: other.name(), expected: "missing" }.into()),
+            }
+        }
+        self.shared.following.confirm();
+        let kept = self.shared.lock().tail.resumed(&missing).map_err(|page| WireError::Payload {
+            sequence: reader.last_sequence(),
+            why: format!("page {page} is said to be missing, and was confirmed before"),
+        })?;
+        self.shared.give_back(&kept);
+        self.shared.give_back_sent();
+        self.channel = Some(self.shared.spawn_faults(faults)?);
+        Ok((reader, writer))
+    }
+}
