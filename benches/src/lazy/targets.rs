@@ -58,14 +58,12 @@ fn of_move(rows: Rows<'_>, lazy: &str, pre_copy: &str) -> Vec<Option<Verdict>> {
         let what = format!("{lazy}: {name} at the source after the tail, pages");
         of(lazy, key).map(|pages| Verdict::exactly(what, pages, 0.0))
     };
-    let resident_left = left("source_resident_after", "resident")
-        .map(|verdict| verdict.noting("with --stay, which keeps what went before the switchover until `ctl quit`"));
     vec![
         swap_ins,
         share(EAGER, "eager", OF_EAGER),
         share(pre_copy, "QEMU pre-copy", OF_PRE_COPY),
         resident(),
-        resident_left,
+        left("source_resident_after", "resident"),
         left("source_swapped_after", "swapped"),
     ]
 }
