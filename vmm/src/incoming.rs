@@ -125,7 +125,8 @@ impl Incoming {
             Err(e) => return self.shared.report(Arrival::Failed(e.into())),
         };
         let limits = self.limits;
-        let door = Door { listener: Some(listener), patience: limits.patience };
+        let door = Door { address: listener.address(), patience: limits.patience };
+        drop(listener);
         let shared = Arc::clone(&self.shared);
         let spawned = std::thread::Builder::new().name("incoming".into()).spawn(move || {
             let prepare = |offer: &Offer| prepare(offer, limits, console).map(Arc::new);

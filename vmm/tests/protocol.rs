@@ -33,7 +33,7 @@ struct Limits {
     to_source: u64,
 }
 
-const NO_DOOR: Door = Door { listener: None, patience: Duration::ZERO };
+const NO_DOOR: Door = Door { address: None, patience: Duration::ZERO };
 
 const UNBROKEN: Limits = Limits { to_destination: u64::MAX, to_source: u64::MAX };
 

@@ -164,7 +164,8 @@ fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
         let destination = Arc::clone(&destination);
         move || {
             let link = listener.accept().unwrap();
-            let door = Door { listener: Some(listener), patience: Duration::from_secs(20) };
+            let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
+            drop(listener);
             destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
         }
     });
@@ -256,7 +257,8 @@ fn check_one_owner(limit: u64) -> bool {
         let destination = Arc::clone(&destination);
         move || {
             let link = listener.accept().unwrap();
-            let door = Door { listener: Some(listener), patience: Duration::from_secs(20) };
+            let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
+            drop(listener);
             destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
         }
     });

@@ -17,7 +17,7 @@ pub use tail::{Tail, TailStatus};
 
 use super::DestinationMachine;
 use super::cancel::Cancel;
-use super::link::{Link, Listener};
+use super::link::{Address, Link, Listener};
 use super::plan::ColdPolicy;
 use super::rendezvous::{Channel, Rendezvous};
 use super::wire::message::{Incoming, check_ranges, receive as receive_frame, receive_message};
@@ -33,8 +33,8 @@ const SECOND_CONNECTION: Duration = Duration::from_secs(10);
 /// How a source that was lost comes back while its pages follow the guest.
 #[derive(Debug)]
 pub struct Door {
-    /// Where it connects.
-    pub listener: Option<Listener>,
+    /// Where it connects: listened on from the moment that pages are to follow.
+    pub address: Option<Address>,
     /// How long it may stay away before it is taken for lost, and the guest is stopped.
     pub patience: Duration,
 }
@@ -80,15 +80,17 @@ impl<M: DestinationMachine> Arrived<M> {
     /// and gives the machine.
     pub fn settle(self) -> M {
         let started = Instant::now();
-        let mut writer = Some(self.writer);
-        if let (Some(receiver), Some(bulk)) = (self.receiver, writer.take()) {
-            let (figures, last) = receiver.run(&self.machine, (self.reader, bulk));
-            writer = last;
-            tracing::info!(?figures, took = ?started.elapsed(), "all pages have come");
-            if let Some(writer) = &mut writer {
-                let _ = Message::Served(figures).send(writer);
+        let mut writer = match self.receiver {
+            None => Some(self.writer),
+            Some(receiver) => {
+                let (figures, mut writer) = receiver.run(&self.machine, (self.reader, self.writer));
+                tracing::info!(?figures, took = ?started.elapsed(), "all pages have come");
+                if let Some(writer) = &mut writer {
+                    let _ = Message::Served(figures).send(writer);
+                }
+                writer
             }
-        }
+        };
         match self.landed.settle(self.machine.ram()) {
             Ok(report) => {
                 tracing::info!(policy = ?self.cold, took = ?started.elapsed(), left = report.left, "settled");
@@ -132,7 +134,8 @@ fn take<M: DestinationMachine>(
     let machine = prepare(&offer).map_err(DestinationError::Refused)?;
     let rendezvous = offer.session.map(|session| Arc::new(Rendezvous::new(session)));
     let patience = door.patience;
-    let door = rendezvous.as_ref().zip(door.listener).map(|(r, listener)| tail::open_door(r, listener)).transpose()?;
+    let listener = rendezvous.as_ref().and(door.address).map(|address| Listener::bind(&address)).transpose()?;
+    let door = rendezvous.as_ref().zip(listener).map(|(r, listener)| tail::open_door(r, listener)).transpose()?;
     let can_page_out = memory_agent::active().is_ok_and(|swaps| !swaps.is_empty());
     Message::Accept(Accepted { can_page_out }).send(writer)?;
     let faults = rendezvous.as_ref().map(|r| r.take(Channel::Faults, SECOND_CONNECTION).ok_or(WireError::Silent));
