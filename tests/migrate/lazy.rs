@@ -241,6 +241,9 @@ fn nobody_ends_a_source_by_mistake() -> Result<()> {
     let path = lab.path("kept.img").to_string_lossy().into_owned();
     let (refused, _) = destination.machine.ctl(&["dump", "--to", &path])?;
     ensure!(refused.sentence(1)?.contains("pause"), "{refused:?}");
+    // To a third host it would be a guest of zeros.
+    let onward = destination.machine.migrate("tcp:127.0.0.1:1", &How::usual())?.fails(1)?;
+    ensure!(onward.contains("still to come"), "{onward:?}");
     for request in ["quit", "cancel-migration"] {
         let (refused, _) = source.ctl(&[request])?;
         let sentence = refused.sentence(1)?;

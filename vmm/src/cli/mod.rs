@@ -22,7 +22,7 @@ pub use end::End;
 
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use crate::migration::source::Switchover;
+use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.
@@ -79,7 +79,7 @@ struct MigrationOptions {
     #[arg(long, value_enum, default_value = "converged")]
     switchover: Switchover,
     /// How much follows the guest a second that it does not wait for; 0 for as much as goes.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_COLD_RATE)]
     cold_rate: ByteSize,
 }
 

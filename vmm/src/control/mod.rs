@@ -16,7 +16,7 @@ use crate::dump::DumpReport;
 use crate::migration::destination::TailStatus;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
-use crate::migration::source::Switchover;
+use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
 use crate::ram::RamWatch;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
@@ -97,8 +97,12 @@ pub struct MigrateRequest {
     #[serde(default)]
     pub switchover: Switchover,
     /// How many bytes a second follow the guest that it does not wait for; 0 for as many as go.
-    #[serde(default)]
+    #[serde(default = "default_cold_rate")]
     pub cold_rate: ByteSize,
+}
+
+fn default_cold_rate() -> ByteSize {
+    DEFAULT_COLD_RATE
 }
 
 /// What the machine is doing.
@@ -237,6 +241,10 @@ mod tests {
         let request: Request = serde_json::from_str(text).unwrap();
         assert_eq!(request, Request::PageOut { ranges: Some(vec![(4096, 8192)]) });
         assert_eq!(serde_json::from_str::<Request>(r#"{"command":"status"}"#).unwrap(), Request::Status {});
+        let text =
+            r#"{"command":"migrate","to":"unix:/x","cold":"lazy","window":1,"downtime_limit_ms":1,"max_rounds":1}"#;
+        let Request::Migrate(request) = serde_json::from_str(text).unwrap() else { panic!("another request") };
+        assert_eq!((request.switchover, request.cold_rate), (Switchover::Converged, DEFAULT_COLD_RATE));
         assert!(serde_json::from_str::<Request>(r#"{"command":"format-disk"}"#).is_err());
         assert!(serde_json::from_str::<Request>(r#"{"command":"status","more":1}"#).is_err());
     }

@@ -55,6 +55,11 @@ pub enum VmmError {
         "the guest runs elsewhere, and {0} pages that it may need are only here; `thermocline ctl reconnect` if the connection is gone, `quit --force` to give them and with them the guest up"
     )]
     Following(u64),
+    /// Not all of the guest's memory is here.
+    #[error(
+        "{0} pages of the guest's memory are still to come from where it was; wait until `thermocline ctl status` shows no `tail`"
+    )]
+    StillComing(u64),
     /// Nothing follows a guest.
     #[error("no pages are on their way that a connection could be made for")]
     NothingFollows,
@@ -322,6 +327,10 @@ impl Vmm {
             }
             if state.migration.is_some() {
                 return Err(VmmError::Migrating);
+            }
+            // What has not come looks like a hole, and would be sent as zeros.
+            if let Some(tail) = &state.tail {
+                return Err(VmmError::StillComing(tail.status().missing));
             }
             state.migration = Some(Arc::clone(cancel));
             state.following.clone_from(&following);

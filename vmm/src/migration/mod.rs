@@ -2,7 +2,7 @@
 //!
 //! | to read about | open |
 //! |---|---|
-//! | which page goes when | `plan.rs`, pure |
+//! | which page goes when | `plan/`, pure |
 //! | bytes on the wire | `wire/` |
 //! | connections | `link/` |
 //! | further connections of one migration | `rendezvous.rs` |

@@ -19,7 +19,7 @@ use super::End;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use crate::migration::source::Switchover;
+use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
 
 /// Options of `thermocline demo`.
 #[derive(Debug, Args)]
@@ -121,7 +121,7 @@ fn migrate(
         max_rounds: 50,
         stay: true,
         switchover: Switchover::Converged,
-        cold_rate: ByteSize::mib(64),
+        cold_rate: DEFAULT_COLD_RATE,
     };
     if !arguments.json {
         println!("migrating it to process {} with --cold {}", to.pid(), output::name(cold));

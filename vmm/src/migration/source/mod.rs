@@ -20,6 +20,9 @@ use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Phase, Report};
 
+/// How much follows a guest a second that it does not wait for, unless somebody says otherwise.
+pub const DEFAULT_COLD_RATE: ByteSize = ByteSize::mib(64);
+
 /// When the guest goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -63,7 +66,7 @@ impl Default for Options {
             downtime_limit: Duration::from_millis(300),
             max_rounds: 50,
             switchover: Switchover::Converged,
-            cold_rate: ByteSize::mib(64),
+            cold_rate: DEFAULT_COLD_RATE,
         }
     }
 }
