@@ -10,13 +10,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use memory_agent::{ByteSize, Counts, Hint, PageState, Residency};
 use support::{Fake, PAGE, PAGES};
 use thermocline::migration::cancel::Cancel;
-use thermocline::migration::destination::{self, Door};
+use thermocline::migration::destination::{self, DestinationError, Door};
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
@@ -120,6 +120,17 @@ const LAZY: Options = Options {
     cold_rate: ByteSize(0),
 };
 
+/// Receives a machine and all that follows it.
+fn receive(listener: Listener, destination: &Arc<Fake>) -> JoinHandle<Result<(), DestinationError>> {
+    let destination = Arc::clone(destination);
+    thread::spawn(move || {
+        let link = listener.accept().unwrap();
+        let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
+        drop(listener);
+        destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
+    })
+}
+
 struct Moved {
     report: Report,
     source: Arc<Fake>,
@@ -160,15 +171,7 @@ fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
             guest.truth
         }
     });
-    let receiving = thread::spawn({
-        let destination = Arc::clone(&destination);
-        move || {
-            let link = listener.accept().unwrap();
-            let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
-            drop(listener);
-            destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
-        }
-    });
+    let receiving = receive(listener, &destination);
     let cutting = thread::spawn({
         let destination = Arc::clone(&destination);
         move || {
@@ -253,15 +256,7 @@ fn check_one_owner(limit: u64) -> bool {
     let _middle = Middle::new(&front, &back, limit);
     let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
     let content = source.content();
-    let receiving = thread::spawn({
-        let destination = Arc::clone(&destination);
-        move || {
-            let link = listener.accept().unwrap();
-            let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
-            drop(listener);
-            destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
-        }
-    });
+    let receiving = receive(listener, &destination);
     let address = Address::Unix(front);
     let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
     let (source_result, destination_result) = thread::scope(|scope| {

@@ -16,6 +16,8 @@ const TRIALS: &[(&str, &str)] = &[
         "probes against the truth with huge pages",
         "without_readahead with_huge_pages ./differential agrees_with_the_kernel --show-output",
     ),
+    // With the kernel's own readahead: what it brings in besides goes again.
+    ("neighbours of what is read", "./differential what_comes_along scanning_leaves a_failing_reader --show-output"),
     ("hints against the truth", "without_readahead ./hints --show-output"),
     ("residency under memory pressure", "without_readahead ./pressure --show-output"),
     ("swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
