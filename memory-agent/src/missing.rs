@@ -4,7 +4,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -70,20 +69,25 @@ impl MissingFaults {
         uffd::unregister(self.fd.as_fd(), &addresses(mapping, &pages)).map_err(failed("UFFDIO_UNREGISTER", &pages))
     }
 
-    /// Waits for faults, or until `stop` is readable, and gives the host virtual addresses of what was touched to `each`.
-    /// Returns whether to go on: `false` once `stop` is readable.
+    /// Gives the host virtual addresses of what has been touched since the last call to `each`, and waits for nothing: the
+    /// descriptor is readable when there is something.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn wait(&self, stop: BorrowedFd<'_>, each: impl FnMut(u64)) -> Result<bool, FaultError> {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(failed("poll", &(0..0))(e)),
-        }
-        let stopped = !fds[1].revents().is_empty();
-        uffd::read_faults(self.fd.as_fd(), each).map_err(failed("read", &(0..0)))?;
-        Ok(!stopped)
+    pub fn read(&self, each: impl FnMut(u64)) -> Result<(), FaultError> {
+        uffd::read_faults(self.fd.as_fd(), each).map_err(failed("read", &(0..0)))
+    }
+
+    /// Fills holes with `bytes`, maps them for whoever waits, and wakes it. Unlike a write through the file this waits for
+    /// nobody who writes to another part of it, and whoever waited does not fault again.
+    ///
+    /// # Errors
+    /// When one is no hole any more, or the kernel has no memory.
+    ///
+    /// # Panics
+    /// When `bytes` is not as long as the pages.
+    pub fn fill(&self, mapping: &Mapping<'_>, pages: &Range<u64>, bytes: &[u8]) -> Result<(), FaultError> {
+        uffd::copy(self.fd.as_fd(), &addresses(mapping, pages), bytes).map_err(failed("UFFDIO_COPY", pages))
     }
 
     /// Fills a hole with zeros and wakes whoever waits for it. What is there already stays.
@@ -107,6 +111,12 @@ impl MissingFaults {
     /// When the kernel refuses.
     pub fn wake(&self, mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<(), FaultError> {
         uffd::wake(self.fd.as_fd(), &addresses(mapping, pages)).map_err(failed("UFFDIO_WAKE", pages))
+    }
+}
+
+impl AsFd for MissingFaults {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

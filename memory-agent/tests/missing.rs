@@ -3,14 +3,13 @@
 
 mod support;
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use memory_agent::{MissingFaults, PageCache, Probe, page_out};
-use rustix::event::{EventfdFlags, eventfd};
-use support::{Memory, with_swap};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use support::{Memory, page_with, with_swap};
 
 fn faults() -> Option<MissingFaults> {
     match MissingFaults::open() {
@@ -29,31 +28,39 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
     let Some(faults) = faults() else { return };
     let memory = Memory::new("missing", 64);
     let mapping = memory.mapping();
-    memory.write(7, 7);
+    memory.write(8, 8);
     faults.register(&mapping).unwrap();
     let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let seen = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Even pages hold their number, odd ones are zeros.
+            // Of three pages two hold their number, the third is zeros.
             for page in 0..64 {
-                assert!(memory.holds(page, if page % 2 == 0 || page == 7 { page } else { 0 }), "page {page}");
+                assert!(memory.holds(page, if page % 3 != 2 || page == 8 { page } else { 0 }), "page {page}");
             }
             rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
         });
         let base = mapping.address_of(0).unwrap() as u64;
         let mut pages = Vec::new();
-        while faults.wait(stop.as_fd(), |address| pages.push((address - base) / 4096)).unwrap() {
+        loop {
+            let mut fds = [PollFd::new(&faults, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+            poll(&mut fds, None).unwrap();
+            if !fds[1].revents().is_empty() {
+                break;
+            }
+            faults.read(|address| pages.push((address - base) / 4096)).unwrap();
             for page in pages.drain(..) {
                 seen.fetch_add(1, Ordering::Relaxed);
-                assert_ne!(page, 7, "it was there");
+                assert_ne!(page, 8, "it was there");
                 // Long enough that whoever did not wait would have gone on.
                 thread::sleep(Duration::from_millis(1));
-                if page % 2 == 0 {
-                    memory.pwrite(page, page);
-                    faults.wake(&mapping, &(page..page + 1)).unwrap();
-                } else {
-                    faults.zero(&mapping, page).unwrap();
+                match page % 3 {
+                    0 => {
+                        memory.pwrite(page, page);
+                        faults.wake(&mapping, &(page..page + 1)).unwrap();
+                    }
+                    1 => faults.fill(&mapping, &(page..page + 1), &page_with(page)).unwrap(),
+                    _ => faults.zero(&mapping, page).unwrap(),
                 }
             }
         }
@@ -61,6 +68,7 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
     assert!(seen.into_inner() >= 63);
     // What is there stays, whoever says otherwise.
     faults.zero(&mapping, 8).unwrap();
+    faults.fill(&mapping, &(8..9), &[1; 4096]).unwrap_err();
     assert!(memory.holds(8, 8));
     faults.unregister(&mapping).unwrap();
     memory.punch(20, 1);

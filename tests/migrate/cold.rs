@@ -10,9 +10,11 @@ use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::swap::{self, undisturbed};
 use thermocline_tests::trials::unless_the_emulator_fails;
 use thermocline_tests::{How, Lab, Machine, Migrated, Trials, Workload, trial};
+use workload_guest::command::Command;
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], holes_stay_holes_on_both_sides);
+    trial!(trials, [Kvm], a_busy_guest_takes_its_memory_at_once);
     trial!(trials, [Kvm, Root, Zram], paced_leaves_both_sides_as_they_were);
     trial!(trials, [Kvm, Root, Zram], cold_stays_cold_whichever_probe_tells);
     trial!(trials, [Kvm, Root, Zram], swap_goes_away_while_cold_pages_move);
@@ -97,6 +99,21 @@ fn holes_stay_holes_on_both_sides() -> Result<()> {
         ensure!(migrated.report.pages.hole.abs_diff(before.hole) <= 8, "{:?}", migrated.report);
         destination_only(&source, &mut there)?;
     }
+    Ok(())
+}
+
+/// The trials here count holes while the guest works: it must not come upon memory that it has not taken yet.
+fn a_busy_guest_takes_its_memory_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    // As much as it can do: it never waits for an interrupt.
+    let mut machine = lab.boot(&Workload { rate: 0, ..Workload::default() })?;
+    machine.console.must_run()?;
+    let memory = GuestMemory::of(&machine)?;
+    let before = memory.counts()?;
+    machine.console.tell(Command::Stop)?;
+    machine.console.report()?;
+    let after = memory.counts()?;
+    ensure!(after.hole == before.hole, "{before:?} became {after:?} when it rested");
     Ok(())
 }
 

@@ -97,6 +97,9 @@ long_mode:
 
 ring3_start:
     mov %edi, %esi
+    mov %edi, %eax                      # the page of this vCPU's ring-0 stack is there from now on: a busy workload takes its
+    shl $12, %eax                       # first interrupt late, and what is a hole once it is ready should stay one
+    movl $1, ring0_stacks(%rax)
     test %edi, %edi
     jnz 1f
     mov $bss_start, %edi                # loaders differ in whether they clear it

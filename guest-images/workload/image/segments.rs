@@ -45,6 +45,7 @@ tss:
 
 .pushsection .noinit, "aw", @nobits
     .balign 4096
+.globl ring0_stacks
 ring0_stacks:
     .skip 8192
 .popsection

@@ -116,6 +116,14 @@ pub(crate) fn zero(fd: BorrowedFd<'_>, addresses: &Range<u64>) -> rustix::io::Re
     ioctl(fd, UFFDIO_ZEROPAGE, &mut UffdioZeropage { range: UffdioRange::of(addresses), mode: 0, zeroed: 0 })
 }
 
+/// Fills a hole with `bytes`, whole pages, and maps it for whoever waits for it, who is woken; `EXIST` when it is none.
+pub(crate) fn copy(fd: BorrowedFd<'_>, addresses: &Range<u64>, bytes: &[u8]) -> rustix::io::Result<()> {
+    const UFFDIO_COPY: u32 = opcode::read_write::<UffdioCopy>(0xaa, 0x03);
+    assert_eq!(addresses.end - addresses.start, bytes.len() as u64, "the kernel reads as much as it writes");
+    let (source, length) = (bytes.as_ptr() as u64, bytes.len() as u64);
+    ioctl(fd, UFFDIO_COPY, &mut UffdioCopy { destination: addresses.start, source, length, mode: 0, copied: 0 })
+}
+
 /// Reads what has come and gives the addresses of faults to `each`; nothing when nothing has come.
 pub(crate) fn read_faults(fd: BorrowedFd<'_>, mut each: impl FnMut(u64)) -> rustix::io::Result<()> {
     // `struct uffd_msg`: event (1 byte), 7 reserved, flags (8 bytes), address (8 bytes), 8 more.
@@ -145,6 +153,16 @@ impl UffdioRange {
     }
 }
 
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct UffdioCopy {
+    destination: u64,
+    source: u64,
+    length: u64,
+    mode: u64,
+    copied: i64,
+}
+
 /// `struct uffdio_zeropage`.
 #[repr(C)]
 struct UffdioZeropage {
@@ -167,7 +185,8 @@ fn register(fd: BorrowedFd<'_>, addresses: &Range<u64>, mode: u64) -> rustix::io
 /// An ioctl of userfaultfd, which reads and writes one structure.
 fn ioctl<T>(fd: BorrowedFd<'_>, number: u32, argument: &mut T) -> rustix::io::Result<()> {
     // SAFETY: all callers pass the structure whose size the number carries, in the layout the kernel declares, and any
-    // bits are valid for it. What the calls do to memory is to fill holes with zeros, which is what they read as.
+    // bits are valid for it. What the calls do to memory is to fill holes that were registered, which nobody reads before;
+    // what a copy reads is a slice, of the length that it is told.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(number), std::ptr::from_mut(argument)) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }

@@ -92,6 +92,11 @@ unsafe impl Sync for Memory {}
 
 const WORDS: usize = PAGE_SIZE as usize / 8;
 
+/// The bytes of a page that holds `stamp`.
+pub(crate) fn page_with(stamp: u64) -> Vec<u8> {
+    (0..WORDS).flat_map(|i| word(stamp, i).to_ne_bytes()).collect()
+}
+
 /// The content of a page with this stamp: hard to compress, and zeros for 0.
 fn word(stamp: u64, index: usize) -> u64 {
     stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(index as u32) ^ if stamp == 0 { 0 } else { index as u64 }
@@ -126,8 +131,7 @@ impl Memory {
 
     /// Writes without the mapping.
     pub(crate) fn pwrite(&self, page: u64, stamp: u64) {
-        let bytes: Vec<u8> = (0..WORDS).flat_map(|i| word(stamp, i).to_ne_bytes()).collect();
-        self.file.write_all_at(&bytes, page * PAGE_SIZE).unwrap();
+        self.file.write_all_at(&page_with(stamp), page * PAGE_SIZE).unwrap();
     }
 
     /// Reads through the mapping: whether the page holds `stamp`.

@@ -13,6 +13,7 @@
 //! A machine is seen through [`SourceMachine`] and [`DestinationMachine`], so that all of this runs in tests without
 //! KVM.
 
+mod busy_poll;
 pub mod cancel;
 pub mod destination;
 pub mod link;

@@ -1,7 +1,7 @@
 //! Guest RAM that is filled in while the guest runs: whoever touches a page that has not landed waits.
 
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use memory_agent::{FaultError, MissingFaults, PAGE_SIZE};
@@ -30,11 +30,12 @@ impl MissingRam {
         Ok(Self { ram, faults })
     }
 
-    /// Waits for faults, or until `stop` is readable, and gives the pages to `each`. Returns whether to go on.
+    /// Gives the pages that have been touched since the last call to `each`. Waits for nothing: the descriptor is readable when
+    /// there are some.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn wait(&self, stop: BorrowedFd<'_>, mut each: impl FnMut(u64)) -> Result<bool, RamError> {
+    pub fn read(&self, mut each: impl FnMut(u64)) -> Result<(), RamError> {
         let bases: Vec<_> = (0..self.ram.layout().regions().len()).map(|r| self.ram.host_address(r)).collect();
         let page_of = |address: u64| {
             let mut first = 0;
@@ -47,7 +48,25 @@ impl MissingRam {
             }
             None
         };
-        Ok(self.faults.wait(stop, |address| page_of(address).into_iter().for_each(&mut each))?)
+        Ok(self.faults.read(|address| page_of(address).into_iter().for_each(&mut each))?)
+    }
+
+    /// Fills the holes from page `first` on with `data`, whole pages, and wakes whoever waits for them, who need not fault
+    /// again to have them mapped.
+    ///
+    /// # Errors
+    /// When the range is not all RAM, one is no hole any more, or the host has no memory.
+    pub fn fill(&self, first: u64, data: &[u8]) -> Result<(), RamError> {
+        let pages = first..first.saturating_add(data.len() as u64 / PAGE_SIZE);
+        self.ram.check(&pages)?;
+        let mut rest = data;
+        for part in self.ram.layout().split(pages) {
+            let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
+            let (some, behind) = rest.split_at(length);
+            self.faults.fill(&self.ram.mapping(part.region)?, &part.local, some)?;
+            rest = behind;
+        }
+        Ok(())
     }
 
     /// Fills a hole with zeros and wakes whoever waits for it; a page that is there stays what it is.
@@ -71,6 +90,12 @@ impl MissingRam {
             self.faults.wake(&self.ram.mapping(part.region)?, &part.local)?;
         }
         Ok(())
+    }
+}
+
+impl AsFd for MissingRam {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.faults.as_fd()
     }
 }
 

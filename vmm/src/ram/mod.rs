@@ -139,6 +139,25 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Reads pages that are given back to the host behind it, through the file and not through a mapping: a hole stays one,
+    /// and what is in no page table costs no flush when it goes.
+    ///
+    /// # Errors
+    /// When the range is not all RAM.
+    pub fn read_through_file(&self, pages: Range<u64>, buffer: &mut [u8]) -> Result<(), RamError> {
+        self.check(&pages)?;
+        let mut rest = buffer;
+        for part in self.layout.split(pages) {
+            let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
+            let (place, behind) = rest.split_at_mut(length);
+            self.file(part.region)?
+                .read_exact_at(place, part.local.start * PAGE_SIZE)
+                .map_err(|source| RamError::Access { page: part.pages.start, what: "read", source })?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
     /// Writes `data`, whole pages, to the pages from `first` on, through the file and not through the mapping: a page
     /// that did not exist is allocated without a fault and without being cleared first.
     ///

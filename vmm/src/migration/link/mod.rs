@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
+
 /// How long a side waits for the other before it takes it for dead.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a connection may take to come about.
@@ -153,6 +155,14 @@ impl Link {
             Self::Tcp(stream) => stream.set_read_timeout(None),
             Self::Unix(stream) => stream.set_read_timeout(None),
         }
+    }
+
+    /// Reads what has come, and waits for nothing: `WouldBlock` when that is nothing.
+    ///
+    /// # Errors
+    /// When the connection has failed.
+    pub fn read_now(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self, bytes, RecvFlags::DONTWAIT)?.0)
     }
 
     fn set_up(&self) -> io::Result<()> {

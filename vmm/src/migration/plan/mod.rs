@@ -9,7 +9,7 @@ mod tail;
 use std::ops::Range;
 
 use memory_agent::{PageState, Residency};
-pub use tail::{BLOCK, Fault, Missing, Tail};
+pub use tail::{BLOCK, Fault, Missing, Tail, Wanted};
 
 use crate::ram::PageSet;
 

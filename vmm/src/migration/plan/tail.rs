@@ -19,13 +19,24 @@ pub struct Tail {
     cold: PageSet,
     /// Sent, by this connection, and not confirmed.
     on_way: PageSet,
+    /// Of these, what was sent over the channel by which pages are wanted: in front of whatever is sent over it next.
+    ahead: PageSet,
+}
+
+/// What a page that is wanted takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether the page is to be sent. It is not when it is ahead of whatever would be.
+    pub send: bool,
+    /// What may go along.
+    pub neighbours: Vec<Range<u64>>,
 }
 
 impl Tail {
     /// What pre-copy has left over.
     pub(super) fn new(hot: PageSet, cold: PageSet) -> Self {
-        let on_way = PageSet::new(hot.universe());
-        Self { hot, cold, on_way }
+        let none = PageSet::new(hot.universe());
+        Self { hot, cold, on_way: none.clone(), ahead: none }
     }
 
     /// Pages that the destination has not confirmed.
@@ -55,25 +66,32 @@ impl Tail {
         self.hot.contains(page)
     }
 
-    /// The guest waits for `page`. Whether it is to be sent, and which neighbours go along: those that are cold like it
-    /// and not on their way. A page that is on its way already is sent again: what is under way may be far behind.
-    pub fn wanted(&mut self, page: u64) -> Option<Vec<Range<u64>>> {
+    /// The guest waits for `page`. What is to be sent: the page, also when it was sent unasked, since that may be far behind;
+    /// and neighbours that are cold like it and not on their way. They are now. `None` when the page was confirmed.
+    pub fn wanted(&mut self, page: u64) -> Option<Wanted> {
         if !self.keeps(page) {
             return None;
         }
-        self.on_way.insert_range(page..page + 1);
+        let send = !self.ahead.contains(page);
+        let pages = page..page + 1;
+        self.on_way.insert_range(pages.clone());
+        self.ahead.insert_range(pages);
         let block = page / BLOCK * BLOCK;
         let mut neighbours = Vec::new();
         for run in runs_in(&self.cold, block..(block + BLOCK).min(self.cold.universe())) {
             neighbours.extend(gaps_in(&self.on_way, run));
         }
-        neighbours.iter().for_each(|run| self.on_way.insert_range(run.clone()));
-        Some(neighbours)
+        for run in &neighbours {
+            self.on_way.insert_range(run.clone());
+            self.ahead.insert_range(run.clone());
+        }
+        Some(Wanted { send, neighbours })
     }
 
     /// Neighbours that were not sent after all.
     pub fn not_sent(&mut self, pages: Range<u64>) {
-        self.on_way.remove_range(pages);
+        self.on_way.remove_range(pages.clone());
+        self.ahead.remove_range(pages);
     }
 
     /// The next pages to send unasked: at most `most`, none that is on its way. They are now.
@@ -104,7 +122,8 @@ impl Tail {
         kept.extend(runs_in(&self.cold, pages.clone()));
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages.clone());
-        self.on_way.remove_range(pages);
+        self.on_way.remove_range(pages.clone());
+        self.ahead.remove_range(pages);
         kept
     }
 
@@ -112,6 +131,7 @@ impl Tail {
     pub fn cut(&mut self) -> Vec<Range<u64>> {
         let lost = self.on_way.runs().collect();
         self.on_way.clear();
+        self.ahead.clear();
         lost
     }
 
@@ -328,8 +348,10 @@ mod tests {
         }
 
         fn ask(&mut self, page: u64) {
-            if let Some(neighbours) = self.tail.wanted(page) {
-                self.send(0, &[page..page + 1]);
+            if let Some(Wanted { send, neighbours }) = self.tail.wanted(page) {
+                if send {
+                    self.send(0, &[page..page + 1]);
+                }
                 // Something else is wanted before all have gone.
                 let (sent, dropped) = neighbours.split_at(neighbours.len() / 2);
                 self.send(0, sent);

@@ -1,6 +1,7 @@
 //! Frames: a header with kind, version, number, length and checksums, then a payload.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -61,6 +62,28 @@ struct Header {
 const PIECE: usize = 64 << 10;
 
 const CHECKED_HEADER: usize = size_of::<Header>() - size_of::<U32>();
+
+impl Header {
+    /// The header of frame `sequence`, its kind, and how long its payload is, which is no more than a frame of its kind may
+    /// have.
+    fn check(bytes: &[u8; size_of::<Self>()], sequence: u32) -> Result<(Self, Kind, usize), WireError> {
+        let header = Self::read_from_bytes(bytes).map_err(|_| WireError::Header { sequence })?;
+        if header.magic.get() != MAGIC || header.header_crc.get() != crc32fast::hash(&bytes[..CHECKED_HEADER]) {
+            return Err(WireError::Header { sequence });
+        }
+        if header.sequence.get() != sequence {
+            return Err(WireError::Sequence { expected: sequence, found: header.sequence.get() });
+        }
+        let (kind, version) = (header.kind.get(), header.version.get());
+        let known = Kind::from_wire(kind).filter(|_| version == Kind::VERSION);
+        let kind = known.ok_or(WireError::Unknown { sequence, kind, version })?;
+        let (length, limit) = (header.length.get(), kind.limit());
+        if length as usize > limit {
+            return Err(WireError::TooLong { sequence, length: u64::from(length), limit });
+        }
+        Ok((header, kind, length as usize))
+    }
+}
 
 /// Writes frames.
 #[derive(Debug)]
@@ -147,22 +170,8 @@ impl<R: Read> FrameReader<R> {
         let sequence = self.sequence;
         let mut bytes = [0; size_of::<Header>()];
         self.link.read_exact(&mut bytes)?;
-        let header = Header::read_from_bytes(&bytes).map_err(|_| WireError::Header { sequence })?;
-        if header.magic.get() != MAGIC || header.header_crc.get() != crc32fast::hash(&bytes[..CHECKED_HEADER]) {
-            return Err(WireError::Header { sequence });
-        }
-        if header.sequence.get() != sequence {
-            return Err(WireError::Sequence { expected: sequence, found: header.sequence.get() });
-        }
-        let (kind, version) = (header.kind.get(), header.version.get());
-        let known = Kind::from_wire(kind).filter(|_| version == Kind::VERSION);
-        let kind = known.ok_or(WireError::Unknown { sequence, kind, version })?;
-        let length = header.length.get();
-        let limit = kind.limit();
-        if length as usize > limit {
-            return Err(WireError::TooLong { sequence, length: u64::from(length), limit });
-        }
-        payload.resize(length as usize, 0);
+        let (header, kind, length) = Header::check(&bytes, sequence)?;
+        payload.resize(length, 0);
         let mut sum = crc32fast::Hasher::new();
         for piece in payload.chunks_mut(PIECE) {
             self.link.read_exact(piece)?;
@@ -188,6 +197,70 @@ impl<R: Read> FrameReader<R> {
     /// The connection.
     pub fn link(&mut self) -> &mut R {
         &mut self.link
+    }
+}
+
+/// A frame whose checksums are right.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'b> {
+    /// Its number.
+    pub sequence: u32,
+    /// What its payload is.
+    pub kind: Kind,
+    /// Its payload.
+    pub payload: &'b [u8],
+}
+
+/// Puts frames together from what has come so far, for whoever must not wait for the rest of one.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    /// Where in `bytes` that is which has come and has not been given out; behind it is room.
+    kept: Range<usize>,
+    sequence: u32,
+}
+
+impl FrameBuffer {
+    /// Takes what there is: `read` is given room, says how much of it was used, and does not wait. Returns whether there was
+    /// something.
+    ///
+    /// # Errors
+    /// When the connection fails or has ended.
+    pub fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> std::io::Result<usize>) -> Result<bool, WireError> {
+        if self.kept.start > 0 {
+            self.bytes.copy_within(self.kept.clone(), 0);
+            self.kept = 0..self.kept.len();
+        }
+        let end = self.kept.end;
+        if self.bytes.len() < end + PIECE {
+            self.bytes.resize(end + PIECE, 0);
+        }
+        match read(&mut self.bytes[end..end + PIECE]) {
+            Ok(0) => Err(WireError::Closed),
+            Ok(more) => {
+                self.kept.end += more;
+                Ok(true)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next frame, if all of it has come.
+    ///
+    /// # Errors
+    /// When it is garbled, too long, of unknown kind or not the next. No more is ever kept than a frame and one piece.
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, WireError> {
+        let sequence = self.sequence;
+        let Some((head, rest)) = self.bytes[self.kept.clone()].split_first_chunk() else { return Ok(None) };
+        let (header, kind, length) = Header::check(head, sequence)?;
+        let Some(payload) = rest.get(..length) else { return Ok(None) };
+        if crc32fast::hash(payload) != header.payload_crc.get() {
+            return Err(WireError::Checksum { sequence });
+        }
+        self.kept.start += size_of::<Header>() + length;
+        self.sequence = sequence.wrapping_add(1);
+        Ok(Some(Frame { sequence, kind, payload }))
     }
 }
 
@@ -218,7 +291,55 @@ mod tests {
         }
     }
 
+    /// The same as [`read_all`], of bytes that come as they please.
+    fn read_pieces(mut bytes: &[u8], pieces: &[usize]) -> (Vec<Vec<u8>>, Option<WireError>) {
+        let mut buffer = FrameBuffer::default();
+        let mut all = Vec::new();
+        for most in pieces.iter().cycle() {
+            let filled = buffer.fill(|room| {
+                let (now, later) = bytes.split_at((*most).min(bytes.len()).min(room.len()));
+                room[..now.len()].copy_from_slice(now);
+                bytes = later;
+                if *most == 0 { Err(std::io::ErrorKind::WouldBlock.into()) } else { Ok(now.len()) }
+            });
+            match filled {
+                Ok(came) => assert_eq!(came, *most > 0),
+                Err(e) => return (all, Some(e)),
+            }
+            loop {
+                match buffer.next_frame() {
+                    Ok(Some(frame)) => {
+                        assert_eq!(frame.sequence as usize, all.len());
+                        all.push(frame.payload.to_vec());
+                    }
+                    Ok(None) => break,
+                    Err(e) => return (all, Some(e)),
+                }
+            }
+        }
+        (all, None)
+    }
+
     proptest! {
+        /// In whatever pieces a stream comes, whole or damaged: the same frames, and the same complaint.
+        #[test]
+        fn pieces_are_put_together(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8),
+            mut pieces in prop::collection::vec(0..200_usize, 1..20),
+            damage in prop::option::of((any::<prop::sample::Index>(), 1..=255_u8)),
+        ) {
+            pieces.push(1);
+            let mut bytes = stream(&payloads);
+            if let Some((at, change)) = damage.filter(|_| !bytes.is_empty()) {
+                let at = at.index(bytes.len());
+                bytes[at] ^= change;
+            }
+            let (read, end) = read_all(&bytes);
+            let (pieced, pieced_end) = read_pieces(&bytes, &pieces);
+            prop_assert_eq!(read, pieced);
+            prop_assert_eq!(Some(end.to_string()), pieced_end.map(|e| e.to_string()));
+        }
+
         #[test]
         fn what_is_written_is_read(payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..8)) {
             let (read, end) = read_all(&stream(&payloads));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use memory_agent::{ByteSize, Counts};
 use serde::{Deserialize, Serialize};
 
-use super::frame::{FrameReader, FrameWriter, Kind};
+use super::frame::{Frame, FrameReader, FrameWriter, Kind};
 use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineDescription, MachineState};
@@ -173,11 +173,20 @@ pub fn receive(
     ram_pages: u64,
 ) -> Result<Incoming, WireError> {
     let kind = reader.read(payload)?;
-    let sequence = reader.last_sequence();
-    Ok(match kind {
-        Kind::Message => Incoming::Message(Message::decode(payload, sequence)?),
-        Kind::Pages => Incoming::Pages(pages::decode(payload, ram_pages, sequence)?),
-    })
+    Incoming::decode(Frame { sequence: reader.last_sequence(), kind, payload }, ram_pages)
+}
+
+impl Incoming {
+    /// What a frame holds, for a machine with `ram_pages` pages.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub fn decode(Frame { sequence, kind, payload }: Frame<'_>, ram_pages: u64) -> Result<Self, WireError> {
+        Ok(match kind {
+            Kind::Message => Self::Message(Message::decode(payload, sequence)?),
+            Kind::Pages => Self::Pages(pages::decode(payload, ram_pages, sequence)?),
+        })
+    }
 }
 
 /// Most ranges in one message.

@@ -5,7 +5,7 @@ pub mod message;
 pub mod pages;
 pub mod preamble;
 
-pub use frame::{FrameReader, FrameWriter, Kind};
+pub use frame::{Frame, FrameBuffer, FrameReader, FrameWriter, Kind};
 pub use message::{Accepted, Message, Offer, Refusal, RefusalReason};
 pub use pages::{Lane, PageBatch};
 

@@ -4,6 +4,7 @@
 //! pages come as the source sends them. A page lands once: what the guest has written since is never overwritten. Without a
 //! connection those vCPUs wait that need a page, and the others run; when the source does not come back, the guest stands.
 
+mod faults;
 mod receiver;
 mod threads;
 
@@ -32,7 +33,8 @@ use crate::ram::{GuestRam, MissingRam, RamError};
 
 /// The longest wait that is told apart, microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
-/// So many landed pages are confirmed together: each confirmation takes both sides' CPUs, and the guest waits for none.
+/// So many landed pages are confirmed together, or as many as there are after a while: each confirmation takes both sides'
+/// CPUs, and the guest waits for none.
 const CONFIRMED_AT_ONCE: u64 = 64;
 /// Ranges of missing pages that are shown.
 const SHOWN_RANGES: usize = 8;
@@ -146,32 +148,14 @@ impl Tail {
 
     /// Puts pages that have come where they belong, once, and wakes whoever waits.
     fn land(&self, ram: &MissingRam, batch: PageBatch, payload: &[u8]) -> Result<(), DestinationError> {
-        let mut fresh: Vec<(Range<u64>, usize)> = Vec::new();
-        {
+        let fresh = self.lock().fresh(&batch);
+        if let Err(e) = fresh.iter().try_for_each(|fresh| self.put(ram, fresh, payload)) {
             let mut state = self.lock();
-            for (run, bytes) in batch.runs {
-                for (page, at) in run.zip((bytes.start..).step_by(PAGE_SIZE as usize)) {
-                    if !state.missing.arrived(page) {
-                        continue;
-                    }
-                    let next = at + PAGE_SIZE as usize;
-                    match fresh.last_mut() {
-                        Some((last, start)) if last.end == page && at == *start + bytes_of(last) => last.end += 1,
-                        _ => fresh.push((page..page + 1, next - PAGE_SIZE as usize)),
-                    }
-                }
-            }
-        }
-        let written = fresh
-            .iter()
-            .try_for_each(|(run, start)| self.ram.land_pages(run.start, &payload[*start..*start + bytes_of(run)]));
-        if let Err(e) = written {
-            let mut state = self.lock();
-            fresh.into_iter().flat_map(|(run, _)| run).for_each(|page| state.missing.failed(page));
+            fresh.into_iter().flat_map(|fresh| fresh.run).for_each(|page| state.missing.failed(page));
             return Err(e.into());
         }
         let mut state = self.lock();
-        for (run, _) in &fresh {
+        for Fresh { run, .. } in &fresh {
             if !state.missing.landed(run.clone()) {
                 continue;
             }
@@ -187,24 +171,41 @@ impl Tail {
         }
         if batch.lane == Lane::Cold {
             // What the guest waits for stays, its neighbours go with the next window.
-            let runs = fresh.into_iter().map(|(run, _)| run).collect();
+            let runs = fresh.into_iter().map(|fresh| fresh.run).collect();
             if let Some(cold) = &state.cold {
                 // Should that thread have ended, they stay in memory, whole.
                 let _ = cold.send(runs);
             }
         }
-        if state.missing.unconfirmed() >= CONFIRMED_AT_ONCE || state.missing.left() == 0 {
-            state.confirm()?;
-        }
         Ok(())
     }
 
-    /// Lands what comes over one channel until it ends; whether the source has said that this was all.
+    /// Puts pages where they belong.
+    fn put(&self, ram: &MissingRam, Fresh { run, at, wanted }: &Fresh, payload: &[u8]) -> Result<(), RamError> {
+        let data = &payload[*at..*at + bytes_of(run)];
+        // In the guest's page table, which it is about to look into, or nowhere but in memory, from where it goes to sleep
+        // unless the guest wakes it.
+        match if *wanted { ram.fill(run.start, data) } else { self.ram.land_pages(run.start, data) } {
+            Err(e) if *wanted => {
+                tracing::debug!("page {} goes another way: {e}", run.start);
+                self.ram.land_pages(run.start, data)
+            }
+            done => done,
+        }
+    }
+
+    /// Lands what comes over the bulk channel until the source has said that this was all, or the connection ends.
     fn receive(&self, ram: &MissingRam, reader: &mut FrameReader<Link>) -> Result<(), DestinationError> {
         let mut payload = Vec::new();
         loop {
             match receive_frame(reader, &mut payload, self.ram.pages())? {
-                Incoming::Pages(batch) => self.land(ram, batch, &payload)?,
+                Incoming::Pages(batch) => {
+                    self.land(ram, batch, &payload)?;
+                    let mut state = self.lock();
+                    if state.missing.unconfirmed() >= CONFIRMED_AT_ONCE || state.missing.left() == 0 {
+                        state.confirm()?;
+                    }
+                }
                 Incoming::Message(Message::TailEnd) => match self.lock().missing.left() {
                     0 => return Ok(()),
                     left => return Err(DestinationError::Incomplete(left)),
@@ -221,7 +222,38 @@ impl Tail {
     }
 }
 
+/// Pages that have arrived and are to land.
+struct Fresh {
+    run: Range<u64>,
+    /// Where in the payload they begin.
+    at: usize,
+    /// Whether the guest waits for them, and for nothing else of their batch.
+    wanted: bool,
+}
+
 impl State {
+    /// What of a batch is to land.
+    fn fresh(&mut self, batch: &PageBatch) -> Vec<Fresh> {
+        let mut all: Vec<Fresh> = Vec::new();
+        for (run, bytes) in &batch.runs {
+            for (page, at) in run.clone().zip((bytes.start..).step_by(PAGE_SIZE as usize)) {
+                if !self.missing.arrived(page) {
+                    continue;
+                }
+                let wanted = batch.lane == Lane::Hot && self.since.contains_key(&page);
+                match all.last_mut() {
+                    Some(last)
+                        if last.run.end == page && at == last.at + bytes_of(&last.run) && wanted == last.wanted =>
+                    {
+                        last.run.end += 1;
+                    }
+                    _ => all.push(Fresh { run: page..page + 1, at, wanted }),
+                }
+            }
+        }
+        all
+    }
+
     /// Tells the source what has landed.
     fn confirm(&mut self) -> Result<(), WireError> {
         let Some(writer) = &mut self.confirms else { return Ok(()) };

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::threads::{handle_faults, keep_cold, serve_channel};
+use super::faults::FaultHandler;
+use super::threads::keep_cold;
 use super::{LONGEST_US, State, Tail};
 use crate::migration::destination::landing::Landed;
 use crate::migration::destination::{DestinationError, DestinationMachine};
@@ -26,11 +27,10 @@ pub(in super::super) struct Receiver {
     missing: Arc<MissingRam>,
     /// How long the source may stay away before it is taken for lost.
     patience: Duration,
-    /// These serve the fault channel, answer who connects, handle faults and page out; they end in this order.
-    channel: Option<Stoppable>,
+    /// These answer who connects, handle faults and page out; they end in this order.
     door: Option<Stoppable>,
-    faults: Option<Stoppable>,
-    keeper: Option<Stoppable>,
+    faults: FaultHandler,
+    keeper: Stoppable,
 }
 
 impl Receiver {
@@ -65,10 +65,10 @@ impl Receiver {
             }),
             ended: AtomicBool::new(false),
         });
-        let keeper = Some(keep_cold(&tail, landed)?);
-        let handler = Some(handle_faults(&tail, &missing)?);
-        let channel = Some(serve_channel(&tail, &missing, faults)?);
-        Ok(Self { tail, missing, patience, channel, door, faults: handler, keeper })
+        let keeper = keep_cold(&tail, landed)?;
+        let mut handler = FaultHandler::start(&tail, &missing)?;
+        handler.serve(faults)?;
+        Ok(Self { tail, missing, patience, door, faults: handler, keeper })
     }
 
     /// The guest is ours: what has landed is confirmed over `bulk`, and the rest received, over as many connections as that
@@ -88,7 +88,7 @@ impl Receiver {
                 .and_then(|()| tail.receive(&self.missing, &mut reader));
             let Err(e) = received else { break };
             reader.link().shutdown(std::net::Shutdown::Both);
-            self.channel = None;
+            self.faults.leave();
             let left = {
                 let mut state = tail.lock();
                 (state.asks, state.confirms) = (None, None);
@@ -111,11 +111,10 @@ impl Receiver {
         }
         // Before the channels end: the last words go over it.
         let writer = tail.lock().confirms.take();
-        self.channel = None;
+        self.faults.leave();
         tail.rendezvous.close();
-        self.door = None;
-        self.faults = None;
-        self.keeper = None;
+        let Self { door, faults, keeper, .. } = self;
+        drop((door, faults, keeper));
         (tail.lock().figures(), writer)
     }
 
@@ -166,7 +165,7 @@ impl Receiver {
             state.missing.ranges()
         };
         send_ranges(&ranges, &mut writer, Message::Missing)?;
-        self.channel = Some(serve_channel(&self.tail, &self.missing, faults)?);
+        self.faults.serve(faults)?;
         self.tail.lock().confirms = Some(writer);
         Ok(FrameReader::new(bulk))
     }

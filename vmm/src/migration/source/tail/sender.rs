@@ -1,15 +1,15 @@
 //! What is read, sent, heard of and given back: what the threads of a tail share.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags};
 
 use super::Following;
+use crate::migration::busy_poll::BusyPoll;
 use crate::migration::link::Link;
 use crate::migration::plan::{BLOCK, Tail};
 use crate::migration::progress::FaultFigures;
@@ -23,8 +23,10 @@ use crate::ram::GuestRam;
 const BATCH: u64 = 16;
 /// Pages that may be on their way unconfirmed before no more are sent unasked: they are read, and in memory here.
 const MOST_ON_WAY: u64 = 256;
+/// Neighbours sent at a time.
+const PIECE: u64 = 4;
 /// A guest that has wanted nothing for so long is sent the neighbours of what it wanted last.
-const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+const QUIET: Duration = Duration::from_millis(2);
 /// How much of a delay is made up for: a rate is kept on a busy machine too, and nothing comes in a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// How often progress is shown.
@@ -57,6 +59,10 @@ pub(super) enum End {
 pub(super) struct State {
     pub(super) tail: Tail,
     pub(super) totals: Totals,
+    /// The guest waits for a page that is being served: nothing is sent unasked meanwhile.
+    busy: bool,
+    /// Whoever sends unasked waits for that to end.
+    held_up: bool,
 }
 
 /// What the threads of a tail share.
@@ -67,8 +73,6 @@ pub(super) struct Shared {
     changed: Condvar,
     /// Bytes sent, over both channels.
     pub(super) bytes: AtomicU64,
-    /// Requests of the guest's that are being served: nothing is sent unasked meanwhile.
-    busy: AtomicUsize,
 }
 
 impl Shared {
@@ -76,10 +80,9 @@ impl Shared {
         Self {
             ram: Arc::clone(ram),
             following: Arc::clone(following),
-            state: Mutex::new(State { tail, totals: Totals::default() }),
+            state: Mutex::new(State { tail, totals: Totals::default(), busy: false, held_up: false }),
             changed: Condvar::new(),
             bytes: AtomicU64::new(0),
-            busy: AtomicUsize::new(0),
         }
     }
 
@@ -95,56 +98,77 @@ impl Shared {
     /// Serves one connection until it ends.
     fn serve_faults(&self, link: Link) -> Result<(), WireError> {
         link.wait_for_ever()?;
-        let mut writer = FrameWriter::new(link.try_clone()?);
-        let mut reader = FrameReader::new(link);
-        let mut payload = Vec::new();
+        let mut channel = FaultChannel {
+            writer: FrameWriter::new(link.try_clone()?),
+            reader: FrameReader::new(link),
+            busy_poll: BusyPoll::default(),
+            payload: Vec::new(),
+        };
         let mut last = None;
         loop {
-            let wanted = match receive_message(&mut reader, "want")? {
+            while !channel.is_asked(None)? {}
+            let wanted = match receive_message(&mut channel.reader, "want")? {
                 Message::Want(ranges) => ranges,
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "want" }),
             };
-            check_ranges(&wanted, self.ram.pages(), reader.last_sequence())?;
+            check_ranges(&wanted, self.ram.pages(), channel.reader.last_sequence())?;
+            channel.busy_poll.stay_awake();
             for page in wanted.into_iter().flatten() {
-                self.busy.fetch_add(1, Ordering::SeqCst);
-                let served = self.serve(page, &mut writer, &mut payload);
-                self.busy.fetch_sub(1, Ordering::SeqCst);
-                self.changed.notify_all();
-                let neighbours = served?;
+                let neighbours = self.serve(page, &mut channel)?;
                 // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
                 // once it wants nothing else, so that it need not wait for them.
                 let is_in_order = last.is_some_and(|last| (last..=last + BLOCK).contains(&page));
                 last = Some(page);
-                if is_in_order || !is_readable(reader.link(), QUIET)? {
-                    self.lock().totals.neighbours += page_count(&neighbours);
-                    if !neighbours.is_empty() {
-                        self.send(&mut writer, Lane::Cold, &neighbours, &mut payload)?;
-                    }
-                } else {
-                    let mut state = self.lock();
-                    neighbours.into_iter().for_each(|run| state.tail.not_sent(run));
-                }
+                let goes_along = is_in_order || !channel.is_asked(Some(QUIET))?;
+                self.send_neighbours(neighbours, goes_along, &mut channel)?;
             }
         }
     }
 
     /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
-    fn serve(
-        &self,
-        page: u64,
-        writer: &mut FrameWriter<Link>,
-        payload: &mut Vec<u8>,
-    ) -> Result<Vec<Range<u64>>, WireError> {
-        let neighbours = {
+    fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
+        let wanted = {
             let mut state = self.lock();
-            let neighbours = state.tail.wanted(page);
-            state.totals.wanted += u64::from(neighbours.is_some());
-            neighbours
+            let wanted = state.tail.wanted(page);
+            let is_sent = wanted.as_ref().is_some_and(|wanted| wanted.send);
+            state.totals.wanted += u64::from(is_sent);
+            state.busy = is_sent;
+            wanted
         };
         // None: it was confirmed meanwhile.
-        let Some(neighbours) = neighbours else { return Ok(Vec::new()) };
-        self.send(writer, Lane::Hot, &[page..page + 1], payload)?;
-        Ok(neighbours)
+        let Some(wanted) = wanted else { return Ok(Vec::new()) };
+        if wanted.send {
+            let sent = self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload);
+            let mut state = self.lock();
+            state.busy = false;
+            if std::mem::take(&mut state.held_up) {
+                self.changed.notify_all();
+            }
+            sent?;
+        }
+        Ok(wanted.neighbours)
+    }
+
+    /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
+    fn send_neighbours(
+        &self,
+        neighbours: Vec<Range<u64>>,
+        mut goes_along: bool,
+        channel: &mut FaultChannel,
+    ) -> Result<(), WireError> {
+        for run in neighbours {
+            for start in run.clone().step_by(PIECE as usize) {
+                let piece = start..run.end.min(start + PIECE);
+                if goes_along {
+                    self.lock().totals.neighbours += piece.end - piece.start;
+                    self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
+                    goes_along = !channel.is_asked(Some(Duration::ZERO))?;
+                } else {
+                    self.lock().tail.not_sent(piece);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads pages and sends them.
@@ -155,20 +179,10 @@ impl Shared {
         runs: &[Range<u64>],
         payload: &mut Vec<u8>,
     ) -> Result<(), WireError> {
-        let read = |page, bytes: &mut [u8]| self.ram.read_asleep(page..page + 1, bytes);
+        let read = |page, bytes: &mut [u8]| self.ram.read_through_file(page..page + 1, bytes);
         let sum = pages::encode(lane, runs, payload, read).map_err(|e| WireError::Io(std::io::Error::other(e)))?;
-        self.punch_again(runs);
         self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
         writer.write_summed(Kind::Pages, payload, sum)
-    }
-
-    /// Pages that were confirmed, by another copy of them, while they were read: reading a hole has allocated it.
-    fn punch_again(&self, runs: &[Range<u64>]) {
-        let gone: Vec<_> = {
-            let state = self.lock();
-            runs.iter().cloned().flatten().filter(|page| !state.tail.keeps(*page)).collect()
-        };
-        gone.into_iter().for_each(|page| self.punch(&[page..page + 1]));
     }
 
     /// What went before the guest did is nothing but memory here, too.
@@ -252,8 +266,9 @@ impl Shared {
                 continue;
             }
             let now = Instant::now();
-            let waits = is_done || self.busy.load(Ordering::SeqCst) > 0 || state.tail.on_way() >= MOST_ON_WAY;
-            let runs = if waits || now < due { Vec::new() } else { state.tail.next(BATCH) };
+            let waits = is_done || state.tail.on_way() >= MOST_ON_WAY || now < due;
+            state.held_up = !waits && state.busy;
+            let runs = if waits || state.busy { Vec::new() } else { state.tail.next(BATCH) };
             if runs.is_empty() {
                 let limit = if now < due { (due - now).min(SHOW_EVERY) } else { SHOW_EVERY };
                 drop(self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner));
@@ -289,6 +304,21 @@ impl Shared {
     }
 }
 
+/// What the guest waits for comes and goes over this.
+struct FaultChannel {
+    reader: FrameReader<Link>,
+    writer: FrameWriter<Link>,
+    busy_poll: BusyPoll,
+    payload: Vec<u8>,
+}
+
+impl FaultChannel {
+    /// Whether something is asked within `limit`, or the connection has ended.
+    fn is_asked(&mut self, limit: Option<Duration>) -> Result<bool, WireError> {
+        Ok(self.busy_poll.wait(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
+    }
+}
+
 /// How quickly pages follow that nobody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) ByteSize);
@@ -307,15 +337,6 @@ fn gaps(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
     let starts = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
     let ends = ranges.iter().map(|range| range.start).chain(std::iter::once(pages));
     starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect()
-}
-
-/// Whether something comes soon, or the connection has ended.
-fn is_readable(link: &Link, soon: Timespec) -> Result<bool, WireError> {
-    match poll(&mut [PollFd::new(link, PollFlags::IN)], Some(&soon)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(Errno::INTR) => Ok(true),
-        Err(e) => Err(WireError::Io(e.into())),
-    }
 }
 
 fn page_count(runs: &[Range<u64>]) -> u64 {
