@@ -14,6 +14,8 @@ pub(super) const COLUMNS: &[Column] = &[
     column("guest_stall_us", "guest\nstall\nus"),
     column("round_trip_us", "round\ntrip\nus"),
     column("round_trip_p99_us", "p99\nus"),
+    column("round_trip_apart_us", "apart\nus"),
+    column("round_trip_one_cpu_us", "one\nCPU\nus"),
     column("swap_in_us", "swap\nin\nus"),
     column("swap_in_p99_us", "p99\nus"),
     column("touch_mean_us", "touch\nmean\nus"),
@@ -47,7 +49,8 @@ each right behind the one before; `apart` each on a command of its own; `slow` i
 source before, after, swapped after; dest.: pages of guest RAM, by SEEK_DATA and mincore on the memory file. After the tail,
 while the source's process is still there (Thermocline: --stay), before the guest checks all of its memory.
 tail: from the guest's running at the destination to the last page's confirmation. total: to both sides being done.
-floor: a round trip over loopback TCP with a page in the answer, and reading a page of a memory file that was
-paged out to the same zram; both with nothing else of this benchmark at work.
+floor: a round trip over loopback TCP with a page in the answer, each end on a CPU of its own as on two hosts, one behind the
+other and with 1 ms between them (a CPU falls asleep); the same with both ends on one CPU, which takes a switch and wakes
+nobody. And reading a page of a memory file that was paged out to the same zram. Nothing else of this benchmark is at work.
 memory once: what the link needs to carry all that the guest has written, once.
 ";

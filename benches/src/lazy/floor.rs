@@ -7,12 +7,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::thread;
+use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use memory_agent::{Mapping, PAGE_SIZE, PageCache, PageState, Probe, page_out};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use workload_guest::pattern::{WORDS, key, word};
 
 use super::touch;
@@ -28,23 +29,48 @@ const PAGE: usize = PAGE_SIZE as usize;
 const SAMPLES: u64 = 2000;
 /// One page in so many is read: what the kernel reads along with one is never the next.
 const STRIDE: u64 = 16;
+/// Time between round trips that come apart, as between the touches of `apart`.
+const APART: Duration = Duration::from_millis(1);
 /// Bytes of a request for a page, as long as the monitor's.
 const REQUEST: usize = 48;
 /// Longer than a round trip takes on any host.
 const SILENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn measure() -> Result<Row> {
-    let (round_trips, swap_ins) = (round_trips()?, swap_ins()?);
+    // Two hosts have no CPU in common, and where there are two here, the ends have one each.
+    let each = Cpus { asks: 0, answers: available_parallelism()?.get().min(2) - 1 };
+    let in_a_row = round_trips(each, Duration::ZERO)?;
+    let apart = round_trips(each, APART)?;
+    let on_one_cpu = round_trips(Cpus { asks: 0, answers: 0 }, Duration::ZERO)?;
+    let swap_ins = swap_ins()?;
     let values = BTreeMap::from([
-        ("round_trip_us", quantile_us(&round_trips, 0.5)?),
-        ("round_trip_p99_us", quantile_us(&round_trips, 0.99)?),
+        ("round_trip_us", quantile_us(&in_a_row, 0.5)?),
+        ("round_trip_p99_us", quantile_us(&in_a_row, 0.99)?),
+        ("round_trip_apart_us", quantile_us(&apart, 0.5)?),
+        ("round_trip_one_cpu_us", quantile_us(&on_one_cpu, 0.5)?),
         ("swap_in_us", quantile_us(&swap_ins, 0.5)?),
         ("swap_in_p99_us", quantile_us(&swap_ins, 0.99)?),
     ]);
     Ok(Row { subject: SUBJECT.to_owned(), mode: touch::MODE.to_owned(), values })
 }
 
-fn round_trips() -> Result<Vec<Duration>> {
+/// Where the ends of a connection run, by their place among the CPUs that this process may use.
+#[derive(Clone, Copy)]
+struct Cpus {
+    asks: usize,
+    answers: usize,
+}
+
+/// The calling thread runs on no other CPU from now on.
+fn stay_on(place: usize) -> std::io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut one = CpuSet::new();
+    (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).nth(place).into_iter().for_each(|cpu| one.set(cpu));
+    Ok(sched_setaffinity(None, &one)?)
+}
+
+/// Round trips with so much time between one and the next.
+fn round_trips(cpus: Cpus, pause: Duration) -> Result<Vec<Duration>> {
     let listener = TcpListener::bind("127.0.0.1:0").context("loopback TCP")?;
     let mut asks = TcpStream::connect(listener.local_addr()?)?;
     let (mut answers, _) = listener.accept()?;
@@ -54,6 +80,7 @@ fn round_trips() -> Result<Vec<Duration>> {
     }
     thread::scope(|scope| {
         let server = scope.spawn(move || -> std::io::Result<()> {
+            stay_on(cpus.answers)?;
             let (mut request, page) = ([0; REQUEST], [0x5a; PAGE]);
             for _ in 0..SAMPLES {
                 answers.read_exact(&mut request)?;
@@ -61,19 +88,21 @@ fn round_trips() -> Result<Vec<Duration>> {
             }
             Ok(())
         });
-        let mut page = [0; PAGE];
-        let times = (0..SAMPLES)
-            .map(|_| {
+        let client = scope.spawn(move || -> std::io::Result<Vec<_>> {
+            stay_on(cpus.asks)?;
+            let mut page = [0; PAGE];
+            let trip = |_| {
+                thread::sleep(pause);
                 let start = Instant::now();
                 asks.write_all(&[0; REQUEST])?;
                 asks.read_exact(&mut page)?;
                 Ok(start.elapsed())
-            })
-            .collect::<std::io::Result<Vec<_>>>();
-        // Whoever still waits for a request hears that there is none.
-        drop(asks);
+            };
+            // Its end goes with it: whoever still waits for a request hears that there is none.
+            (0..SAMPLES).map(trip).collect()
+        });
+        let times = client.join().map_err(|_| anyhow!("the client panicked"))?.context("loopback TCP")?;
         let served = server.join().map_err(|_| anyhow!("the server panicked"))?;
-        let times = times.context("loopback TCP")?;
         served.context("loopback TCP")?;
         Ok(times)
     })

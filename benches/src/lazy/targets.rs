@@ -70,9 +70,13 @@ fn of_move(rows: Rows<'_>, lazy: &str, pre_copy: &str) -> Vec<Option<Verdict>> {
 
 fn of_touch(rows: Rows<'_>) -> Vec<Option<Verdict>> {
     let of = |subject, key| rows.value(touch::MODE, subject, key);
-    let floor = || Some(of(floor::SUBJECT, "round_trip_us")? + of(floor::SUBJECT, "swap_in_us")?);
+    // A round trip at the rhythm of the touches.
+    let floor = |subject| {
+        let round_trip = if subject == touch::APART { "round_trip_apart_us" } else { "round_trip_us" };
+        Some(of(floor::SUBJECT, round_trip)? + of(floor::SUBJECT, "swap_in_us")?)
+    };
     let of_floor = |subject, key, name: &str, target| {
-        let (floor, wait) = (floor()?, of(subject, key)?);
+        let (floor, wait) = (floor(subject)?, of(subject, key)?);
         let what = format!("{subject}: {name} of a cold page, times a round trip and a swap-in");
         Some(Verdict::at_most(what, wait / floor, target).noting(format!("{wait:.0} us to {floor:.1} us")))
     };

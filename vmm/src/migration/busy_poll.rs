@@ -3,7 +3,8 @@
 //! A thread that sleeps has to be woken, and often a CPU with it, which takes longer than everything else that happens to a
 //! page the guest waits for. So whoever serves such pages looks again and again for a while after something has come, and only
 //! then goes to sleep, as KVM does before it takes a vCPU that halts off its CPU (`halt_poll_ns`,
-//! Documentation/virt/kvm/halt-polling.rst). Whoever else wants the CPU meanwhile gets it.
+//! Documentation/virt/kvm/halt-polling.rst). Whoever else wants the CPU meanwhile gets it, and then there is no polling for a
+//! while.
 
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
@@ -13,44 +14,53 @@ use rustix::io::Errno;
 
 /// For so long after something has come.
 const FOR: Duration = Duration::from_micros(200);
+/// Giving way takes this long only when somebody else wants the CPU, and not just for a moment.
+const WANTED: Duration = Duration::from_micros(100);
+/// For so long nothing is polled where that was so: whoever is woken is run sooner than whoever gives way.
+const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Whether to stay awake.
 #[derive(Debug, Default)]
 pub(super) struct BusyPoll {
     until: Option<Instant>,
+    not_before: Option<Instant>,
 }
 
 impl BusyPoll {
     /// Something has come: more of it will be looked for without sleeping.
     pub(super) fn stay_awake(&mut self) {
-        self.until = Some(Instant::now() + FOR);
+        let now = Instant::now();
+        self.until = self.not_before.is_none_or(|then| now >= then).then(|| now + FOR);
     }
 
-    /// Waits until one of these is ready, for `limit` at most; whether one is.
+    /// Looks for as long as it stays awake, and for `limit` at most, if there is one, whether one of these is ready.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn wait(&mut self, fds: &mut [PollFd<'_>], limit: Option<Duration>) -> std::io::Result<bool> {
+    pub(super) fn look(&mut self, fds: &mut [PollFd<'_>], limit: Option<Duration>) -> std::io::Result<bool> {
         let end = limit.map(|limit| Instant::now() + limit);
         loop {
-            if ready(fds, Some(Duration::ZERO))? {
+            if sleep(fds, Some(Duration::ZERO))? {
                 return Ok(true);
             }
             let now = Instant::now();
-            let left = end.map(|end| end.saturating_duration_since(now));
-            if left.is_some_and(|left| left.is_zero()) {
+            if end.is_some_and(|end| now >= end) || self.until.is_none_or(|until| now >= until) {
                 return Ok(false);
             }
-            if self.until.is_none_or(|until| now >= until) {
-                self.until = None;
-                return ready(fds, left);
-            }
             yield_now();
+            let back = Instant::now();
+            if back - now > WANTED {
+                (self.until, self.not_before) = (None, Some(back + BACK_OFF));
+            }
         }
     }
 }
 
-fn ready(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> std::io::Result<bool> {
+/// Waits until one of these is ready, for `limit` at most; whether one is.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn sleep(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> std::io::Result<bool> {
     // Limits here are short.
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     match poll(fds, limit.as_ref()) {

@@ -141,8 +141,11 @@ pub(crate) fn build(variant: Variant) -> Result<PathBuf> {
 /// # Errors
 /// When none is.
 pub(super) fn source_version(series: Series) -> Result<String> {
-    let package = format!("linux-source-{series}");
-    let asked = Command::new("dpkg-query").args(["--show", "--showformat=${Version}", &package]).output();
+    installed_version(&format!("linux-source-{series}"))
+}
+
+fn installed_version(package: &str) -> Result<String> {
+    let asked = Command::new("dpkg-query").args(["--show", "--showformat=${Version}", package]).output();
     let version = asked.ok().filter(|output| output.status.success() && !output.stdout.is_empty());
     let version =
         version.with_context(|| format!("there is no {package}: install it with `apt-get install {package}`"))?;
@@ -219,6 +222,12 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_that_is_not_installed_is_told() {
+        let e = format!("{:#}", installed_version("linux-source-1.0").unwrap_err());
+        assert_eq!(e, "there is no linux-source-1.0: install it with `apt-get install linux-source-1.0`");
+    }
 
     #[test]
     fn other_patches_are_another_kernel() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
 use super::Tail;
-use crate::migration::busy_poll::BusyPoll;
+use crate::migration::busy_poll::{BusyPoll, sleep};
 use crate::migration::destination::DestinationError;
 use crate::migration::link::Link;
 use crate::migration::stoppable::Stoppable;
@@ -158,7 +158,11 @@ impl Worker {
     fn wait(&mut self) -> Due {
         let mut fds = vec![PollFd::new(&*self.event, PollFlags::IN), PollFd::new(&*self.missing, PollFlags::IN)];
         fds.extend(self.channel.as_ref().map(|channel| PollFd::new(&channel.link, PollFlags::IN)));
-        if let Err(e) = self.busy_poll.wait(&mut fds, None) {
+        let waited = match self.busy_poll.look(&mut fds, None) {
+            Ok(false) => sleep(&mut fds, None),
+            looked => looked,
+        };
+        if let Err(e) = waited {
             tracing::error!("waiting for page faults failed: {e}");
             std::thread::sleep(AGAIN_AFTER);
         }

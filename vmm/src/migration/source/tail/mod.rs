@@ -4,6 +4,7 @@
 //! it is kept until the destination has confirmed it, and given back to the host then. Without a connection everything that
 //! has not been confirmed stays, and what had been read for nothing goes back to sleep.
 
+mod faults;
 mod following;
 mod sender;
 

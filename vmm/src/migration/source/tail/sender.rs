@@ -1,4 +1,4 @@
-//! What is read, sent, heard of and given back: what the threads of a tail share.
+//! What the threads of a tail share, and those that the guest does not wait for: what is sent unasked, heard of and given back.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +6,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
-use rustix::event::{PollFd, PollFlags};
 
 use super::Following;
-use crate::migration::busy_poll::BusyPoll;
 use crate::migration::link::Link;
-use crate::migration::plan::{BLOCK, Tail};
+use crate::migration::plan::Tail;
 use crate::migration::progress::FaultFigures;
-use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError, pages};
@@ -23,12 +20,10 @@ use crate::ram::GuestRam;
 const BATCH: u64 = 16;
 /// Pages that may be on their way unconfirmed before no more are sent unasked: they are read, and in memory here.
 const MOST_ON_WAY: u64 = 256;
-/// Neighbours sent at a time.
-const PIECE: u64 = 4;
-/// A guest that has wanted nothing for so long is sent the neighbours of what it wanted last.
-const QUIET: Duration = Duration::from_millis(2);
 /// How much of a delay is made up for: a rate is kept on a busy machine too, and nothing comes in a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
+/// A guest that never stops waiting for pages does not hold up the others for longer than this.
+const HELD_UP: Duration = Duration::from_millis(50);
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
@@ -59,10 +54,10 @@ pub(super) enum End {
 pub(super) struct State {
     pub(super) tail: Tail,
     pub(super) totals: Totals,
-    /// The guest waits for a page that is being served: nothing is sent unasked meanwhile.
-    busy: bool,
+    /// The guest waits for one page after another: nothing is sent unasked meanwhile, or hardly anything.
+    pub(super) busy: bool,
     /// Whoever sends unasked waits for that to end.
-    held_up: bool,
+    pub(super) held_up: bool,
 }
 
 /// What the threads of a tail share.
@@ -70,7 +65,7 @@ pub(super) struct Shared {
     pub(super) ram: Arc<GuestRam>,
     pub(super) following: Arc<Following>,
     state: Mutex<State>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
     /// Bytes sent, over both channels.
     pub(super) bytes: AtomicU64,
 }
@@ -95,84 +90,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Serves one connection until it ends.
-    fn serve_faults(&self, link: Link) -> Result<(), WireError> {
-        link.wait_for_ever()?;
-        let mut channel = FaultChannel {
-            writer: FrameWriter::new(link.try_clone()?),
-            reader: FrameReader::new(link),
-            busy_poll: BusyPoll::default(),
-            payload: Vec::new(),
-        };
-        let mut last = None;
-        loop {
-            while !channel.is_asked(None)? {}
-            let wanted = match receive_message(&mut channel.reader, "want")? {
-                Message::Want(ranges) => ranges,
-                other => return Err(WireError::Unexpected { found: other.name(), expected: "want" }),
-            };
-            check_ranges(&wanted, self.ram.pages(), channel.reader.last_sequence())?;
-            channel.busy_poll.stay_awake();
-            for page in wanted.into_iter().flatten() {
-                let neighbours = self.serve(page, &mut channel)?;
-                // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
-                // once it wants nothing else, so that it need not wait for them.
-                let is_in_order = last.is_some_and(|last| (last..=last + BLOCK).contains(&page));
-                last = Some(page);
-                let goes_along = is_in_order || !channel.is_asked(Some(QUIET))?;
-                self.send_neighbours(neighbours, goes_along, &mut channel)?;
-            }
-        }
-    }
-
-    /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
-    fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
-        let wanted = {
-            let mut state = self.lock();
-            let wanted = state.tail.wanted(page);
-            let is_sent = wanted.as_ref().is_some_and(|wanted| wanted.send);
-            state.totals.wanted += u64::from(is_sent);
-            state.busy = is_sent;
-            wanted
-        };
-        // None: it was confirmed meanwhile.
-        let Some(wanted) = wanted else { return Ok(Vec::new()) };
-        if wanted.send {
-            let sent = self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload);
-            let mut state = self.lock();
-            state.busy = false;
-            if std::mem::take(&mut state.held_up) {
-                self.changed.notify_all();
-            }
-            sent?;
-        }
-        Ok(wanted.neighbours)
-    }
-
-    /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
-    fn send_neighbours(
-        &self,
-        neighbours: Vec<Range<u64>>,
-        mut goes_along: bool,
-        channel: &mut FaultChannel,
-    ) -> Result<(), WireError> {
-        for run in neighbours {
-            for start in run.clone().step_by(PIECE as usize) {
-                let piece = start..run.end.min(start + PIECE);
-                if goes_along {
-                    self.lock().totals.neighbours += piece.end - piece.start;
-                    self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
-                    goes_along = !channel.is_asked(Some(Duration::ZERO))?;
-                } else {
-                    self.lock().tail.not_sent(piece);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Reads pages and sends them.
-    fn send(
+    pub(super) fn send(
         &self,
         writer: &mut FrameWriter<Link>,
         lane: Lane,
@@ -247,6 +166,7 @@ impl Shared {
         let mut due = Instant::now();
         let mut shown = Instant::now();
         let mut told = false;
+        let mut held_until = None;
         loop {
             let mut state = self.lock();
             if state.totals.end.is_some() {
@@ -267,8 +187,17 @@ impl Shared {
             }
             let now = Instant::now();
             let waits = is_done || state.tail.on_way() >= MOST_ON_WAY || now < due;
-            state.held_up = !waits && state.busy;
-            let runs = if waits || state.busy { Vec::new() } else { state.tail.next(BATCH) };
+            if !waits && state.busy {
+                let until = *held_until.get_or_insert(now + HELD_UP);
+                if now < until {
+                    state.held_up = true;
+                    drop(self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner));
+                    continue;
+                }
+            }
+            held_until = None;
+            state.held_up = false;
+            let runs = if waits { Vec::new() } else { state.tail.next(BATCH) };
             if runs.is_empty() {
                 let limit = if now < due { (due - now).min(SHOW_EVERY) } else { SHOW_EVERY };
                 drop(self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner));
@@ -287,35 +216,6 @@ impl Shared {
                 }
             }
         }
-    }
-
-    pub(super) fn spawn_faults(self: &Arc<Self>, link: Link) -> Result<Stoppable, WireError> {
-        let ender = link.try_clone()?;
-        let shared = Arc::clone(self);
-        let stop = move || ender.shutdown(std::net::Shutdown::Both);
-        Ok(Stoppable::spawn("serve-faults", stop, move || {
-            // Once everything has been confirmed the destination closes this channel, and has its last words on the other.
-            if let Err(e) = shared.serve_faults(link)
-                && shared.lock().tail.left() > 0
-            {
-                shared.end(End::Broken(e));
-            }
-        })?)
-    }
-}
-
-/// What the guest waits for comes and goes over this.
-struct FaultChannel {
-    reader: FrameReader<Link>,
-    writer: FrameWriter<Link>,
-    busy_poll: BusyPoll,
-    payload: Vec<u8>,
-}
-
-impl FaultChannel {
-    /// Whether something is asked within `limit`, or the connection has ended.
-    fn is_asked(&mut self, limit: Option<Duration>) -> Result<bool, WireError> {
-        Ok(self.busy_poll.wait(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
     }
 }
 
@@ -339,6 +239,6 @@ fn gaps(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
     starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect()
 }
 
-fn page_count(runs: &[Range<u64>]) -> u64 {
+pub(super) fn page_count(runs: &[Range<u64>]) -> u64 {
     runs.iter().map(|run| run.end - run.start).sum()
 }

@@ -1,0 +1,149 @@
+//! The thread that the guest waits for, at the source: reads and sends what is wanted, over a channel of its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::sender::{End, Shared};
+use crate::migration::busy_poll::{BusyPoll, sleep};
+use crate::migration::link::Link;
+use crate::migration::plan::BLOCK;
+use crate::migration::stoppable::Stoppable;
+use crate::migration::wire::message::{check_ranges, receive_message};
+use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError};
+
+/// Neighbours sent at a time.
+const PIECE: u64 = 4;
+/// A guest that has wanted nothing for about so long is sent the neighbours of what it wanted last.
+const QUIET: Duration = Duration::from_millis(2);
+/// A guest that wants nothing for so long has had its burst of pages.
+const BURST: Duration = Duration::from_micros(500);
+
+/// What the guest waits for comes and goes over this.
+struct FaultChannel {
+    reader: FrameReader<Link>,
+    writer: FrameWriter<Link>,
+    busy_poll: BusyPoll,
+    payload: Vec<u8>,
+}
+
+impl FaultChannel {
+    /// Whether something comes, or the connection ends, while this side stays awake, and within `limit`.
+    fn look(&mut self, limit: Option<Duration>) -> Result<bool, WireError> {
+        Ok(self.busy_poll.look(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
+    }
+
+    /// Whether something comes, or the connection ends, within `limit`.
+    fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, WireError> {
+        Ok(sleep(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
+    }
+}
+
+impl Shared {
+    /// Starts that thread, for one connection.
+    pub(super) fn spawn_faults(self: &Arc<Self>, link: Link) -> Result<Stoppable, WireError> {
+        let ender = link.try_clone()?;
+        let shared = Arc::clone(self);
+        let stop = move || ender.shutdown(std::net::Shutdown::Both);
+        Ok(Stoppable::spawn("serve-faults", stop, move || {
+            // Once everything has been confirmed the destination closes this channel, and has its last words on the other.
+            if let Err(e) = shared.serve_faults(link)
+                && shared.lock().tail.left() > 0
+            {
+                shared.end(End::Broken(e));
+            }
+        })?)
+    }
+
+    /// Serves one connection until it ends.
+    fn serve_faults(&self, link: Link) -> Result<(), WireError> {
+        link.wait_for_ever()?;
+        let mut channel = FaultChannel {
+            writer: FrameWriter::new(link.try_clone()?),
+            reader: FrameReader::new(link),
+            busy_poll: BusyPoll::default(),
+            payload: Vec::new(),
+        };
+        let mut last = None;
+        loop {
+            while !self.is_asked(&mut channel, None)? {}
+            let wanted = match receive_message(&mut channel.reader, "want")? {
+                Message::Want(ranges) => ranges,
+                other => return Err(WireError::Unexpected { found: other.name(), expected: "want" }),
+            };
+            check_ranges(&wanted, self.ram.pages(), channel.reader.last_sequence())?;
+            channel.busy_poll.stay_awake();
+            let mut wanted = wanted.into_iter().flatten().peekable();
+            while let Some(page) = wanted.next() {
+                let neighbours = self.serve(page, &mut channel)?;
+                // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
+                // once it wants nothing else, so that it need not wait for them.
+                let is_in_order = last.is_some_and(|last| (last..=last + BLOCK).contains(&page));
+                last = Some(page);
+                let goes_along =
+                    wanted.peek().is_none() && (is_in_order || !self.is_asked(&mut channel, Some(QUIET))?);
+                self.send_neighbours(neighbours, goes_along, &mut channel)?;
+            }
+        }
+    }
+
+    /// Whether the guest wants something within `limit`, or the connection has ended.
+    fn is_asked(&self, channel: &mut FaultChannel, limit: Option<Duration>) -> Result<bool, WireError> {
+        if channel.look(limit)? || channel.sleep(Some(BURST))? {
+            return Ok(true);
+        }
+        self.rest();
+        channel.sleep(limit)
+    }
+
+    /// The guest waits for nothing any more: pages are sent unasked again.
+    fn rest(&self) {
+        let mut state = self.lock();
+        state.busy = false;
+        if std::mem::take(&mut state.held_up) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
+    fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
+        let wanted = {
+            let mut state = self.lock();
+            let wanted = state.tail.wanted(page);
+            let is_sent = wanted.as_ref().is_some_and(|wanted| wanted.send);
+            state.totals.wanted += u64::from(is_sent);
+            state.busy = true;
+            wanted
+        };
+        // None: it was confirmed meanwhile.
+        let Some(wanted) = wanted else { return Ok(Vec::new()) };
+        if wanted.send {
+            self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload)?;
+        }
+        Ok(wanted.neighbours)
+    }
+
+    /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
+    fn send_neighbours(
+        &self,
+        neighbours: Vec<Range<u64>>,
+        mut goes_along: bool,
+        channel: &mut FaultChannel,
+    ) -> Result<(), WireError> {
+        for run in neighbours {
+            for start in run.clone().step_by(PIECE as usize) {
+                let piece = start..run.end.min(start + PIECE);
+                if goes_along {
+                    self.lock().totals.neighbours += piece.end - piece.start;
+                    self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
+                    goes_along = !channel.look(Some(Duration::ZERO))?;
+                } else {
+                    self.lock().tail.not_sent(piece);
+                }
+            }
+        }
+        Ok(())
+    }
+}
