@@ -122,8 +122,7 @@ impl Tail {
         kept.extend(runs_in(&self.cold, pages.clone()));
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages.clone());
-        self.on_way.remove_range(pages.clone());
-        self.ahead.remove_range(pages);
+        self.on_way.remove_range(pages);
         kept
     }
 
