@@ -54,26 +54,40 @@ impl Guest {
     }
 }
 
-/// Passes connections on, and cuts all of them when told to, or once so many bytes have gone to the destination over the first.
+/// What becomes of a connection once so many bytes have gone to the destination over it.
+#[derive(Clone, Copy)]
+enum Fate {
+    Cut(u64),
+    /// It stays, and nothing more comes.
+    Stall(u64),
+}
+
+/// Passes connections on, and cuts all of them when told to.
 struct Middle {
     open: Arc<Mutex<Vec<UnixStream>>>,
 }
 
 impl Middle {
-    fn new(here: &Path, there: &Path, limit: u64) -> Self {
+    /// `fates` are those of the first connections; all others live.
+    fn new(here: &Path, there: &Path, fates: Vec<Fate>) -> Self {
         let listener = UnixListener::bind(here).unwrap();
         let open = Arc::new(Mutex::new(Vec::new()));
         let (there, passing) = (there.to_owned(), Arc::clone(&open));
         thread::spawn(move || {
             for (number, from) in listener.incoming().map_while(Result::ok).enumerate() {
                 let Ok(to) = UnixStream::connect(&there) else { continue };
-                let limit = if number == 0 { limit } else { u64::MAX };
-                for (from, mut to, limit) in [
-                    (from.try_clone().unwrap(), to.try_clone().unwrap(), limit),
-                    (to.try_clone().unwrap(), from.try_clone().unwrap(), u64::MAX),
+                let fate = fates.get(number).copied().unwrap_or(Fate::Cut(u64::MAX));
+                for (from, mut to, fate) in [
+                    (from.try_clone().unwrap(), to.try_clone().unwrap(), fate),
+                    (to.try_clone().unwrap(), from.try_clone().unwrap(), Fate::Cut(u64::MAX)),
                 ] {
                     thread::spawn(move || {
+                        let (Fate::Cut(limit) | Fate::Stall(limit)) = fate;
                         let _ = std::io::copy(&mut (&from).take(limit), &mut to);
+                        if let Fate::Stall(_) = fate {
+                            // Until somebody cuts it.
+                            let _ = std::io::copy(&mut &from, &mut std::io::sink());
+                        }
                         let _ = to.shutdown(Shutdown::Both);
                         let _ = from.shutdown(Shutdown::Both);
                     });
@@ -147,7 +161,7 @@ fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
     let directory = tempfile::tempdir().unwrap();
     let (front, back) = (directory.path().join("front"), directory.path().join("back"));
     let listener = Listener::bind(&Address::Unix(back.clone())).unwrap();
-    let middle = Middle::new(&front, &back, u64::MAX);
+    let middle = Middle::new(&front, &back, Vec::new());
     let (source, destination) = (Arc::new(believed_cold()), Arc::new(Fake::new()));
     let mut guest = Guest { truth: vec![0; PAGES as usize], random: 0x7e57 + u64::from(cuts) };
     for page in (0..PAGES).filter(|page| page % 5 != 0) {
@@ -253,7 +267,7 @@ fn check_one_owner(limit: u64) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let (front, back) = (directory.path().join("front"), directory.path().join("back"));
     let listener = Listener::bind(&Address::Unix(back.clone())).unwrap();
-    let _middle = Middle::new(&front, &back, limit);
+    let _middle = Middle::new(&front, &back, vec![Fate::Cut(limit)]);
     let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
     let content = source.content();
     let receiving = receive(listener, &destination);
@@ -306,4 +320,56 @@ fn the_first_connection_may_break_after_any_byte() {
     }
     // Some broke before the guest went, and some behind that.
     assert!(moved[0] > 10 && moved[1] >= 8, "{moved:?}");
+}
+
+/// In the middle of a page that the guest waits for nothing more comes: whoever touches a hole goes on, and the page comes over
+/// a new connection.
+#[test]
+fn half_a_page_holds_nobody_else_up() {
+    /// What names the fault channel, and less than a page behind it.
+    const HALF: u64 = 1000;
+    const HOLE: u64 = 5;
+    if !can_handle_faults() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (front, back) = (directory.path().join("front"), directory.path().join("back"));
+    let listener = Listener::bind(&Address::Unix(back.clone())).unwrap();
+    let middle = Middle::new(&front, &back, vec![Fate::Cut(u64::MAX), Fate::Stall(HALF)]);
+    let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
+    let content = source.content();
+    let receiving = receive(listener, &destination);
+    let address = Address::Unix(front);
+    let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
+    thread::scope(|scope| {
+        let migration = scope.spawn(|| {
+            // In the background a batch, and then nothing for longer than this takes.
+            let options = Options { cold_rate: ByteSize(1), ..LAZY };
+            let link = Link::connect(&address).unwrap();
+            source::migrate(&source, link, &options, Some(&following), &Cancel::default(), &mut |_: &Progress| {})
+        });
+        while !destination.runs() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let read = |page: u64| {
+            let mut bytes = [0; PAGE];
+            destination.ram.memory().read_slice(&mut bytes, GuestAddress(page * PAGE as u64)).unwrap();
+            bytes
+        };
+        let waits = scope.spawn(move || read(PAGES - 1));
+        thread::sleep(Duration::from_millis(100));
+        let hole = scope.spawn(move || read(HOLE));
+        thread::sleep(Duration::from_secs(1));
+        let (is_stuck, is_filled) = (!waits.is_finished(), hole.is_finished());
+        middle.cut();
+        assert!(is_stuck, "the page came though nothing did");
+        assert!(is_filled, "a hole waited for a connection");
+        assert_eq!(hole.join().unwrap(), [0; PAGE]);
+        for page in 0..PAGES {
+            assert!(read(page)[..] == content[page as usize * PAGE..][..PAGE], "page {page}");
+        }
+        waits.join().unwrap();
+        receiving.join().unwrap().unwrap();
+        migration.join().unwrap().unwrap();
+    });
 }

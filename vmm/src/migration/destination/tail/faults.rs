@@ -3,6 +3,7 @@
 //! It is one thread, since each that has to be woken takes its time, and it never waits for the rest of a frame: a guest that
 //! touches a hole, or needs another page, does not stand still because a connection does.
 
+use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ impl FaultHandler {
             orders,
             event,
             channel: None,
+            touched: VecDeque::new(),
             busy_poll: BusyPoll::default(),
         };
         let thread = Stoppable::spawn("faults", move || ender.tell(Order::End), move || worker.run());
@@ -105,6 +107,8 @@ struct Worker {
     orders: Receiver<Order>,
     event: Arc<OwnedFd>,
     channel: Option<Channel>,
+    /// Pages that were touched and have not been asked for or filled in yet.
+    touched: VecDeque<u64>,
     busy_poll: BusyPoll,
 }
 
@@ -133,6 +137,9 @@ impl Worker {
 
     /// Does what there is to do; whether to go on.
     fn step(&mut self) -> Result<bool, RamError> {
+        if !self.touched.is_empty() {
+            self.handle_faults()?;
+        }
         let due = self.wait();
         if due.orders && !self.obey() {
             return Ok(false);
@@ -141,18 +148,30 @@ impl Worker {
             self.handle_faults()?;
         }
         if due.arrivals
-            && let Err(e) = self.land_arrivals()
+            && let Err(e) = self.receive()
         {
-            tracing::debug!("the channel for pages that are waited for has ended: {e}");
-            self.channel = None;
-            let mut state = self.tail.lock();
-            state.asks = None;
-            // One channel alone is of no use: whoever receives the other sees that it is over.
-            if let Some(writer) = &mut state.confirms {
-                writer.link().shutdown(Shutdown::Both);
+            self.close(&e.into());
+        }
+        // Whoever faults meanwhile need not wait until all that has come has landed.
+        loop {
+            match self.land_next() {
+                Ok(true) => self.handle_faults()?,
+                Ok(false) => return Ok(true),
+                Err(e) => self.close(&e),
             }
         }
-        Ok(true)
+    }
+
+    /// The connection is of no use any more.
+    fn close(&mut self, why: &DestinationError) {
+        tracing::debug!("the channel for pages that are waited for has ended: {why}");
+        self.channel = None;
+        let mut state = self.tail.lock();
+        state.asks = None;
+        // One channel alone is of no use: whoever receives the other sees that it is over.
+        if let Some(writer) = &mut state.confirms {
+            writer.link().shutdown(Shutdown::Both);
+        }
     }
 
     fn wait(&mut self) -> Due {
@@ -204,31 +223,38 @@ impl Worker {
     }
 
     fn handle_faults(&mut self) -> Result<(), RamError> {
-        let mut pages = Vec::new();
-        self.missing.read(|page| pages.push(page))?;
-        if !pages.is_empty() {
+        let known = self.touched.len();
+        self.missing.read(|page| self.touched.push_back(page))?;
+        if self.touched.len() > known {
             self.busy_poll.stay_awake();
         }
-        pages.into_iter().try_for_each(|page| self.tail.fault(&self.missing, page))
-    }
-
-    /// Lands what has come. Whoever faults meanwhile need not wait for all of it.
-    fn land_arrivals(&mut self) -> Result<(), DestinationError> {
-        let Some(channel) = &mut self.channel else { return Ok(()) };
-        if !channel.arrived.fill(|room| channel.link.read_now(room))? {
-            return Ok(());
-        }
-        self.busy_poll.stay_awake();
-        while let Some(channel) = &mut self.channel {
-            let Some(frame) = channel.arrived.next_frame()? else { break };
-            match Incoming::decode(frame, self.tail.ram.pages())? {
-                Incoming::Pages(batch) => self.tail.land(&self.missing, batch, frame.payload)?,
-                Incoming::Message(other) => {
-                    return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into());
-                }
-            }
-            self.handle_faults()?;
+        // The kernel tells of each once: one that cannot be handled now is tried again.
+        while let Some(page) = self.touched.front() {
+            self.tail.fault(&self.missing, *page)?;
+            self.touched.pop_front();
         }
         Ok(())
+    }
+
+    /// Takes what has come.
+    fn receive(&mut self) -> Result<(), WireError> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        if channel.arrived.fill(|room| channel.link.read_now(room))? {
+            self.busy_poll.stay_awake();
+        }
+        Ok(())
+    }
+
+    /// Lands one batch of what has come; whether there was a whole one.
+    fn land_next(&mut self) -> Result<bool, DestinationError> {
+        let Some(channel) = &mut self.channel else { return Ok(false) };
+        let Some(frame) = channel.arrived.next_frame()? else { return Ok(false) };
+        match Incoming::decode(frame, self.tail.ram.pages())? {
+            Incoming::Pages(batch) => self.tail.land(&self.missing, batch, frame.payload)?,
+            Incoming::Message(other) => {
+                return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into());
+            }
+        }
+        Ok(true)
     }
 }
