@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use crate::ram::PageSet;
 
-/// Neighbours that go along with a page that is wanted: those in the same block of so many pages.
-pub const BLOCK: u64 = 16;
+/// Neighbours that go along with a page that is wanted: those in the same block of so many pages. What other numbers cost is in
+/// `docs/kernel-facts.md`, "Waking".
+pub const BLOCK: u64 = 32;
 
 /// What the source has and the destination has not confirmed.
 #[derive(Clone, Debug)]
