@@ -56,6 +56,11 @@ pub enum RamError {
 }
 
 impl RamError {
+    /// Whether a hole could not be filled because it is none.
+    pub fn is_there_already(&self) -> bool {
+        matches!(self, Self::Fault(memory_agent::FaultError::System { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists)
+    }
+
     /// Why pages could not be paged out, if that is what failed: what is in them is whole.
     pub fn page_out(&self) -> Option<&memory_agent::PageOutError> {
         match self {

@@ -186,7 +186,8 @@ impl Tail {
         // In the guest's page table, which it is about to look into, or nowhere but in memory, from where it goes to sleep
         // unless the guest wakes it.
         match if *wanted { ram.fill(run.start, data) } else { self.ram.land_pages(run.start, data) } {
-            Err(e) if *wanted => {
+            // Where something is already, the guest may have written it.
+            Err(e) if *wanted && !e.is_there_already() => {
                 tracing::debug!("page {} goes another way: {e}", run.start);
                 self.ram.land_pages(run.start, data)
             }
@@ -227,7 +228,7 @@ struct Fresh {
     run: Range<u64>,
     /// Where in the payload they begin.
     at: usize,
-    /// Whether the guest waits for them, and for nothing else of their batch.
+    /// Whether this is one page, which the guest waits for.
     wanted: bool,
 }
 
@@ -243,7 +244,7 @@ impl State {
                 let wanted = batch.lane == Lane::Hot && self.since.contains_key(&page);
                 match all.last_mut() {
                     Some(last)
-                        if last.run.end == page && at == last.at + bytes_of(&last.run) && wanted == last.wanted =>
+                        if last.run.end == page && at == last.at + bytes_of(&last.run) && !(wanted || last.wanted) =>
                     {
                         last.run.end += 1;
                     }
