@@ -18,6 +18,7 @@ pub mod cancel;
 pub mod destination;
 pub mod link;
 pub mod plan;
+mod precedence;
 pub mod progress;
 pub mod rendezvous;
 pub mod source;

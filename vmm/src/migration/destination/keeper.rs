@@ -20,12 +20,17 @@ impl Keeper {
         Self { awake: Mutex::new(PageSet::new(pages)), window: window.max(1) }
     }
 
-    /// These cold pages have landed; pages out all that are awake when the window is full.
-    pub(super) fn landed(&self, ram: &GuestRam, runs: impl Iterator<Item = Range<u64>>) -> Result<(), RamError> {
+    /// These cold pages have landed; pages out all that are awake when the window is full, or `most` are.
+    pub(super) fn landed(
+        &self,
+        ram: &GuestRam,
+        runs: impl Iterator<Item = Range<u64>>,
+        most: u64,
+    ) -> Result<(), RamError> {
         let full = {
             let mut awake = self.lock();
             runs.for_each(|run| awake.insert_range(run));
-            awake.len() >= self.window
+            awake.len() >= self.window.min(most)
         };
         if full { self.page_out(ram).map(drop) } else { Ok(()) }
     }

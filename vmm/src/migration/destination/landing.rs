@@ -89,9 +89,14 @@ pub(super) struct Landed {
 }
 
 impl Landed {
-    /// More cold pages have landed.
-    pub(super) fn landed(&self, ram: &GuestRam, runs: impl Iterator<Item = Range<u64>>) -> Result<(), RamError> {
-        keep(&self.keeper, &self.can_page_out, ram, runs)
+    /// More cold pages have landed: a window of them is paged out, or `most` are.
+    pub(super) fn landed(
+        &self,
+        ram: &GuestRam,
+        runs: impl Iterator<Item = Range<u64>>,
+        most: u64,
+    ) -> Result<(), RamError> {
+        keep(&self.keeper, &self.can_page_out, ram, runs, most)
     }
 
     /// Pages out the last, incomplete window.
@@ -106,11 +111,12 @@ fn keep(
     can_page_out: &AtomicBool,
     ram: &GuestRam,
     runs: impl Iterator<Item = Range<u64>>,
+    most: u64,
 ) -> Result<(), RamError> {
     if !can_page_out.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let result = keeper.landed(ram, runs);
+    let result = keeper.landed(ram, runs, most);
     let Some(e) = result.as_ref().err().and_then(RamError::page_out) else { return result };
     if let PageOutError::Kept(_) = e {
         // The guest has touched every one of them meanwhile, and wants them.
@@ -173,7 +179,7 @@ impl<'env> Landing<'env> {
                         .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
                     if let Some(keeper) = &keeper {
                         let runs = batch.runs.into_iter().map(|(run, _)| run);
-                        result = result.and_then(|()| keep(keeper, &can_page_out, ram, runs));
+                        result = result.and_then(|()| keep(keeper, &can_page_out, ram, runs, u64::MAX));
                     }
                     let _ = recycled.send(payload);
                     pending.finish(result);

@@ -16,6 +16,7 @@ use super::Tail;
 use crate::migration::busy_poll::{BusyPoll, sleep};
 use crate::migration::destination::DestinationError;
 use crate::migration::link::Link;
+use crate::migration::precedence::BURST;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{Incoming, send_ranges};
 use crate::migration::wire::{FrameBuffer, FrameWriter, Message, WireError};
@@ -177,10 +178,13 @@ impl Worker {
     fn wait(&mut self) -> Due {
         let mut fds = vec![PollFd::new(&*self.event, PollFlags::IN), PollFd::new(&*self.missing, PollFlags::IN)];
         fds.extend(self.channel.as_ref().map(|channel| PollFd::new(&channel.link, PollFlags::IN)));
-        let waited = match self.busy_poll.look(&mut fds, None) {
-            Ok(false) => sleep(&mut fds, None),
-            looked => looked,
-        };
+        let waited = self.busy_poll.look(&mut fds, None).and_then(|ready| {
+            if ready || sleep(&mut fds, Some(BURST))? {
+                return Ok(true);
+            }
+            self.tail.precedence.give_back();
+            sleep(&mut fds, None)
+        });
         if let Err(e) = waited {
             tracing::error!("waiting for page faults failed: {e}");
             std::thread::sleep(AGAIN_AFTER);

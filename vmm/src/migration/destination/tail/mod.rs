@@ -25,6 +25,7 @@ pub(super) use threads::open_door;
 use super::DestinationError;
 use crate::migration::link::Link;
 use crate::migration::plan::{Fault, Missing};
+use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
 use crate::migration::rendezvous::Rendezvous;
 use crate::migration::wire::message::{Incoming, receive as receive_frame, send_ranges};
@@ -77,6 +78,8 @@ pub struct Tail {
     ram: Arc<GuestRam>,
     rendezvous: Arc<Rendezvous>,
     state: Mutex<State>,
+    /// Of the guest, over whoever lands and pages out what it does not wait for.
+    precedence: Precedence,
     /// The guest has ended or is to: nothing is needed any more.
     ended: AtomicBool,
 }
@@ -128,6 +131,7 @@ impl Tail {
         match state.missing.fault(page) {
             Fault::Wait => Ok(()),
             Fault::Ask => {
+                self.precedence.take();
                 state.since.insert(page, Instant::now());
                 if let Some(writer) = &mut state.asks
                     && let Err(e) = Message::Want(vec![page..page + 1]).send(writer)
@@ -201,6 +205,7 @@ impl Tail {
         loop {
             match receive_frame(reader, &mut payload, self.ram.pages())? {
                 Incoming::Pages(batch) => {
+                    self.precedence.give_way();
                     self.land(ram, batch, &payload)?;
                     let mut state = self.lock();
                     if state.missing.unconfirmed() >= CONFIRMED_AT_ONCE || state.missing.left() == 0 {

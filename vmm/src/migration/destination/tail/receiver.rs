@@ -14,6 +14,7 @@ use crate::migration::destination::landing::Landed;
 use crate::migration::destination::{DestinationError, DestinationMachine};
 use crate::migration::link::Link;
 use crate::migration::plan::Missing;
+use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
 use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
@@ -63,6 +64,7 @@ impl Receiver {
                 cold: None,
                 source_lost: false,
             }),
+            precedence: Precedence::default(),
             ended: AtomicBool::new(false),
         });
         let keeper = keep_cold(&tail, landed)?;

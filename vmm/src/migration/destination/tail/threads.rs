@@ -14,6 +14,8 @@ use crate::migration::stoppable::Stoppable;
 
 /// Landed pages that are too few to be confirmed at once, and those that the guest waited for, are confirmed after so long.
 const CONFIRMED_AFTER: Duration = Duration::from_millis(20);
+/// Pages that are paged out at a time: what the guest wants meanwhile may have to wait for all of them.
+const PIECE: u64 = 128;
 
 /// Answers whoever connects, until the rendezvous is closed.
 pub(in super::super) fn open_door(
@@ -29,14 +31,17 @@ pub(super) fn keep_cold(tail: &Arc<Tail>, landed: &Landed) -> Result<Stoppable, 
     let (sender, runs) = channel::<Vec<Range<u64>>>();
     let (ram, landed) = (Arc::clone(&tail.ram), landed.clone());
     tail.lock().cold = Some(sender);
-    let (tail, confirming) = (Arc::clone(tail), Arc::clone(tail));
+    let (tail, keeping) = (Arc::clone(tail), Arc::clone(tail));
     let stop = move || tail.lock().cold = None;
     thread(Stoppable::spawn("keep-cold", stop, move || {
         let mut confirmed = Instant::now();
         loop {
             match runs.recv_timeout(CONFIRMED_AFTER) {
-                Ok(runs) => {
-                    if let Err(e) = landed.landed(&ram, runs.into_iter()) {
+                Ok(first) => {
+                    keeping.precedence.give_way();
+                    // With all that have landed meanwhile.
+                    let runs = first.into_iter().chain(runs.try_iter().flatten());
+                    if let Err(e) = landed.landed(&ram, runs, PIECE) {
                         tracing::warn!("cold pages stay in memory here: {e}");
                     }
                 }
@@ -46,7 +51,7 @@ pub(super) fn keep_cold(tail: &Arc<Tail>, landed: &Landed) -> Result<Stoppable, 
             if confirmed.elapsed() >= CONFIRMED_AFTER {
                 confirmed = Instant::now();
                 // When the connection has broken, whoever reads from it sees that.
-                let _ = confirming.lock().confirm();
+                let _ = keeping.lock().confirm();
             }
         }
     }))

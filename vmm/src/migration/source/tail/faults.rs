@@ -10,6 +10,7 @@ use super::sender::{End, Shared};
 use crate::migration::busy_poll::{BusyPoll, sleep};
 use crate::migration::link::Link;
 use crate::migration::plan::BLOCK;
+use crate::migration::precedence::BURST;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError};
@@ -18,8 +19,6 @@ use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError}
 const PIECE: u64 = 4;
 /// A guest that has wanted nothing for about so long is sent the neighbours of what it wanted last.
 const QUIET: Duration = Duration::from_millis(2);
-/// A guest that wants nothing for so long has had its burst of pages.
-const BURST: Duration = Duration::from_micros(500);
 
 /// What the guest waits for comes and goes over this.
 struct FaultChannel {
@@ -94,27 +93,18 @@ impl Shared {
         if channel.look(limit)? || channel.sleep(Some(BURST))? {
             return Ok(true);
         }
-        self.rest();
+        self.precedence.give_back();
         channel.sleep(limit)
-    }
-
-    /// The guest waits for nothing any more: pages are sent unasked again.
-    fn rest(&self) {
-        let mut state = self.lock();
-        state.busy = false;
-        if std::mem::take(&mut state.held_up) {
-            self.changed.notify_all();
-        }
     }
 
     /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
     fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
+        self.precedence.take();
         let wanted = {
             let mut state = self.lock();
             let wanted = state.tail.wanted(page);
             let is_sent = wanted.as_ref().is_some_and(|wanted| wanted.send);
             state.totals.wanted += u64::from(is_sent);
-            state.busy = true;
             wanted
         };
         // None: it was confirmed meanwhile.

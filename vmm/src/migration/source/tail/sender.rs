@@ -10,6 +10,7 @@ use memory_agent::{ByteSize, Counts, PAGE_SIZE};
 use super::Following;
 use crate::migration::link::Link;
 use crate::migration::plan::Tail;
+use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::{check_ranges, receive_message};
@@ -22,8 +23,6 @@ const BATCH: u64 = 16;
 const MOST_ON_WAY: u64 = 256;
 /// How much of a delay is made up for: a rate is kept on a busy machine too, and nothing comes in a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
-/// A guest that never stops waiting for pages does not hold up the others for longer than this.
-const HELD_UP: Duration = Duration::from_millis(50);
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
@@ -54,10 +53,6 @@ pub(super) enum End {
 pub(super) struct State {
     pub(super) tail: Tail,
     pub(super) totals: Totals,
-    /// The guest waits for one page after another: nothing is sent unasked meanwhile, or hardly anything.
-    pub(super) busy: bool,
-    /// Whoever sends unasked waits for that to end.
-    pub(super) held_up: bool,
 }
 
 /// What the threads of a tail share.
@@ -66,6 +61,8 @@ pub(super) struct Shared {
     pub(super) following: Arc<Following>,
     state: Mutex<State>,
     pub(super) changed: Condvar,
+    /// Of the guest, over whoever sends unasked and gives back.
+    pub(super) precedence: Precedence,
     /// Bytes sent, over both channels.
     pub(super) bytes: AtomicU64,
 }
@@ -75,8 +72,9 @@ impl Shared {
         Self {
             ram: Arc::clone(ram),
             following: Arc::clone(following),
-            state: Mutex::new(State { tail, totals: Totals::default(), busy: false, held_up: false }),
+            state: Mutex::new(State { tail, totals: Totals::default() }),
             changed: Condvar::new(),
+            precedence: Precedence::default(),
             bytes: AtomicU64::new(0),
         }
     }
@@ -135,6 +133,7 @@ impl Shared {
                         let mut state = self.lock();
                         ranges.into_iter().flat_map(|range| state.tail.confirmed(range)).collect()
                     };
+                    self.precedence.give_way();
                     self.give_back(&kept);
                 }
                 Message::Served(figures) => self.lock().totals.faults = Some(figures),
@@ -166,7 +165,6 @@ impl Shared {
         let mut due = Instant::now();
         let mut shown = Instant::now();
         let mut told = false;
-        let mut held_until = None;
         loop {
             let mut state = self.lock();
             if state.totals.end.is_some() {
@@ -187,16 +185,11 @@ impl Shared {
             }
             let now = Instant::now();
             let waits = is_done || state.tail.on_way() >= MOST_ON_WAY || now < due;
-            if !waits && state.busy {
-                let until = *held_until.get_or_insert(now + HELD_UP);
-                if now < until {
-                    state.held_up = true;
-                    drop(self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner));
-                    continue;
-                }
+            if !waits {
+                drop(state);
+                self.precedence.give_way();
+                state = self.lock();
             }
-            held_until = None;
-            state.held_up = false;
             let runs = if waits { Vec::new() } else { state.tail.next(BATCH) };
             if runs.is_empty() {
                 let limit = if now < due { (due - now).min(SHOW_EVERY) } else { SHOW_EVERY };
