@@ -31,7 +31,7 @@ pub use byte_size::{ByteSize, ByteSizeError};
 pub use guard::{GuardError, GuardReport, ResidencyGuard};
 pub use memory_group::MemoryGroup;
 pub use metrics::Metrics;
-pub use missing::{FaultError, MissingFaults};
+pub use missing::{FaultError, MissingFaults, Registered};
 pub use page_out::{PageOutError, PageOutReport, page_out};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::page_state::PAGE_SIZE;
 use crate::sys::uffd;
 use crate::target::Mapping;
 
@@ -18,6 +19,14 @@ pub enum FaultError {
         "page faults of a guest cannot be handled here ({0}): give this user /dev/userfaultfd (chmod, setfacl), CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1"
     )]
     NotPermitted(io::Error),
+    /// There are no such pages.
+    #[error("pages {pages:?} are not all of this mapping, which has {all}")]
+    OutOfRange {
+        /// Those.
+        pages: Range<u64>,
+        /// How many it has.
+        all: u64,
+    },
     /// A call failed.
     #[error("{call} failed on pages {pages:?}: {source}")]
     System {
@@ -55,18 +64,20 @@ impl MissingFaults {
     ///
     /// # Errors
     /// When the kernel refuses: somebody else handles this mapping's faults already.
-    pub fn register(&self, mapping: &Mapping<'_>) -> Result<(), FaultError> {
+    pub fn register(&self, mapping: &Mapping<'_>) -> Result<Registered, FaultError> {
         let pages = 0..mapping.pages();
-        uffd::register_missing(self.fd.as_fd(), &addresses(mapping, &pages)).map_err(failed("UFFDIO_REGISTER", &pages))
+        let (address, length) = mapping.bytes(&pages);
+        let registered = Registered { addresses: address as u64..(address + length) as u64 };
+        uffd::register_missing(self.fd.as_fd(), &registered.addresses).map_err(failed("UFFDIO_REGISTER", &pages))?;
+        Ok(registered)
     }
 
-    /// Ends that for `mapping`: holes read as zeros again.
+    /// Ends that for a mapping: holes read as zeros again.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn unregister(&self, mapping: &Mapping<'_>) -> Result<(), FaultError> {
-        let pages = 0..mapping.pages();
-        uffd::unregister(self.fd.as_fd(), &addresses(mapping, &pages)).map_err(failed("UFFDIO_UNREGISTER", &pages))
+    pub fn unregister(&self, mapping: &Registered) -> Result<(), FaultError> {
+        uffd::unregister(self.fd.as_fd(), &mapping.addresses).map_err(failed("UFFDIO_UNREGISTER", &mapping.pages()))
     }
 
     /// Gives the host virtual addresses of what has been touched since the last call to `each`, and waits for nothing: the
@@ -82,21 +93,22 @@ impl MissingFaults {
     /// nobody who writes to another part of it, and whoever waited does not fault again.
     ///
     /// # Errors
-    /// When one is no hole any more, or the kernel has no memory.
+    /// When one is no hole any more or not of the mapping, or the kernel has no memory.
     ///
     /// # Panics
     /// When `bytes` is not as long as the pages.
-    pub fn fill(&self, mapping: &Mapping<'_>, pages: &Range<u64>, bytes: &[u8]) -> Result<(), FaultError> {
-        uffd::copy(self.fd.as_fd(), &addresses(mapping, pages), bytes).map_err(failed("UFFDIO_COPY", pages))
+    pub fn fill(&self, mapping: &Registered, pages: &Range<u64>, bytes: &[u8]) -> Result<(), FaultError> {
+        let addresses = mapping.addresses_of(pages)?;
+        uffd::copy(self.fd.as_fd(), &addresses, bytes).map_err(failed("UFFDIO_COPY", pages))
     }
 
     /// Fills a hole with zeros and wakes whoever waits for it. What is there already stays.
     ///
     /// # Errors
-    /// When the kernel has no memory.
-    pub fn zero(&self, mapping: &Mapping<'_>, page: u64) -> Result<(), FaultError> {
-        let pages = page..page + 1;
-        match uffd::zero(self.fd.as_fd(), &addresses(mapping, &pages)) {
+    /// When the page is not of the mapping, or the kernel has no memory.
+    pub fn zero(&self, mapping: &Registered, page: u64) -> Result<(), FaultError> {
+        let pages = page..page.saturating_add(1);
+        match uffd::zero(self.fd.as_fd(), &mapping.addresses_of(&pages)?) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => self.wake(mapping, &pages),
             // Page tables are changing; the fault is told of again.
@@ -108,9 +120,9 @@ impl MissingFaults {
     /// Wakes whoever waits for these pages.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn wake(&self, mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<(), FaultError> {
-        uffd::wake(self.fd.as_fd(), &addresses(mapping, pages)).map_err(failed("UFFDIO_WAKE", pages))
+    /// When they are not all of the mapping, or the kernel refuses.
+    pub fn wake(&self, mapping: &Registered, pages: &Range<u64>) -> Result<(), FaultError> {
+        uffd::wake(self.fd.as_fd(), &mapping.addresses_of(pages)?).map_err(failed("UFFDIO_WAKE", pages))
     }
 }
 
@@ -120,9 +132,31 @@ impl AsFd for MissingFaults {
     }
 }
 
-fn addresses(mapping: &Mapping<'_>, pages: &Range<u64>) -> Range<u64> {
-    let (address, length) = mapping.bytes(pages);
-    address as u64..(address + length) as u64
+/// A mapping whose faults are heard of, until it is unregistered: where it is, so that nothing has to be asked while somebody
+/// waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    addresses: Range<u64>,
+}
+
+impl Registered {
+    fn pages(&self) -> Range<u64> {
+        0..(self.addresses.end - self.addresses.start) / PAGE_SIZE
+    }
+
+    /// The page with this host virtual address, if it is of this mapping.
+    pub fn page_of(&self, address: u64) -> Option<u64> {
+        self.addresses.contains(&address).then(|| (address - self.addresses.start) / PAGE_SIZE)
+    }
+
+    fn addresses_of(&self, pages: &Range<u64>) -> Result<Range<u64>, FaultError> {
+        let all = self.pages();
+        if pages.start > pages.end || pages.end > all.end {
+            return Err(FaultError::OutOfRange { pages: pages.clone(), all: all.end });
+        }
+        let address = |page| self.addresses.start + page * PAGE_SIZE;
+        Ok(address(pages.start)..address(pages.end))
+    }
 }
 
 fn failed(call: &'static str, pages: &Range<u64>) -> impl FnOnce(Errno) -> FaultError {

@@ -27,9 +27,8 @@ fn faults() -> Option<MissingFaults> {
 fn who_touches_a_hole_waits_until_it_is_filled() {
     let Some(faults) = faults() else { return };
     let memory = Memory::new("missing", 64);
-    let mapping = memory.mapping();
     memory.write(8, 8);
-    faults.register(&mapping).unwrap();
+    let mapping = faults.register(&memory.mapping()).unwrap();
     let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let seen = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -40,7 +39,6 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
             }
             rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
         });
-        let base = mapping.address_of(0).unwrap() as u64;
         let mut pages = Vec::new();
         loop {
             let mut fds = [PollFd::new(&faults, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
@@ -48,7 +46,7 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
             if !fds[1].revents().is_empty() {
                 break;
             }
-            faults.read(|address| pages.push((address - base) / 4096)).unwrap();
+            faults.read(|address| pages.push(mapping.page_of(address).unwrap())).unwrap();
             for page in pages.drain(..) {
                 seen.fetch_add(1, Ordering::Relaxed);
                 assert_ne!(page, 8, "it was there");
@@ -70,6 +68,9 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
     faults.zero(&mapping, 8).unwrap();
     faults.fill(&mapping, &(8..9), &[1; 4096]).unwrap_err();
     assert!(memory.holds(8, 8));
+    faults.fill(&mapping, &(64..65), &[1; 4096]).unwrap_err();
+    faults.wake(&mapping, &(63..65)).unwrap_err();
+    faults.zero(&mapping, u64::MAX).unwrap_err();
     faults.unregister(&mapping).unwrap();
     memory.punch(20, 1);
     assert!(memory.holds(20, 0));

@@ -18,6 +18,8 @@ pub(super) const COLUMNS: &[Column] = &[
     column("round_trip_one_cpu_us", "one\nCPU\nus"),
     column("swap_in_us", "swap\nin\nus"),
     column("swap_in_p99_us", "p99\nus"),
+    column("swap_in_apart_us", "apart\nus"),
+    column("touch_every_ms", "touch\nevery\nms"),
     column("touch_mean_us", "touch\nmean\nus"),
     column("touch_longest_us", "touch\nmax\nus"),
     column("faults", "pages\nwaited\nfor"),
@@ -50,7 +52,8 @@ source before, after, swapped after; dest.: pages of guest RAM, by SEEK_DATA and
 while the source's process is still there (Thermocline: --stay), before the guest checks all of its memory.
 tail: from the guest's running at the destination to the last page's confirmation. total: to both sides being done.
 floor: a round trip over loopback TCP with a page in the answer, each end on a CPU of its own as on two hosts, one behind the
-other and with 1 ms between them (a CPU falls asleep); the same with both ends on one CPU, which takes a switch and wakes
-nobody. And reading a page of a memory file that was paged out to the same zram. Nothing else of this benchmark is at work.
+other and with 10 ms between them (a CPU falls asleep, and its caches are others'); the same with both ends on one CPU, which
+takes a switch and wakes nobody. And reading a page of a memory file that was paged out to the same zram, in a row and apart.
+Nothing else of this benchmark is at work.
 memory once: what the link needs to carry all that the guest has written, once.
 ";

@@ -1,5 +1,5 @@
 //! What a page touched at the destination takes at least: one round trip, and one swap-in at the source. Both are measured
-//! alone, with nothing in between.
+//! alone, with nothing in between, at the rhythm of the touches: one behind the other, and apart.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,10 +27,12 @@ pub(super) const SUBJECT: &str = "floor";
 const PAGE: usize = PAGE_SIZE as usize;
 /// Round trips, and pages read.
 const SAMPLES: u64 = 2000;
+/// The same, apart.
+const SAMPLES_APART: u64 = 300;
 /// One page in so many is read: what the kernel reads along with one is never the next.
 const STRIDE: u64 = 16;
-/// Time between round trips that come apart, as between the touches of `apart`.
-const APART: Duration = Duration::from_millis(1);
+/// Time between those that come apart, about as between the touches of `apart`: `touch_every_ms`.
+const APART: Duration = Duration::from_millis(10);
 /// Bytes of a request for a page, as long as the monitor's.
 const REQUEST: usize = 48;
 /// Longer than a round trip takes on any host.
@@ -39,17 +41,19 @@ const SILENCE: Duration = Duration::from_secs(10);
 pub(super) fn measure() -> Result<Row> {
     // Two hosts have no CPU in common, and where there are two here, the ends have one each.
     let each = Cpus { asks: 0, answers: available_parallelism()?.get().min(2) - 1 };
-    let in_a_row = round_trips(each, Duration::ZERO)?;
-    let apart = round_trips(each, APART)?;
-    let on_one_cpu = round_trips(Cpus { asks: 0, answers: 0 }, Duration::ZERO)?;
-    let swap_ins = swap_ins()?;
+    let in_a_row = round_trips(each, SAMPLES, Duration::ZERO)?;
+    let apart = round_trips(each, SAMPLES_APART, APART)?;
+    let on_one_cpu = round_trips(Cpus { asks: 0, answers: 0 }, SAMPLES, Duration::ZERO)?;
+    let swap_ins_in_a_row = swap_ins(SAMPLES, Duration::ZERO)?;
+    let swap_ins_apart = swap_ins(SAMPLES_APART, APART)?;
     let values = BTreeMap::from([
         ("round_trip_us", quantile_us(&in_a_row, 0.5)?),
         ("round_trip_p99_us", quantile_us(&in_a_row, 0.99)?),
         ("round_trip_apart_us", quantile_us(&apart, 0.5)?),
         ("round_trip_one_cpu_us", quantile_us(&on_one_cpu, 0.5)?),
-        ("swap_in_us", quantile_us(&swap_ins, 0.5)?),
-        ("swap_in_p99_us", quantile_us(&swap_ins, 0.99)?),
+        ("swap_in_us", quantile_us(&swap_ins_in_a_row, 0.5)?),
+        ("swap_in_p99_us", quantile_us(&swap_ins_in_a_row, 0.99)?),
+        ("swap_in_apart_us", quantile_us(&swap_ins_apart, 0.5)?),
     ]);
     Ok(Row { subject: SUBJECT.to_owned(), mode: touch::MODE.to_owned(), values })
 }
@@ -69,8 +73,8 @@ fn stay_on(place: usize) -> std::io::Result<()> {
     Ok(sched_setaffinity(None, &one)?)
 }
 
-/// Round trips with so much time between one and the next.
-fn round_trips(cpus: Cpus, pause: Duration) -> Result<Vec<Duration>> {
+/// So many round trips, with so much time between one and the next.
+fn round_trips(cpus: Cpus, samples: u64, pause: Duration) -> Result<Vec<Duration>> {
     let listener = TcpListener::bind("127.0.0.1:0").context("loopback TCP")?;
     let mut asks = TcpStream::connect(listener.local_addr()?)?;
     let (mut answers, _) = listener.accept()?;
@@ -82,7 +86,7 @@ fn round_trips(cpus: Cpus, pause: Duration) -> Result<Vec<Duration>> {
         let server = scope.spawn(move || -> std::io::Result<()> {
             stay_on(cpus.answers)?;
             let (mut request, page) = ([0; REQUEST], [0x5a; PAGE]);
-            for _ in 0..SAMPLES {
+            for _ in 0..samples {
                 answers.read_exact(&mut request)?;
                 answers.write_all(&page)?;
             }
@@ -99,7 +103,7 @@ fn round_trips(cpus: Cpus, pause: Duration) -> Result<Vec<Duration>> {
                 Ok(start.elapsed())
             };
             // Its end goes with it: whoever still waits for a request hears that there is none.
-            (0..SAMPLES).map(trip).collect()
+            (0..samples).map(trip).collect()
         });
         let times = client.join().map_err(|_| anyhow!("the client panicked"))?.context("loopback TCP")?;
         let served = server.join().map_err(|_| anyhow!("the server panicked"))?;
@@ -108,9 +112,9 @@ fn round_trips(cpus: Cpus, pause: Duration) -> Result<Vec<Duration>> {
     })
 }
 
-/// Pages with contents such as the guest's, which zram cannot compress.
-fn swap_ins() -> Result<Vec<Duration>> {
-    let pages = SAMPLES * STRIDE;
+/// So many pages with contents such as the guest's, which zram cannot compress, with so much time between one and the next.
+fn swap_ins(samples: u64, pause: Duration) -> Result<Vec<Duration>> {
+    let pages = samples * STRIDE;
     let file = File::from(memfd_create("thermocline-bench", MemfdFlags::CLOEXEC)?);
     file.set_len(pages * PAGE_SIZE)?;
     let map = OwnMap::new(file.as_fd(), (pages * PAGE_SIZE) as usize)?;
@@ -125,17 +129,19 @@ fn swap_ins() -> Result<Vec<Duration>> {
     let states = PageCache.residency(&mapping, 0..pages)?;
     let mut page = [0; PAGE];
     let mut times = Vec::new();
-    for sample in 0..SAMPLES {
+    for sample in 0..samples {
+        stop::check()?;
         // In an order that the kernel cannot foresee: the factor has no divisor in common with the number of samples.
-        let number = sample * 1009 % SAMPLES * STRIDE;
+        let number = sample * 1009 % samples * STRIDE;
         if states.get(number) != Some(PageState::Swapped) {
             continue;
         }
+        thread::sleep(pause);
         let start = Instant::now();
         file.read_exact_at(&mut page, number * PAGE_SIZE)?;
         times.push(start.elapsed());
     }
-    ensure!(times.len() as u64 >= SAMPLES / 2, "most pages of this benchmark's own were not paged out");
+    ensure!(times.len() as u64 >= samples / 2, "most pages of this benchmark's own were not paged out");
     Ok(times)
 }
 

@@ -70,10 +70,13 @@ fn of_move(rows: Rows<'_>, lazy: &str, pre_copy: &str) -> Vec<Option<Verdict>> {
 
 fn of_touch(rows: Rows<'_>) -> Vec<Option<Verdict>> {
     let of = |subject, key| rows.value(touch::MODE, subject, key);
-    // A round trip at the rhythm of the touches.
+    // At the rhythm of the touches.
     let floor = |subject| {
-        let round_trip = if subject == touch::APART { "round_trip_apart_us" } else { "round_trip_us" };
-        Some(of(floor::SUBJECT, round_trip)? + of(floor::SUBJECT, "swap_in_us")?)
+        let (round_trip, swap_in) = match subject {
+            touch::APART => ("round_trip_apart_us", "swap_in_apart_us"),
+            _ => ("round_trip_us", "swap_in_us"),
+        };
+        Some(of(floor::SUBJECT, round_trip)? + of(floor::SUBJECT, swap_in)?)
     };
     let of_floor = |subject, key, name: &str, target| {
         let (floor, wait) = (floor(subject)?, of(subject, key)?);

@@ -1,6 +1,7 @@
 //! A guest that touches cold pages at the destination while they follow it.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use workload_guest::Command;
@@ -38,6 +39,16 @@ struct Seen {
     errors: u64,
 }
 
+/// What came of touching, by either clock.
+struct Touching {
+    seen: Seen,
+    /// From its beginning to its end, by the host's.
+    took: Duration,
+    faults: Option<Faults>,
+    /// Pages that are not what the guest wrote, of all.
+    errors: u64,
+}
+
 /// Who is measured.
 pub(super) fn subjects(qemu: &Qemu) -> Result<[Box<dyn Subject>; 4]> {
     let lazy = |name, rate| -> Result<Box<dyn Subject>> {
@@ -56,22 +67,24 @@ pub(super) fn measure(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
     source.ram()?.page_out(&ready.cold)?;
     stop::sleep(WORK)?;
     source.console.send(Command::ResetStall)?;
-    let mut found: Option<(Seen, Option<Faults>, u64)> = None;
+    let mut found = None;
     let migrated = subject.migrate(&source, &destination, &mut || {
+        let started = Instant::now();
         let seen = touch(&destination.console, subject.name() == APART)?;
+        let took = started.elapsed();
         let faults = subject.faults_so_far(&destination)?;
-        let all = destination.console.check()?;
-        found = Some((seen, faults, all.errors));
+        let errors = destination.console.check()?.errors.max(seen.errors);
+        found = Some(Touching { seen, took, faults, errors });
         Ok(())
     })?;
-    let (seen, faults, errors) = found.context("nothing followed the guest")?;
-    let errors = errors.max(seen.errors);
+    let Touching { seen, took, faults, errors } = found.context("nothing followed the guest")?;
     ensure!(errors == 0, "{errors} pages are not what the guest wrote");
     let mut values = BTreeMap::from([
         ("switchover_ms", ms(migrated.switchover)),
         ("downtime_ms", ms(migrated.downtime)),
         ("touch_mean_us", seen.took_us as f64 / seen.pages as f64),
         ("touch_longest_us", seen.longest_us as f64),
+        ("touch_every_ms", ms(took) / seen.pages as f64),
         ("guest_errors", errors as f64),
     ]);
     if let Some(faults) = faults {

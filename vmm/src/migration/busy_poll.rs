@@ -33,19 +33,19 @@ impl BusyPoll {
         self.until = self.not_before.is_none_or(|then| now >= then).then(|| now + FOR);
     }
 
-    /// Looks for as long as it stays awake, and for `limit` at most, if there is one, whether one of these is ready.
+    /// Looks for as long as it stays awake, if it does, and for `limit` at most, if there is one, whether one of these is ready.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn look(&mut self, fds: &mut [PollFd<'_>], limit: Option<Duration>) -> std::io::Result<bool> {
         let end = limit.map(|limit| Instant::now() + limit);
         loop {
-            if sleep(fds, Some(Duration::ZERO))? {
-                return Ok(true);
-            }
             let now = Instant::now();
             if end.is_some_and(|end| now >= end) || self.until.is_none_or(|until| now >= until) {
                 return Ok(false);
+            }
+            if sleep(fds, Some(Duration::ZERO))? {
+                return Ok(true);
             }
             yield_now();
             let back = Instant::now();

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use memory_agent::{FaultError, MissingFaults, PAGE_SIZE};
+use memory_agent::{FaultError, MissingFaults, PAGE_SIZE, Registered};
 
 use super::{GuestRam, RamError};
 
@@ -15,6 +15,8 @@ use super::{GuestRam, RamError};
 pub struct MissingRam {
     ram: Arc<GuestRam>,
     faults: MissingFaults,
+    /// In the order of the regions.
+    regions: Vec<Registered>,
 }
 
 impl MissingRam {
@@ -24,10 +26,8 @@ impl MissingRam {
     /// When this user may not handle a guest's faults.
     pub fn new(ram: Arc<GuestRam>) -> Result<Self, RamError> {
         let faults = MissingFaults::open()?;
-        for mapping in ram.mappings()? {
-            faults.register(&mapping)?;
-        }
-        Ok(Self { ram, faults })
+        let regions = ram.mappings()?.iter().map(|mapping| faults.register(mapping)).collect::<Result<_, _>>()?;
+        Ok(Self { ram, faults, regions })
     }
 
     /// Gives the pages that have been touched since the last call to `each`. Waits for nothing: the descriptor is readable when
@@ -36,13 +36,11 @@ impl MissingRam {
     /// # Errors
     /// When the kernel refuses.
     pub fn read(&self, mut each: impl FnMut(u64)) -> Result<(), RamError> {
-        let bases: Vec<_> = (0..self.ram.layout().regions().len()).map(|r| self.ram.host_address(r)).collect();
-        let page_of = |address: u64| {
+        let page_of = |address| {
             let mut first = 0;
-            for (region, base) in self.ram.layout().regions().iter().zip(&bases) {
-                let offset = base.and_then(|base| address.checked_sub(base));
-                if let Some(offset) = offset.filter(|offset| *offset < region.length) {
-                    return Some(first + offset / PAGE_SIZE);
+            for (region, registered) in self.ram.layout().regions().iter().zip(&self.regions) {
+                if let Some(page) = registered.page_of(address) {
+                    return Some(first + page);
                 }
                 first += region.pages();
             }
@@ -63,7 +61,7 @@ impl MissingRam {
         for part in self.ram.layout().split(pages) {
             let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
             let (some, behind) = rest.split_at(length);
-            self.faults.fill(&self.ram.mapping(part.region)?, &part.local, some)?;
+            self.faults.fill(&self.regions[part.region], &part.local, some)?;
             rest = behind;
         }
         Ok(())
@@ -75,7 +73,7 @@ impl MissingRam {
     /// When the host has no memory.
     pub fn zero(&self, page: u64) -> Result<(), RamError> {
         for part in self.ram.layout().split(page..page + 1) {
-            self.faults.zero(&self.ram.mapping(part.region)?, part.local.start)?;
+            self.faults.zero(&self.regions[part.region], part.local.start)?;
         }
         Ok(())
     }
@@ -87,7 +85,7 @@ impl MissingRam {
     pub fn wake(&self, pages: Range<u64>) -> Result<(), RamError> {
         self.ram.check(&pages)?;
         for part in self.ram.layout().split(pages) {
-            self.faults.wake(&self.ram.mapping(part.region)?, &part.local)?;
+            self.faults.wake(&self.regions[part.region], &part.local)?;
         }
         Ok(())
     }
@@ -101,9 +99,9 @@ impl AsFd for MissingRam {
 
 impl Drop for MissingRam {
     fn drop(&mut self) {
-        for mapping in self.ram.mappings().into_iter().flatten() {
+        for region in &self.regions {
             // Closing the descriptor does the same for all of them, should one be refused.
-            let _ = self.faults.unregister(&mapping);
+            let _ = self.faults.unregister(region);
         }
     }
 }

@@ -9,7 +9,7 @@ mod tail;
 use std::ops::Range;
 
 use memory_agent::{PageState, Residency};
-pub use tail::{BLOCK, Fault, Missing, Tail, Wanted};
+pub use tail::{BLOCK, Fault, Missing, Tail};
 
 use crate::ram::PageSet;
 

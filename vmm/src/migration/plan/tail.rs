@@ -24,15 +24,6 @@ pub struct Tail {
     ahead: PageSet,
 }
 
-/// What a page that is wanted takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Whether the page is to be sent. It is not when it is ahead of whatever would be.
-    pub send: bool,
-    /// What may go along.
-    pub neighbours: Vec<Range<u64>>,
-}
-
 impl Tail {
     /// What pre-copy has left over.
     pub(super) fn new(hot: PageSet, cold: PageSet) -> Self {
@@ -67,16 +58,23 @@ impl Tail {
         self.hot.contains(page)
     }
 
-    /// The guest waits for `page`. What is to be sent: the page, also when it was sent unasked, since that may be far behind;
-    /// and neighbours that are cold like it and not on their way. They are now. `None` when the page was confirmed.
-    pub fn wanted(&mut self, page: u64) -> Option<Wanted> {
-        if !self.keeps(page) {
-            return None;
+    /// The guest waits for `page`. Whether it is to be sent: also when it was sent unasked, since that may be far behind, but not
+    /// when it is ahead of whatever would be, or was confirmed. It is on its way now.
+    pub fn wanted(&mut self, page: u64) -> bool {
+        let send = self.keeps(page) && !self.ahead.contains(page);
+        if send {
+            self.on_way.insert_range(page..page + 1);
+            self.ahead.insert_range(page..page + 1);
         }
-        let send = !self.ahead.contains(page);
-        let pages = page..page + 1;
-        self.on_way.insert_range(pages.clone());
-        self.ahead.insert_range(pages);
+        send
+    }
+
+    /// What may go along with a page that the guest waits for: those in its block that are cold and not on their way. They are
+    /// now. None when the page was confirmed.
+    pub fn neighbours(&mut self, page: u64) -> Vec<Range<u64>> {
+        if !self.keeps(page) {
+            return Vec::new();
+        }
         let block = page / BLOCK * BLOCK;
         let mut neighbours = Vec::new();
         for run in runs_in(&self.cold, block..(block + BLOCK).min(self.cold.universe())) {
@@ -86,7 +84,7 @@ impl Tail {
             self.on_way.insert_range(run.clone());
             self.ahead.insert_range(run.clone());
         }
-        Some(Wanted { send, neighbours })
+        neighbours
     }
 
     /// Neighbours that were not sent after all.
@@ -348,15 +346,14 @@ mod tests {
         }
 
         fn ask(&mut self, page: u64) {
-            if let Some(Wanted { send, neighbours }) = self.tail.wanted(page) {
-                if send {
-                    self.send(0, &[page..page + 1]);
-                }
-                // Something else is wanted before all have gone.
-                let (sent, dropped) = neighbours.split_at(neighbours.len() / 2);
-                self.send(0, sent);
-                dropped.iter().for_each(|run| self.tail.not_sent(run.clone()));
+            if self.tail.wanted(page) {
+                self.send(0, &[page..page + 1]);
             }
+            let neighbours = self.tail.neighbours(page);
+            // Something else is wanted before all have gone.
+            let (sent, dropped) = neighbours.split_at(neighbours.len() / 2);
+            self.send(0, sent);
+            dropped.iter().for_each(|run| self.tail.not_sent(run.clone()));
         }
 
         fn give_back(&mut self, runs: Vec<Range<u64>>) {

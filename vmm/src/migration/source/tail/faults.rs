@@ -100,19 +100,16 @@ impl Shared {
     /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
     fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
         self.precedence.take();
-        let wanted = {
+        let is_to_be_sent = {
             let mut state = self.lock();
-            let wanted = state.tail.wanted(page);
-            let is_sent = wanted.as_ref().is_some_and(|wanted| wanted.send);
-            state.totals.wanted += u64::from(is_sent);
-            wanted
+            let is_to_be_sent = state.tail.wanted(page);
+            state.totals.wanted += u64::from(is_to_be_sent);
+            is_to_be_sent
         };
-        // None: it was confirmed meanwhile.
-        let Some(wanted) = wanted else { return Ok(Vec::new()) };
-        if wanted.send {
+        if is_to_be_sent {
             self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload)?;
         }
-        Ok(wanted.neighbours)
+        Ok(self.lock().tail.neighbours(page))
     }
 
     /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
@@ -128,7 +125,7 @@ impl Shared {
                 if goes_along {
                     self.lock().totals.neighbours += piece.end - piece.start;
                     self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
-                    goes_along = !channel.look(Some(Duration::ZERO))?;
+                    goes_along = !channel.sleep(Some(Duration::ZERO))?;
                 } else {
                     self.lock().tail.not_sent(piece);
                 }
