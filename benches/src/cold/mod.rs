@@ -12,15 +12,15 @@
 
 mod start;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use memory_agent::{PAGE_SIZE, ScopedZram};
+use memory_agent::PAGE_SIZE;
 use workload_guest::Options;
 
 use crate::disturbance::Disturbances;
-use crate::migration::{self, Before, MIB, MOST_MIB, columns, mostly_cold};
+use crate::migration::{self, Before, Common, MIB, columns};
 use crate::peer::qemu::Qemu;
 use crate::stop;
 use crate::subject::thermocline::Thermocline;
@@ -30,18 +30,8 @@ use crate::table::{Row, medians, table, write_json};
 /// Options of `cargo xtask bench cold`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Also write the table to this file, as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// How often each subject is measured; the table has medians.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: u32,
-    /// Guest memory, MiB.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    mib: u64,
-    /// Which part of it is swapped out, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
-    cold: f64,
+    #[command(flatten)]
+    common: Common,
     /// Only this mode; may be repeated.
     #[arg(long, value_name = "MODE", value_enum)]
     mode: Vec<Mode>,
@@ -77,10 +67,10 @@ impl Mode {
 
     /// The machine for this mode.
     fn machine(self, arguments: &Arguments) -> Machine {
-        let mib = arguments.mib;
+        let mib = arguments.common.mib;
         let part = |share: f64| (mib as f64 * share) as u64;
         let workload = match self {
-            Self::Cold => return mostly_cold(mib, arguments.cold),
+            Self::Cold => return arguments.common.mostly_cold(),
             Self::Hot => Options { working_set: MIB, cold: part(0.75) * MIB, ..Options::default() },
             Self::Idle => Options { working_set: 32 * MIB, ..Options::default() },
             Self::Start => Options { working_set: 4096, rate: 1, ..Options::default() },
@@ -103,10 +93,7 @@ impl Mode {
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
-    ensure!(Path::new("/dev/kvm").exists(), "there is no /dev/kvm, and without KVM there is nothing to measure");
-    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
-    ensure!((64..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
-    ensure!(arguments.runs > 0, "--runs must be 1 at least");
+    arguments.common.check()?;
     let qemu = Qemu::find()?;
     let (paced, eager) = (Thermocline::find("paced")?, Thermocline::find("eager")?);
     let subjects = |mode| -> Vec<&dyn Subject> {
@@ -119,8 +106,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let wanted = |mode: &Mode| arguments.mode.is_empty() || arguments.mode.contains(mode);
     let plan: Vec<_> = Mode::ALL.into_iter().filter(wanted).map(|mode| (mode, subjects(mode))).collect();
 
-    // Filled first, so that what else is there for swap does not matter, as long as it stays on.
-    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let zram = arguments.common.swap()?;
     let rows = measure_all(arguments, &plan, &zram.path());
     // Every process that had pages there is gone.
     let closed = zram.close();
@@ -129,9 +115,9 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     closed?;
     println!("{}", table(columns::COLUMNS, &rows, |row, other| other.subject == qemu.name() && other.mode == row.mode));
     println!("{}", columns::LEGEND.trim_end());
-    println!("Medians of {} runs; × is the ratio to {}.", arguments.runs, qemu.version());
+    println!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version());
     disturbances.sentences().for_each(|sentence| println!("{sentence}"));
-    match &arguments.json {
+    match &arguments.common.json {
         Some(path) => write_json(path, columns::COLUMNS, &rows),
         None => Ok(()),
     }
@@ -144,7 +130,7 @@ fn measure_all(
     own: &Path,
 ) -> Result<(Vec<Row>, Disturbances)> {
     let (mut rows, mut disturbances) = (Vec::new(), Disturbances::default());
-    for run in 1..=arguments.runs {
+    for run in 1..=arguments.common.runs {
         for (mode, subjects) in plan {
             let machine = mode.machine(arguments);
             for subject in subjects.iter().filter(|subject| subject.name().contains(&arguments.subject)) {
@@ -153,7 +139,7 @@ fn measure_all(
                 let what = || format!("{} of {}, run {run}", mode.name(), subject.name());
                 let row = mode.measure(*subject, &machine, folder.path()).with_context(what)?;
                 let shown = ["total_ms", "exec_to_guest_ms"].iter().find_map(|key| row.values.get(key));
-                eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, shown.copied().unwrap_or_default());
+                eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, shown.copied().unwrap_or_default());
                 rows.push(row);
                 disturbances.look(own)?;
             }
@@ -167,12 +153,17 @@ mod tests {
     use workload_guest::{Extent, Layout};
 
     use super::*;
+    use crate::migration::MOST_MIB;
 
     #[test]
     fn every_guest_fits_its_machine() {
         for mib in [64, 1024, MOST_MIB] {
             for cold in [0.0, 0.75, 1.0] {
-                let arguments = Arguments { json: None, runs: 1, mib, cold, mode: vec![], subject: String::new() };
+                let arguments = Arguments {
+                    common: Common { json: None, runs: 1, mib, cold },
+                    mode: vec![],
+                    subject: String::new(),
+                };
                 for mode in Mode::ALL {
                     let machine = mode.machine(&arguments);
                     // Firmware keeps its tables in the last MiB.

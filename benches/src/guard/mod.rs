@@ -13,14 +13,12 @@
 mod guarded;
 mod scan;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use memory_agent::ScopedZram;
 
 use crate::disturbance::Disturbances;
-use crate::migration::{Before, MARGIN_MIB, MIB, MOST_MIB, columns, measure, mostly_cold};
+use crate::migration::{Before, Common, columns, measure};
 use crate::peer::qemu::Qemu;
 use crate::stop;
 use crate::subject::Subject;
@@ -38,18 +36,8 @@ const SCAN: &str = "scan";
 /// Options of `cargo xtask bench guard`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Also write the table to this file, as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// How often each mode is measured; the table has medians.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: u32,
-    /// Guest memory, MiB.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    mib: u64,
-    /// Which part of it is swapped out, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
-    cold: f64,
+    #[command(flatten)]
+    common: Common,
     /// The guards' window, MiB.
     #[arg(long, value_name = "N", default_value_t = 16)]
     window: u64,
@@ -59,14 +47,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.runs > 0, "--runs must be 1 at least");
-    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
-    ensure!((MARGIN_MIB * 4..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
+    arguments.common.check()?;
     let names: Vec<_> = MODES.iter().map(|(name, ..)| *name).chain([READ, SCAN]).collect();
     let known = arguments.mode.iter().all(|mode| names.contains(&mode.as_str()));
     ensure!(known, "--mode can be {}", names.join(", "));
     let (qemu, agent) = (Qemu::find()?, MemoryAgent::find()?);
-    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let zram = arguments.common.swap()?;
     let rows = measure_all(arguments, &qemu, &agent, &zram);
     // Every process that had pages there is gone.
     let closed = zram.close();
@@ -83,11 +69,11 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     println!("{}", columns::LEGEND.trim_end());
     println!(
         "Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}, or to {READ}.",
-        arguments.runs, arguments.window
+        arguments.common.runs, arguments.window
     );
     println!("total goes on until the guards have put back what they can. {}", qemu.version());
     disturbances.sentences().for_each(|sentence| println!("{sentence}"));
-    match &arguments.json {
+    match &arguments.common.json {
         Some(path) => write_json(path, columns::COLUMNS, &rows),
         None => Ok(()),
     }
@@ -99,9 +85,9 @@ fn measure_all(
     agent: &MemoryAgent,
     zram: &ScopedZram,
 ) -> Result<(Vec<Row>, Disturbances)> {
-    let machine = mostly_cold(arguments.mib, arguments.cold);
+    let machine = arguments.common.mostly_cold();
     let (mut rows, mut disturbances) = (Vec::new(), Disturbances::default());
-    for run in 1..=arguments.runs {
+    for run in 1..=arguments.common.runs {
         let wanted = |mode: &str| arguments.mode.is_empty() || arguments.mode.iter().any(|wanted| wanted == mode);
         for (mode, guarded, both) in MODES.into_iter().filter(|(mode, ..)| wanted(mode)) {
             stop::check()?;
@@ -112,7 +98,7 @@ fn measure_all(
             let subject: &dyn Subject = if guarded { &subject } else { qemu };
             let what = || format!("{mode}, run {run}");
             let values = measure(subject, &machine, Before::PageOut, folder.path()).with_context(what)?;
-            eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, values["total_ms"]);
+            eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]);
             rows.push(Row { subject: subject.name().to_owned(), mode: mode.to_owned(), values });
             disturbances.look(&zram.path())?;
         }
@@ -122,7 +108,7 @@ fn measure_all(
                 let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
                 let what = || format!("{mode}, run {run}");
                 let values = scan::measure(qemu, &machine, &reader, folder.path()).with_context(what)?;
-                eprintln!("{} of {}: {:.0} ms", what(), arguments.runs, values["total_ms"]);
+                eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]);
                 rows.push(Row { subject: qemu.name().to_owned(), mode: mode.to_owned(), values });
             }
         }

@@ -18,15 +18,14 @@ mod touch;
 mod verdict;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use memory_agent::ScopedZram;
 use serde_json::{Value, json};
 
 use crate::disturbance::Disturbances;
-use crate::migration::{Before, MIB, MOST_MIB, measure, mostly_cold};
+use crate::migration::{Before, Common, measure};
 use crate::peer::qemu::Qemu;
 use crate::peer::qmp::Refused;
 use crate::stop;
@@ -44,18 +43,8 @@ const EAGER: &str = "thermocline-eager";
 /// Options of `cargo xtask bench lazy`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Also write everything to this file: JSON, one object a line.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// How often each subject is measured; the tables have medians.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: u32,
-    /// Guest memory, MiB.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    mib: u64,
-    /// Which part of it is swapped out, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.75)]
-    cold: f64,
+    #[command(flatten)]
+    common: Common,
     /// Only this part (`move`, `touch`, `rewrite`); may be repeated.
     #[arg(long, value_name = "MODE", value_parser = [MOVE, touch::MODE, rewrite::MODE])]
     mode: Vec<String>,
@@ -101,14 +90,10 @@ impl Findings {
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
-    ensure!(Path::new("/dev/kvm").exists(), "there is no /dev/kvm, and without KVM there is nothing to measure");
-    ensure!((0.0..=1.0).contains(&arguments.cold), "--cold is a share, from 0 to 1");
-    ensure!((64..=MOST_MIB).contains(&arguments.mib), "--mib can be 64 to {MOST_MIB}");
-    ensure!(arguments.runs > 0, "--runs must be 1 at least");
+    arguments.common.check()?;
     let qemu = Qemu::find()?;
     let others = others()?;
-    // Filled first, so that what else is there for swap does not matter, as long as it stays on.
-    let zram = ScopedZram::with_priority(3 * arguments.mib * MIB, 32767).context("the guest's pages need swap")?;
+    let zram = arguments.common.swap()?;
     let found = measure_all(arguments, &qemu, &zram.path());
     // Every process that had pages there is gone.
     let closed = zram.close();
@@ -123,12 +108,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         }
     }
     println!("{}", columns::LEGEND.trim_end());
-    println!("Medians of {} runs; × is the ratio to {}.", arguments.runs, qemu.version());
+    println!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version());
     found.refused.iter().for_each(|(subject, why)| println!("{subject} is not measured: {why}"));
     found.disturbances.sentences().for_each(|sentence| println!("{sentence}"));
     println!("{others}");
     verdicts.iter().for_each(|verdict| println!("{verdict}"));
-    match &arguments.json {
+    match &arguments.common.json {
         Some(path) => write_lines(path, &found, &[&others], &rows, &verdicts),
         None => Ok(()),
     }
@@ -154,11 +139,11 @@ fn measure_all(arguments: &Arguments, qemu: &Qemu, own: &Path) -> Result<Finding
     let eager = Thermocline::find("eager")?.with(EAGER, &["--stay"]);
     let post_copy = qemu.post_copy();
     let subjects: [&dyn Subject; 6] = [&limited, &unlimited, &paced, &eager, qemu, &post_copy];
-    let machine = mostly_cold(arguments.mib, arguments.cold);
+    let machine = arguments.common.mostly_cold();
     let wanted = |mode: &str| arguments.mode.is_empty() || arguments.mode.iter().any(|wanted| wanted == mode);
     let is_wanted = |subject: &dyn Subject| subject.name().contains(&arguments.subject);
     let mut found = Findings::default();
-    for run in 1..=arguments.runs {
+    for run in 1..=arguments.common.runs {
         for subject in subjects.into_iter().filter(|subject| wanted(MOVE) && is_wanted(*subject)) {
             stop::check()?;
             if !found.is_refused(subject.name()) {

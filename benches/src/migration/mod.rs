@@ -1,12 +1,14 @@
 //! One migration of one subject, looked at from outside.
 
 pub(crate) mod columns;
+mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+pub(crate) use common::Common;
 use memory_agent::{PAGE_SIZE, SwapCounters};
 use workload_guest::{Command, Options};
 
