@@ -76,6 +76,7 @@ static char why_text[512];
 /* Tests return one of these. */
 enum { PASS, FAIL, SKIP };
 
+__attribute__((format(printf, 2, 3)))
 static inline int because(int result, const char *format, ...)
 {
 	va_list args;
@@ -87,10 +88,25 @@ static inline int because(int result, const char *format, ...)
 	return result;
 }
 
+/* What failed, where, and what else there is to say. */
+__attribute__((format(printf, 3, 4)))
+static inline int check_failed(int line, const char *what, const char *format, ...)
+{
+	va_list args;
+	int n = snprintf(why_text, sizeof(why_text), "line %d: %s", line, what);
+
+	va_start(args, format);
+	if (n > 0 && (size_t)n < sizeof(why_text))
+		vsnprintf(why_text + n, sizeof(why_text) - n, format, args);
+	va_end(args);
+	why = why_text;
+	return FAIL;
+}
+
 #define CHECK(what, ...)                                                                                               \
 	do {                                                                                                           \
 		if (!(what))                                                                                           \
-			return because(FAIL, "line %d: " #what " " __VA_ARGS__, __LINE__);                             \
+			return check_failed(__LINE__, #what, " " __VA_ARGS__);                                         \
 	} while (0)
 #define SKIP_UNLESS(what)                                                                                              \
 	do {                                                                                                           \
