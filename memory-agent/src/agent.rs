@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
-use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, present};
+use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, mapped};
 use crate::residency::Residency;
 use crate::sys;
 use crate::target::Target;
@@ -337,9 +337,10 @@ fn put_back(target: &dyn Target, woken: &[Range<u64>]) -> u64 {
     let first = target.mapping().offset(0) / PAGE_SIZE;
     for range in woken {
         // Where that cannot be told, nobody's page is touched.
-        let Ok(Some(mapped)) = present(target, range.clone()) else { return 0 };
+        let Ok(mapped) = mapped(target, range) else { return 0 };
         let start = first + range.start;
-        unwanted.extend(mapped.ranges_of(PageState::Hole).map(|run| start + run.start..start + run.end));
+        let others = mapped.runs().filter(|run| run.state != PageState::Resident);
+        unwanted.extend(others.map(|run| start + run.pages.start..start + run.pages.end));
     }
     if unwanted.is_empty() {
         return 0;

@@ -25,7 +25,7 @@ pub enum PageOutError {
     SwapFull(u64),
     /// The kernel kept every page.
     #[error(
-        "the kernel kept all {0} pages: they may be mapped by another process too, or locked; page out from the only process that maps them"
+        "the kernel kept all {0} pages: they may be mapped by another process too, or locked (page out from the only process that maps them), or wait in the swap cache of a disk until their memory is needed, which kernels before 6.5 do not tell"
     )]
     Kept(u64),
     /// The states of the pages could not be found out.

@@ -191,6 +191,9 @@ fn scanning_leaves_memory_as_it_was() {
 #[test]
 fn what_comes_along_with_a_neighbour_goes_again() {
     with_swap("what_comes_along_with_a_neighbour_goes_again", || {
+        if !support::tells_swap_cache("what_comes_along_with_a_neighbour_goes_again") {
+            return;
+        }
         let memory = three_quarters_cold(4096);
         let mapping = memory.mapping();
         let before = whole(&PageCache, &mapping);

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::{Hint, HintProbe, ProbeError, check_range};
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
-use crate::residency::Builder;
+use crate::residency::{Builder, Residency};
 use crate::sys::pagemap::{self, PAGE_IS_INCORE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
 use crate::target::{PageTables, Target};
 
@@ -34,11 +34,16 @@ impl HintProbe for Marker {
 
     fn hint(&self, target: &dyn Target, pages: Range<u64>) -> Result<Hint, ProbeError> {
         check_range(target, &pages)?;
-        let believed = entries(&target.page_tables()?, &pages, Source::PageTables);
-        // That the process has gone is the better reason.
-        target.check()?;
-        Ok(Hint::of(believed?.build()))
+        Ok(Hint::of(mapped(target, &pages)?))
     }
+}
+
+/// Which pages the process that works with the memory has mapped, as resident ones; what all others are said to be is a hint.
+pub(crate) fn mapped(target: &dyn Target, pages: &Range<u64>) -> Result<Residency, ProbeError> {
+    let found = entries(&target.page_tables()?, pages, Source::PageTables);
+    // That the process has gone is the better reason.
+    target.check()?;
+    Ok(found?.build())
 }
 
 /// What page tables say of pages: present, swapped, or nothing, which is built as a hole.

@@ -21,6 +21,7 @@ pub use exact_scan::ExactScan;
 pub use hint::Hint;
 pub(crate) use in_memory::{present, resident_runs};
 pub use marker::Marker;
+pub(crate) use marker::mapped;
 pub use page_cache::{PageCache, PageCacheBySeek};
 pub(crate) use swap_cache::{evicted, take_swap_cache};
 pub use uffd_marker::UffdMarker;

@@ -15,12 +15,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use memory_agent::{Mapping, PAGE_SIZE, PageState, Residency, ScopedZram, ZramError, active};
+use memory_agent::{KernelOffer, Mapping, PAGE_SIZE, PageState, Residency, ScopedZram, ZramError, active};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bytes of swap that the tests of one process share.
 const SWAP_BYTES: u64 = 1 << 30;
+
+/// Whether what waits in the swap cache can be told here; says in a line that `test` is skipped where it cannot.
+pub(crate) fn tells_swap_cache(test: &str) -> bool {
+    let tells = KernelOffer::of_this_host().cachestat;
+    if !tells {
+        eprintln!(
+            "skipped {test}: this kernel has no cachestat (Linux 6.5 has), and what waits in the swap cache looks resident"
+        );
+    }
+    tells
+}
 
 /// Runs a test alone in this process, with swap, or says in a line why it is skipped where there cannot be any.
 ///
