@@ -38,7 +38,7 @@ pub enum AgentError {
 /// How an agent works.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentOptions {
-    /// Which probe it uses.
+    /// Which probe it uses; `Auto` is an exact one where it is to put back.
     pub probe: ProbeChoice,
     /// How much of one core it may use, percent.
     pub budget: f64,
@@ -152,8 +152,7 @@ impl Agent {
     pub fn watch(&self, targets: &[&dyn Target]) -> Result<(), AgentError> {
         // Without it the budget alone bounds what it takes.
         let _ = sys::run_when_idle();
-        let probes: Vec<_> =
-            targets.iter().map(|target| ChosenProbe::new(self.options.probe, *target)).collect::<Result<_, _>>()?;
+        let probes: Vec<_> = targets.iter().map(|target| self.choose_probe(*target)).collect::<Result<_, _>>()?;
         {
             let mut state = self.lock();
             state.began = Some(Instant::now());
@@ -188,6 +187,15 @@ impl Agent {
             if !self.sleep(self.options.interval.saturating_sub(round.elapsed())) {
                 return Ok(());
             }
+        }
+    }
+
+    /// The probe for a target. A hint goes on calling asleep what a reader has woken through the file, and whoever is to put that
+    /// back has to see it.
+    fn choose_probe(&self, target: &dyn Target) -> Result<ChosenProbe, ProbeError> {
+        match self.options.probe {
+            ProbeChoice::Auto if self.options.put_back => Ok(ChosenProbe::exact()),
+            choice => ChosenProbe::new(choice, target),
         }
     }
 

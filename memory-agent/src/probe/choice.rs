@@ -197,6 +197,11 @@ impl ChosenProbe {
         })
     }
 
+    /// The quickest whose answers are certain.
+    pub fn exact() -> Self {
+        if has_exact_scan() { Self::Exact(Box::new(ExactScan)) } else { Self::Exact(Box::new(PageCache)) }
+    }
+
     /// A short name for logs and tables.
     pub fn name(&self) -> &'static str {
         match self {
@@ -246,8 +251,12 @@ impl ChosenProbe {
 
 /// The quickest exact probe of this host.
 pub fn exact_probe() -> &'static dyn Probe {
+    if has_exact_scan() { &ExactScan } else { &PageCache }
+}
+
+fn has_exact_scan() -> bool {
     static HAS_QUERY: OnceLock<bool> = OnceLock::new();
-    if *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File)) { &ExactScan } else { &PageCache }
+    *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File))
 }
 
 /// Whether the kernel understands the call, asked about nothing.
