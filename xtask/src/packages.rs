@@ -34,6 +34,9 @@ const NEEDED_FOR_LAB: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
 ];
 
+/// What a kernel of the older series is built from.
+const NEEDED_FOR_6_1: &[(&str, &str)] = &[("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1")];
+
 /// Packages of what is not `there`, each once.
 fn missing(needed: &[(&str, &'static str)], there: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut packages: Vec<_> = needed.iter().filter(|(name, _)| !there(name)).map(|(_, package)| *package).collect();
@@ -56,6 +59,14 @@ pub(crate) fn ensure_installed() -> Result<()> {
 pub(crate) fn ensure_installed_for_lab() -> Result<()> {
     ensure_installed()?;
     ensure(NEEDED_FOR_LAB)
+}
+
+/// The same for kernels of the older series.
+///
+/// # Errors
+/// As [`ensure_installed`].
+pub(crate) fn ensure_installed_for_6_1() -> Result<()> {
+    ensure(NEEDED_FOR_6_1)
 }
 
 /// Which packages the lab lacks, in a sentence.

@@ -116,7 +116,13 @@ impl Build {
             let debian = debian::get(package.as_deref(), self.series).context("Debian's kernel")?;
             return Ok(Host { name: debian.name.clone(), variant, image: debian.image.clone(), debian: Some(debian) });
         }
-        let image = self.kernel.clone().map_or_else(|| kernel::build(variant), Ok)?;
+        if let Some(image) = &self.kernel {
+            return Ok(Host { name: variant.to_string(), variant, image: image.clone(), debian: None });
+        }
+        if self.series == Series::V6_1 {
+            packages::ensure_installed_for_6_1()?;
+        }
+        let image = kernel::build(variant)?;
         Ok(Host { name: variant.to_string(), variant, image, debian: None })
     }
 }
