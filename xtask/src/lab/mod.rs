@@ -30,7 +30,7 @@ use tempfile::TempPath;
 use crate::packages;
 use initramfs::Contents;
 use kernel::{Checks, Flavour, Series, Variant};
-use machine::Machine;
+use machine::{Machine, WithoutAWord};
 
 const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
                        Debian ships, with modules (--debian, --debian=PACKAGE).";
@@ -209,8 +209,19 @@ pub(crate) fn test_both() -> Result<()> {
 /// # Errors
 /// When one fails, or the machine does not come to an end.
 fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
-    let initramfs = host.initramfs(&trials::script(host.variant, filter))?;
-    let results = machine::run(&host.machine("test", &initramfs, limit))?;
+    let boot = || {
+        let initramfs = host.initramfs(&trials::script(host.variant, filter))?;
+        machine::run(&host.machine("test", &initramfs, limit))
+    };
+    let results = match boot() {
+        Err(e) if e.is::<WithoutAWord>() => {
+            eprintln!(
+                "{e:#}\n\nThat was the emulator, as far as can be told: all trials run again, once, on a new machine."
+            );
+            boot()
+        }
+        booted => booted,
+    }?;
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
     for name in &failed {
