@@ -36,11 +36,23 @@ pub enum ClientError {
 ///
 /// # Errors
 /// When there is none, or it is no.
-pub fn ask(path: &Path, request: &Request, mut progress: impl FnMut(&Progress)) -> Result<Answer, ClientError> {
-    let mut stream = UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.into(), source })?;
+pub fn ask(path: &Path, request: &Request, progress: impl FnMut(&Progress)) -> Result<Answer, ClientError> {
+    let stream = UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.into(), source })?;
+    ask_over(stream, request, progress)
+}
+
+fn ask_over(
+    mut stream: UnixStream,
+    request: &Request,
+    mut progress: impl FnMut(&Progress),
+) -> Result<Answer, ClientError> {
     let mut line = serde_json::to_vec(request).map_err(ClientError::Answer)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
+    match stream.write_all(&line) {
+        // Whoever turns clients away says why and closes, and may do so before it was asked anything.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     for line in BufReader::new(stream).lines() {
         match serde_json::from_str(&line?).map_err(ClientError::Answer)? {
             Response::Progress(p) => progress(&p),
@@ -49,4 +61,23 @@ pub fn ask(path: &Path, request: &Request, mut progress: impl FnMut(&Progress)) 
         }
     }
     Err(ClientError::Gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_before_asking_hears_why() {
+        let (client, mut monitor) = UnixStream::pair().unwrap();
+        let failure = Failure { text: "too many".into(), exit_code: 1 };
+        serde_json::to_writer(&mut monitor, &Response::Error(failure)).unwrap();
+        monitor.write_all(b"\n").unwrap();
+        drop(monitor);
+        let error = ask_over(client, &Request::Status {}, |_| {}).unwrap_err();
+        assert!(matches!(&error, ClientError::Failed(failure) if failure.text == "too many"), "{error}");
+        let (client, monitor) = UnixStream::pair().unwrap();
+        drop(monitor);
+        assert!(matches!(ask_over(client, &Request::Status {}, |_| {}), Err(ClientError::Gone)));
+    }
 }
