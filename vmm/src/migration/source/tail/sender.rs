@@ -166,6 +166,8 @@ impl Shared {
         let mut shown = Instant::now();
         let mut told = false;
         loop {
+            // Before anything is looked at: between that and waiting for it to change, nothing may be missed.
+            self.precedence.give_way();
             let mut state = self.lock();
             if state.totals.end.is_some() {
                 return;
@@ -185,11 +187,6 @@ impl Shared {
             }
             let now = Instant::now();
             let waits = is_done || state.tail.on_way() >= MOST_ON_WAY || now < due;
-            if !waits {
-                drop(state);
-                self.precedence.give_way();
-                state = self.lock();
-            }
             let runs = if waits { Vec::new() } else { state.tail.next(BATCH) };
             if runs.is_empty() {
                 let limit = if now < due { (due - now).min(SHOW_EVERY) } else { SHOW_EVERY };
