@@ -160,7 +160,7 @@ impl KernelOffer {
 /// A probe that is ready to be used.
 pub enum ChosenProbe {
     /// Its answers are certain.
-    Exact(Box<dyn Probe>),
+    Exact(&'static dyn Probe),
     /// Its answers are to be resolved.
     Hint(Box<dyn HintProbe>),
 }
@@ -186,8 +186,8 @@ impl ChosenProbe {
             return Err(ProbeError::NotHere { probe: kind, why });
         }
         Ok(match kind {
-            ProbeKind::PageCache => Self::Exact(Box::new(PageCache)),
-            ProbeKind::ExactScan => Self::Exact(Box::new(ExactScan)),
+            ProbeKind::PageCache => Self::Exact(&PageCache),
+            ProbeKind::ExactScan => Self::Exact(&ExactScan),
             ProbeKind::Marker => Self::Hint(Box::new(Marker)),
             ProbeKind::UffdMarker if target.is_elsewhere() => {
                 let why = "it works on memory of the own process alone: use page-cache or marker";
@@ -199,7 +199,7 @@ impl ChosenProbe {
 
     /// The quickest whose answers are certain.
     pub fn exact() -> Self {
-        if has_exact_scan() { Self::Exact(Box::new(ExactScan)) } else { Self::Exact(Box::new(PageCache)) }
+        Self::Exact(exact_probe())
     }
 
     /// A short name for logs and tables.
@@ -251,12 +251,8 @@ impl ChosenProbe {
 
 /// The quickest exact probe of this host.
 pub fn exact_probe() -> &'static dyn Probe {
-    if has_exact_scan() { &ExactScan } else { &PageCache }
-}
-
-fn has_exact_scan() -> bool {
     static HAS_QUERY: OnceLock<bool> = OnceLock::new();
-    *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File))
+    if *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File)) { &ExactScan } else { &PageCache }
 }
 
 /// Whether the kernel understands the call, asked about nothing.
