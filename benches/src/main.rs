@@ -25,6 +25,7 @@ mod table;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use command_line::Program;
 
 /// Measures Thermocline beside its peers.
 #[derive(Debug, Parser)]
@@ -52,6 +53,9 @@ enum Bench {
     Probe(probe::Arguments),
 }
 
+/// This program, by the name that stands in front of what it says.
+const PROGRAM: Program = Program::new("cargo xtask bench");
+
 fn main() -> ExitCode {
     let arguments = Cli::parse();
     let result = stop::on_signals().and_then(|()| match arguments.bench {
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
         Err(e) => {
             // The signal may have ended a child first, whose end is then no news.
             let e = stop::check().err().unwrap_or(e);
-            eprintln!("cargo xtask bench: {e:#}");
+            PROGRAM.say(format_args!("{e:#}"));
             ExitCode::FAILURE
         }
     }

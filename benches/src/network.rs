@@ -4,6 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::PROGRAM;
+
 /// Address of the second host.
 pub(crate) const SECOND: &str = "10.178.0.2";
 
@@ -50,7 +52,7 @@ impl Drop for Network {
         for name in &self.names {
             // The interfaces go with it.
             if let Err(e) = run(&format!("ip netns del {name}")) {
-                eprintln!("cargo xtask bench: {e:#}");
+                PROGRAM.say(format_args!("{e:#}"));
             }
         }
     }

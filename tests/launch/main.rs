@@ -4,6 +4,7 @@ mod agent;
 mod console;
 mod control;
 mod ends;
+mod output;
 mod refusals;
 
 fn main() -> std::process::ExitCode {
@@ -11,6 +12,7 @@ fn main() -> std::process::ExitCode {
     ends::add(&mut trials);
     console::add(&mut trials);
     control::add(&mut trials);
+    output::add(&mut trials);
     refusals::add(&mut trials);
     agent::add(&mut trials);
     trials.run()

@@ -213,6 +213,8 @@ pub enum Standard {
     Pipes,
     /// This terminal for all three.
     Terminal(OwnedFd),
+    /// No input, and an output that nobody reads: a pipe whose other end is closed.
+    NoReader,
 }
 
 impl Process {
@@ -231,6 +233,11 @@ impl Process {
             Standard::Terminal(terminal) => {
                 let again = || terminal.try_clone().context("the terminal cannot be shared");
                 command.stdin(again()?).stdout(again()?).stderr(Stdio::piped());
+            }
+            Standard::NoReader => {
+                let (reader, writer) = std::io::pipe().context("no pipe")?;
+                drop(reader);
+                command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
             }
         }
         let mut child: Child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;

@@ -47,6 +47,12 @@ pub enum ExitCode {
     Interrupted = 130,
 }
 
+impl From<ExitCode> for u8 {
+    fn from(code: ExitCode) -> Self {
+        code as Self
+    }
+}
+
 impl ExitCode {
     const ALL: [Self; 18] = [
         Self::Success,

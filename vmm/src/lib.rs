@@ -1,6 +1,8 @@
 //! Thermocline: a KVM virtual machine monitor that knows which guest pages the host has swapped out, migrates a running
 //! guest without waking them, and leaves both hosts as warm and as cold as they were.
 
+use command_line::Program;
+
 pub mod boot;
 pub mod cli;
 pub mod config;
@@ -17,3 +19,6 @@ pub mod machine;
 pub mod migration;
 pub mod monitor;
 pub mod ram;
+
+/// This program, by the name that stands in front of what it says.
+pub(crate) const PROGRAM: Program = Program::new("thermocline");

@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::PROGRAM;
 use crate::console::{Console, ConsoleInput};
 use crate::control::server::Server;
 use crate::control::vmm::{Farewell, Vmm};
@@ -212,10 +213,10 @@ impl MutEventSubscriber for Monitor {
                 let mut signal = [0];
                 // A byte a signal.
                 let _ = io::Read::read(&mut &self.signals, &mut signal);
-                eprintln!(
-                    "thermocline: the guest runs elsewhere, and {} pages that it may need are only here; interrupt again to give them and with them the guest up",
+                PROGRAM.say(format_args!(
+                    "the guest runs elsewhere, and {} pages that it may need are only here; interrupt again to give them and with them the guest up",
                     self.vmm.only_here()
-                );
+                ));
             }
             Some(Source::Signal) => {
                 self.vmm.end(Farewell::Quit);

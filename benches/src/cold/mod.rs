@@ -16,9 +16,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use command_line::Output;
 use memory_agent::PAGE_SIZE;
 use workload_guest::Options;
 
+use crate::PROGRAM;
 use crate::disturbance::Disturbances;
 use crate::migration::{self, Before, Common, MIB, columns};
 use crate::peer::qemu::Qemu;
@@ -113,10 +115,13 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!("{}", table(columns::COLUMNS, &rows, |row, other| other.subject == qemu.name() && other.mode == row.mode));
-    println!("{}", columns::LEGEND.trim_end());
-    println!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version());
-    disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    let mut output = Output::default();
+    output.line(table(columns::COLUMNS, &rows, |row, other| other.subject == qemu.name() && other.mode == row.mode))?;
+    output.line(columns::LEGEND.trim_end())?;
+    output.line(format_args!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version()))?;
+    for sentence in disturbances.sentences() {
+        output.line(sentence)?;
+    }
     match &arguments.common.json {
         Some(path) => write_json(path, columns::COLUMNS, &rows),
         None => Ok(()),
@@ -139,7 +144,12 @@ fn measure_all(
                 let what = || format!("{} of {}, run {run}", mode.name(), subject.name());
                 let row = mode.measure(*subject, &machine, folder.path()).with_context(what)?;
                 let shown = ["total_ms", "exec_to_guest_ms"].iter().find_map(|key| row.values.get(key));
-                eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, shown.copied().unwrap_or_default());
+                PROGRAM.say(format_args!(
+                    "{} of {}: {:.0} ms",
+                    what(),
+                    arguments.common.runs,
+                    shown.copied().unwrap_or_default()
+                ));
                 rows.push(row);
                 disturbances.look(own)?;
             }

@@ -15,8 +15,10 @@ mod scan;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use command_line::Output;
 use memory_agent::ScopedZram;
 
+use crate::PROGRAM;
 use crate::disturbance::Disturbances;
 use crate::migration::{Before, Common, columns, measure};
 use crate::peer::qemu::Qemu;
@@ -59,20 +61,20 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!(
-        "{}",
-        table(columns::COLUMNS, &rows, |row, other| {
-            let peer = if [READ, SCAN].contains(&row.mode.as_str()) { READ } else { UNGUARDED };
-            other.mode == peer
-        })
-    );
-    println!("{}", columns::LEGEND.trim_end());
-    println!(
+    let mut output = Output::default();
+    output.line(table(columns::COLUMNS, &rows, |row, other| {
+        let peer = if [READ, SCAN].contains(&row.mode.as_str()) { READ } else { UNGUARDED };
+        other.mode == peer
+    }))?;
+    output.line(columns::LEGEND.trim_end())?;
+    output.line(format_args!(
         "Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}, or to {READ}.",
         arguments.common.runs, arguments.window
-    );
-    println!("total goes on until the guards have put back what they can. {}", qemu.version());
-    disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    ))?;
+    output.line(format_args!("total goes on until the guards have put back what they can. {}", qemu.version()))?;
+    for sentence in disturbances.sentences() {
+        output.line(sentence)?;
+    }
     match &arguments.common.json {
         Some(path) => write_json(path, columns::COLUMNS, &rows),
         None => Ok(()),
@@ -98,7 +100,7 @@ fn measure_all(
             let subject: &dyn Subject = if guarded { &subject } else { qemu };
             let what = || format!("{mode}, run {run}");
             let values = measure(subject, &machine, Before::PageOut, folder.path()).with_context(what)?;
-            eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]);
+            PROGRAM.say(format_args!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]));
             rows.push(Row { subject: subject.name().to_owned(), mode: mode.to_owned(), values });
             disturbances.look(&zram.path())?;
         }
@@ -108,7 +110,7 @@ fn measure_all(
                 let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
                 let what = || format!("{mode}, run {run}");
                 let values = scan::measure(qemu, &machine, &reader, folder.path()).with_context(what)?;
-                eprintln!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]);
+                PROGRAM.say(format_args!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]));
                 rows.push(Row { subject: qemu.name().to_owned(), mode: mode.to_owned(), values });
             }
         }

@@ -22,8 +22,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use command_line::Output;
 use serde_json::{Value, json};
 
+use crate::PROGRAM;
 use crate::disturbance::Disturbances;
 use crate::migration::{Before, Common, measure};
 use crate::peer::qemu::Qemu;
@@ -69,13 +71,13 @@ impl Findings {
             Ok(row) => {
                 let keys = ["total_ms", "fault_p50_us", "touch_mean_us", "exit_code", "round_trip_us"];
                 let shown = keys.iter().find_map(|key| Some(format!("{key} {:.0}", row.values.get(key)?)));
-                eprintln!("{} of {}, run {run}: {}", row.mode, row.subject, shown.unwrap_or_default());
+                PROGRAM.say(format_args!("{} of {}, run {run}: {}", row.mode, row.subject, shown.unwrap_or_default()));
                 self.rows.push(row);
                 Ok(())
             }
             Err(e) => match e.downcast_ref::<Refused>() {
                 Some(refused) => {
-                    eprintln!("{subject}, run {run}: {refused}");
+                    PROGRAM.say(format_args!("{subject}, run {run}: {refused}"));
                     self.refused.push((subject.to_owned(), refused.to_string()));
                     Ok(())
                 }
@@ -101,18 +103,25 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     closed?;
     let rows = medians(&found.rows);
     let verdicts = targets::all(&rows, qemu.name());
+    let mut output = Output::default();
     for mode in [MOVE, touch::MODE, rewrite::MODE] {
         let of_mode: Vec<_> = rows.iter().filter(|row| row.mode == mode).cloned().collect();
         if !of_mode.is_empty() {
-            println!("{}", table(columns::COLUMNS, &of_mode, |_, other| other.subject == qemu.name()));
+            output.line(table(columns::COLUMNS, &of_mode, |_, other| other.subject == qemu.name()))?;
         }
     }
-    println!("{}", columns::LEGEND.trim_end());
-    println!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version());
-    found.refused.iter().for_each(|(subject, why)| println!("{subject} is not measured: {why}"));
-    found.disturbances.sentences().for_each(|sentence| println!("{sentence}"));
-    println!("{others}");
-    verdicts.iter().for_each(|verdict| println!("{verdict}"));
+    output.line(columns::LEGEND.trim_end())?;
+    output.line(format_args!("Medians of {} runs; × is the ratio to {}.", arguments.common.runs, qemu.version()))?;
+    for (subject, why) in &found.refused {
+        output.line(format_args!("{subject} is not measured: {why}"))?;
+    }
+    for sentence in found.disturbances.sentences() {
+        output.line(sentence)?;
+    }
+    output.line(&others)?;
+    for verdict in &verdicts {
+        output.line(format_args!("{verdict}"))?;
+    }
     match &arguments.common.json {
         Some(path) => write_lines(path, &found, &[&others], &rows, &verdicts),
         None => Ok(()),

@@ -21,11 +21,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use command_line::Output;
 use memory_agent::{
     HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeKind, Residency, ScopedZram, SwapCounters,
     counts_of,
 };
 
+use crate::PROGRAM;
 use crate::disturbance::Disturbances;
 use crate::stop;
 use crate::table::{Column, Row, medians, table, write_json};
@@ -81,15 +83,18 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let (rows, disturbances) = rows?;
     let rows = medians(&rows);
     closed?;
-    println!("{}", table(COLUMNS, &rows, |row, other| other.subject == PEER && other.mode == row.mode));
-    println!("{LEGEND}");
-    println!("Medians of {} runs; × is the ratio to {PEER}.", arguments.runs);
+    let mut output = Output::default();
+    output.line(table(COLUMNS, &rows, |row, other| other.subject == PEER && other.mode == row.mode))?;
+    output.line(LEGEND)?;
+    output.line(format_args!("Medians of {} runs; × is the ratio to {PEER}.", arguments.runs))?;
     for kind in [ProbeKind::Marker, ProbeKind::UffdMarker] {
         if let Some(why) = KernelOffer::of_this_host().why_not(kind) {
-            println!("{kind} is not measured: {why}.");
+            output.line(format_args!("{kind} is not measured: {why}."))?;
         }
     }
-    disturbances.sentences().for_each(|sentence| println!("{sentence}"));
+    for sentence in disturbances.sentences() {
+        output.line(sentence)?;
+    }
     match &arguments.json {
         Some(path) => write_json(path, COLUMNS, &rows),
         None => Ok(()),
@@ -102,7 +107,7 @@ fn measure_all(arguments: &Arguments, zram: &ScopedZram) -> Result<(Vec<Row>, Di
         for pattern in Pattern::ALL.into_iter().filter(|p| arguments.mode.is_empty() || arguments.mode.contains(p)) {
             stop::check()?;
             let mode = format!("{}, {gib} GiB", pattern.name());
-            eprintln!("{mode}");
+            PROGRAM.say(format_args!("{mode}"));
             let plain = Memory::new(gib * PAGES_A_GIB, pattern, false)?;
             turns(arguments.runs, &mode, &plain, &mut rows)?;
             drop(plain);

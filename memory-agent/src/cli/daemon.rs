@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use command_line::{End, print, print_json};
 use memory_agent::{Agent, AgentOptions, Metrics, ProbeChoice, Process, Target, TargetError};
 use serde_json::json;
 
-use super::exit::{Coded, End, ExitCode};
+use super::exit::{Coded, ExitCode, end_of};
 use super::metrics::MetricsFile;
 use super::options::{Memory, duration};
-use super::output::{print, print_json, say};
+use super::output::say;
 use super::stop::Stop;
 
 /// Options of `memory-agent daemon`.
@@ -46,7 +47,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         budget: arguments.budget,
         interval: arguments.interval,
         put_back: !arguments.no_put_back,
-    })?;
+    })
+    .map_err(end_of)?;
     let memories = arguments.memory.open()?;
     let targets: Vec<&dyn Target> = memories.iter().map(|memory| memory as &dyn Target).collect();
     let Some(process) = memories.first().map(|memory| memory.process()) else { return Ok(()) };
@@ -66,7 +68,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         // Its memory goes before it does, and either can be noticed first.
         Err(e) if e.is_end_of_process() => say(e),
         Ok(()) if process.has_ended() => say(TargetError::Exited(process.pid())),
-        other => other?,
+        other => other.map_err(end_of)?,
     }
     Ok(())
 }

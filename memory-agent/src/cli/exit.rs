@@ -1,5 +1,6 @@
-//! How the program ends when it does not succeed: a sentence for people, and a code for scripts.
+//! The codes that scripts tell one end from another by.
 
+use command_line::End;
 use memory_agent::{AgentError, GuardError, PageOutError, ProbeError, ScanError, TargetError};
 
 use crate::idle::IdleError;
@@ -26,34 +27,15 @@ pub(crate) enum ExitCode {
     Interrupted = 130,
 }
 
-/// The end of a subcommand that has something other to say than that all is well.
-#[derive(Debug)]
-pub(crate) struct End {
-    /// The sentence; none where all is said, such as by the command that was run.
-    pub(crate) sentence: Option<anyhow::Error>,
-    /// What to exit with.
-    pub(crate) code: u8,
-}
-
-impl End {
-    pub(crate) fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Self {
-        Self { sentence: Some(error.into()), code: code as u8 }
-    }
-
-    pub(crate) fn text(code: ExitCode, text: impl Into<String>) -> Self {
-        Self::new(code, anyhow::Error::msg(text.into()))
-    }
-
-    /// Nothing more to say.
-    pub(crate) fn silent(code: u8) -> Self {
-        Self { sentence: None, code }
+impl From<ExitCode> for u8 {
+    fn from(code: ExitCode) -> Self {
+        code as Self
     }
 }
 
-impl From<anyhow::Error> for End {
-    fn from(error: anyhow::Error) -> Self {
-        Self::new(ExitCode::Failure, error)
-    }
+/// The end that an error of the library means.
+pub(crate) fn end_of(error: impl Coded) -> End {
+    End::new(error.code(), error)
 }
 
 /// An error of the library, which has a code.
@@ -82,12 +64,6 @@ pub(crate) trait Coded: std::error::Error + Send + Sync + 'static {
     /// Whether the process has ended: for whoever stays with one as long as it is there, that is no failure.
     fn is_end_of_process(&self) -> bool {
         matches!(self.target(), Some(TargetError::Exited(_)))
-    }
-}
-
-impl<E: Coded> From<E> for End {
-    fn from(error: E) -> Self {
-        Self::new(error.code(), error)
     }
 }
 
@@ -193,6 +169,6 @@ mod tests {
         assert_eq!(GuardError::OtherMemory { map: 1, memory: 2 }.code(), ExitCode::Usage);
         assert!(ProbeError::Target(ended()).is_end_of_process());
         assert!(!TargetError::NoProcess(1).is_end_of_process());
-        assert_eq!(End::from(PageOutError::Kept(1)).code, 1);
+        assert_eq!(end_of(PageOutError::Kept(1)).code(), 1);
     }
 }

@@ -1,21 +1,22 @@
 //! `memory-agent guard`
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use command_line::{End, print_result};
 use indicatif::ProgressBar;
 use memory_agent::{ByteSize, GuardError, GuardReport, ProcessMemory, ResidencyGuard, Target, TargetError};
 use rustix::process::{Pid, Signal, kill_process, setpriority_process};
 
-use super::exit::{Coded, End, ExitCode};
+use super::exit::{Coded, ExitCode, end_of};
 use super::map_file::MapFile;
 use super::options::{Memory, duration};
-use super::output::{print, print_json, say};
+use super::output::say;
 use super::stop::Stop;
 
 /// Pages are woken by the million: whoever puts them back must not wait behind whoever wakes them.
@@ -60,18 +61,17 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let status = guard.watch(arguments, &stop, command.as_mut());
     let end = guard.finish();
     let report = guard.report();
-    let json = serde_json::json!(report);
-    match (&status, arguments.json) {
-        (None, true) => print_json(&json)?,
-        (None, false) => print(&sentences(&report))?,
-        (Some(_), true) => eprintln!("{json}"),
-        (Some(_), false) => eprint!("{}", sentences(&report)),
+    let text = if arguments.json { format!("{}\n", serde_json::json!(report)) } else { sentences(&report) };
+    match &status {
+        None => print_result(&text)?,
+        // Standard output is the command's. When nobody hears it, all is done that there was to do.
+        Some(_) => drop(std::io::stderr().write_all(text.as_bytes())),
     }
     match (status.transpose()?, end) {
         (Some(status), _) if !status.success() => Err(End::silent(code_of(status))),
         // The command may have had no other purpose than to move the memory elsewhere.
         (Some(_), Some(ExitCode::Gone)) | (_, None) => Ok(()),
-        (_, Some(code)) => Err(End::silent(code as u8)),
+        (_, Some(code)) => Err(End::silent(code)),
     }
 }
 
@@ -123,13 +123,13 @@ impl<'t> Guard<'t> {
         };
         let mut guard = Self {
             memories,
-            guards: guards?,
+            guards: guards.map_err(end_of)?,
             reports: Vec::new(),
             checked: Instant::now(),
             ended: None,
             complained: false,
         };
-        guard.step()?;
+        guard.step().map_err(end_of)?;
         Ok(guard)
     }
 

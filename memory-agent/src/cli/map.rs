@@ -4,12 +4,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use command_line::{End, print, print_json};
 use memory_agent::{KernelOffer, ProbeChoice, picture};
 
-use super::exit::{End, ExitCode};
+use super::exit::ExitCode;
 use super::map_file::{MapFile, MemoryMap};
 use super::options::Memory;
-use super::output::{print, print_json, size};
+use super::output::size;
 
 /// Options of `memory-agent map`.
 #[derive(Debug, Args)]
@@ -42,7 +43,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         written.map_err(|e| End::text(ExitCode::Failure, format!("cannot write {}: {e}", path.display())))?;
     }
     if arguments.json {
-        return print_json(&file);
+        return Ok(print_json(&file)?);
     }
     let mut text = String::new();
     for memory in &file.memories {
@@ -54,7 +55,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         }
         text.push('\n');
     }
-    print(&(text + &how(&file, arguments.probe)))
+    Ok(print(&(text + &how(&file, arguments.probe)))?)
 }
 
 pub(super) fn heading(memory: &MemoryMap) -> String {

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Instant;
 
+use command_line::End;
 use memory_agent::{ChosenProbe, Counts, ProbeChoice, ProcessMemory, Residency, Target};
 use serde::{Deserialize, Serialize};
 
-use super::exit::{End, ExitCode};
+use super::exit::{ExitCode, end_of};
 
 /// All memories of a process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,7 +50,7 @@ impl MapFile {
     pub(crate) fn of(memories: &[ProcessMemory], choice: ProbeChoice) -> Result<Self, End> {
         let mut file = Self { pid: 0, probe: String::new(), exact: true, memories: Vec::new() };
         for memory in memories {
-            let probe = ChosenProbe::new(choice, memory)?;
+            let probe = ChosenProbe::new(choice, memory).map_err(end_of)?;
             let map = MemoryMap::of(memory, &probe)?;
             file.pid = memory.process().pid();
             file.probe = probe.name().to_owned();
@@ -88,10 +89,10 @@ impl MemoryMap {
     pub(crate) fn of(memory: &ProcessMemory, probe: &ChosenProbe) -> Result<Self, End> {
         let pages = memory.mapping().pages();
         let started = Instant::now();
-        let runs = probe.residency(memory, 0..pages)?;
+        let runs = probe.residency(memory, 0..pages).map_err(end_of)?;
         let ns_per_page = started.elapsed().as_nanos() as f64 / pages.max(1) as f64;
         // What was found is that process's.
-        memory.check()?;
+        memory.check().map_err(end_of)?;
         Ok(Self {
             name: memory.name().to_owned(),
             address: memory.address(),
@@ -143,7 +144,7 @@ mod tests {
         let mut other = example();
         other.memories[0].pages = 101;
         for text in ["", "{}", "[1]", &serde_json::to_string(&other).unwrap()] {
-            assert_eq!(read(text).unwrap_err().code, ExitCode::Usage as u8, "{text}");
+            assert_eq!(read(text).unwrap_err().code(), u8::from(ExitCode::Usage), "{text}");
         }
     }
 }

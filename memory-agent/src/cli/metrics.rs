@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use command_line::End;
 use memory_agent::Metrics;
 
-use super::exit::{End, ExitCode};
+use super::exit::ExitCode;
 use super::scan::Part;
 
 /// The file; removed at the end, because what it says is true of a running process only.

@@ -14,8 +14,7 @@ mod stop;
 mod watch;
 
 use clap::{Parser, Subcommand};
-
-use exit::{End, ExitCode};
+use command_line::End;
 
 const MORE: &str = "\
 Examples:
@@ -64,7 +63,7 @@ enum Command {
 
 /// Runs the command line and gives the code to exit with.
 pub(crate) fn main() -> std::process::ExitCode {
-    let end = match Cli::parse().command {
+    let result: Result<(), End> = match Cli::parse().command {
         Command::Map(arguments) => map::main(&arguments),
         Command::Watch(arguments) => watch::main(&arguments),
         Command::PageOut(arguments) => page_out::main(&arguments),
@@ -72,14 +71,5 @@ pub(crate) fn main() -> std::process::ExitCode {
         Command::Guard(arguments) => guard::main(&arguments),
         Command::Daemon(arguments) => daemon::main(&arguments),
     };
-    let code = match end {
-        Ok(()) => ExitCode::Success as u8,
-        Err(End { sentence, code }) => {
-            if let Some(sentence) = sentence {
-                output::say(sentence);
-            }
-            code
-        }
-    };
-    std::process::ExitCode::from(code)
+    output::PROGRAM.end(result)
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
+use command_line::End;
 use memory_agent::{Process, ProcessMemory};
 
-use super::exit::End;
+use super::exit::end_of;
 
 /// Whose memory.
 #[derive(Clone, Debug, Args)]
@@ -24,7 +25,7 @@ impl Memory {
     /// # Errors
     /// When there is none, or it may not be looked at.
     pub(crate) fn open(&self) -> Result<Vec<ProcessMemory>, End> {
-        Ok(Process::open(self.pid)?.shared_memory(&self.name)?)
+        Process::open(self.pid).and_then(|process| process.shared_memory(&self.name)).map_err(end_of)
     }
 }
 

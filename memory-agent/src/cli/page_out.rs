@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use command_line::{End, Output};
 use memory_agent::{PAGE_SIZE, PageOutError, PageOutReport, ProcessMemory, Target, page_out};
 
-use super::exit::{End, ExitCode};
+use super::exit::{ExitCode, end_of};
 use super::options::{Memory, duration};
-use super::output::{print, print_json, size};
+use super::output::size;
 use super::stop::Stop;
 use crate::idle::Watched;
 
@@ -64,13 +65,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         None => by_memory(&memories, range)?,
     };
     let report = page_out_all(&memories, &chosen)?;
-    if arguments.json {
-        print_json(&report)?;
-    } else {
-        print(&sentence(&report))?;
-    }
+    let mut output = Output::default();
+    if arguments.json { output.print_json(&report) } else { output.print(&sentence(&report)) }?;
     if report.asked > 0 && report.swapped + report.queued == 0 {
-        return Err(PageOutError::Kept(report.asked).into());
+        return Err(end_of(PageOutError::Kept(report.asked)));
     }
     Ok(())
 }
@@ -87,7 +85,7 @@ fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>]) -> Resul
                 super::output::say(e);
                 break;
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(end_of(e)),
         };
         report = report.merge(one);
     }
@@ -138,12 +136,12 @@ fn bytes(pages: &Range<u64>) -> String {
 
 fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<Vec<Range<u64>>>, End> {
     let stop = Stop::on_signals()?;
-    let watched: Vec<_> = memories.iter().map(Watched::begin).collect::<Result<_, _>>()?;
+    let watched: Vec<_> = memories.iter().map(Watched::begin).collect::<Result<_, _>>().map_err(end_of)?;
     if stop.wait(time) {
         return Err(End::text(ExitCode::Interrupted, "interrupted; nothing was paged out"));
     }
     let idle = watched.into_iter().zip(memories).map(|(watched, memory)| watched.idle(memory));
-    Ok(idle.collect::<Result<_, _>>()?)
+    idle.collect::<Result<_, _>>().map_err(end_of)
 }
 
 fn sentence(report: &PageOutReport) -> String {

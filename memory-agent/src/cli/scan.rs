@@ -6,15 +6,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use command_line::{End, Output};
 use indicatif::{ProgressBar, ProgressStyle};
 use memory_agent::{
     ByteSize, ContentHash, PAGE_SIZE, ProcessMemory, Reader, ScanReport, SparseDump, Target, ZeroFinder, scan,
 };
 use serde_json::json;
 
-use super::exit::{End, ExitCode};
+use super::exit::{ExitCode, end_of};
 use super::options::Memory;
-use super::output::{print, print_json, say, size};
+use super::output::{say, size};
 use super::page_out::pages_in_file;
 use super::stop::Stop;
 
@@ -63,31 +64,37 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 }
 
 fn hash(options: &Options, stop: &Stop) -> Result<(), End> {
+    let mut output = Output::default();
     for memory in options.memory.open()? {
         let mut hash = ContentHash::default();
         let report = read(&memory, options, &mut hash, stop)?;
         if options.json {
-            print_json(&json!({ "name": memory.name(), "blake3": hash.hex(), "scan": report }))?;
+            output.print_json(&json!({ "name": memory.name(), "blake3": hash.hex(), "scan": report }))?;
         } else {
-            print(&format!("{}  {}\n", hash.hex(), memory.name()))?;
+            output.print(&format!("{}  {}\n", hash.hex(), memory.name()))?;
         }
     }
     Ok(())
 }
 
 fn zero(options: &Options, stop: &Stop) -> Result<(), End> {
+    let mut output = Output::default();
     for memory in options.memory.open()? {
         let mut zeros = ZeroFinder::default();
         let report = read(&memory, options, &mut zeros, stop)?;
         let pages = zeros.pages();
         if options.json {
             let ranges: Vec<_> = zeros.ranges().iter().map(|range| (range.start, range.end - range.start)).collect();
-            print_json(&json!({
+            output.print_json(&json!({
                 "name": memory.name(), "pages": pages, "bytes": pages * PAGE_SIZE, "ranges": ranges, "scan": report,
             }))?;
         } else {
             let of = report.pages.resident + report.pages.swapped;
-            print(&format!("{pages} of {of} pages hold nothing but zeros ({})  {}\n", size(pages), memory.name()))?;
+            output.print(&format!(
+                "{pages} of {of} pages hold nothing but zeros ({})  {}\n",
+                size(pages),
+                memory.name()
+            ))?;
         }
     }
     Ok(())
@@ -108,18 +115,20 @@ fn dump(path: &Path, options: &Options, stop: &Stop) -> Result<(), End> {
     let report = read(memory, options, &mut dump, stop)?;
     part.becomes(path).map_err(failed)?;
     let written = dump.written();
+    let mut output = Output::default();
     if options.json {
-        print_json(
+        output.print_json(
             &json!({ "name": memory.name(), "pages": memory.mapping().pages(), "written": written, "scan": report }),
-        )
+        )?;
     } else {
-        print(&format!(
+        output.print(&format!(
             "{written} of {} pages written ({}), the others are holes  {}\n",
             memory.mapping().pages(),
             size(written),
             path.display()
-        ))
+        ))?;
     }
+    Ok(())
 }
 
 /// A file that is not complete; removed when it does not become one that is.
@@ -163,7 +172,7 @@ fn read(memory: &ProcessMemory, options: &Options, reader: &mut dyn Reader, stop
         if stop.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
-    let report = report?;
+    let report = report.map_err(end_of)?;
     let put_back = report.put_back;
     if !report.complete {
         let text = format!("interrupted; {} pages that this woke are paged out again", put_back.swapped);

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use command_line::End;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::exit::{End, ExitCode};
+use super::exit::ExitCode;
 
 /// Whether, and by what, this program has been asked to stop.
 #[derive(Clone, Debug, Default)]

@@ -4,15 +4,16 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use command_line::{End, print, print_json};
 use memory_agent::{ChosenProbe, Counts, ProbeChoice, ProcessMemory, picture};
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
-use super::exit::{End, ExitCode};
+use super::exit::{ExitCode, end_of};
 use super::map::heading;
 use super::map_file::MemoryMap;
 use super::options::{Memory, duration};
-use super::output::{print, print_json, say, size};
+use super::output::{say, size};
 use super::stop::Stop;
 
 /// Options of `memory-agent watch`.
@@ -64,15 +65,15 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let stop = Stop::on_signals()?;
     let memories = arguments.memory.open()?;
     let probes = memories.iter().map(|memory| ChosenProbe::new(arguments.probe, memory));
-    let probes: Vec<_> = probes.collect::<Result<_, _>>()?;
+    let probes: Vec<_> = probes.collect::<Result<_, _>>().map_err(end_of)?;
     let mut screen = (!arguments.json && std::io::stdout().is_terminal()).then(Screen::default);
     let started = Instant::now();
     let mut before = None;
     loop {
         let looked = Instant::now();
         let maps = match look(&memories, &probes) {
-            Err(End { sentence: Some(why), code }) if before.is_some() && code == ExitCode::Gone as u8 => {
-                say(why);
+            Err(end) if before.is_some() && end.code() == u8::from(ExitCode::Gone) => {
+                say(end);
                 return Ok(());
             }
             maps => maps?,
@@ -136,7 +137,7 @@ impl Screen {
         // Up to where the last look began, and everything below is erased.
         let back = if self.lines > 0 { format!("\x1b[{}A\x1b[J", self.lines) } else { String::new() };
         self.lines = text.lines().count();
-        print(&(back + &text))
+        Ok(print(&(back + &text))?)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use command_line::{End, Output};
 
-use super::{ApiSocket, End};
+use super::ApiSocket;
 use crate::control::client::ask;
 use crate::control::{Answer, Request};
 
@@ -90,13 +91,14 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::Reconnect { to, listen } => Request::Reconnect { to: to.clone(), listen: listen.clone() },
         Command::Quit { force } => Request::Quit { force: *force },
     };
-    match ask(&arguments.api.api_socket, &request, |_| {})? {
-        Answer::Done => {}
-        Answer::Status(status) => println!("{}", serde_json::json!(status)),
-        Answer::Metrics(text) => print!("{text}"),
-        Answer::Dump(report) => println!("{}", serde_json::json!(report)),
-        Answer::PageOut(report) => println!("{}", serde_json::json!(report)),
-        other => println!("{}", serde_json::json!(other)),
-    }
-    Ok(())
+    // What was asked for is done, whether or not anybody reads what came of it.
+    let mut output = Output::default();
+    Ok(match ask(&arguments.api.api_socket, &request, |_| {})? {
+        Answer::Done => Ok(()),
+        Answer::Status(status) => output.print_json(&status),
+        Answer::Metrics(text) => output.print(&text),
+        Answer::Dump(report) => output.print_json(&report),
+        Answer::PageOut(report) => output.print_json(&report),
+        other => output.print_json(&other),
+    }?)
 }

@@ -1,12 +1,10 @@
 //! `thermocline doctor`
 
-use std::io::{ErrorKind, Write};
-
 use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, ContentArrangement, Table};
+use command_line::{End, print_result};
 
-use super::End;
 use crate::doctor::{self, Finding, State};
 use crate::exit::ExitCode;
 
@@ -29,11 +27,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     if !arguments.json && diagnosis.verdict.guests {
         text += &format!("{sentence}\n");
     }
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads, such as `head`, may have seen enough.
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => return Err(End::new(ExitCode::Failure, e)),
-        _ => {}
-    }
+    print_result(&text)?;
     // The sentence comes last in any case: here as what went wrong.
     if diagnosis.verdict.guests { Ok(()) } else { Err(End::text(ExitCode::Failure, sentence.clone())) }
 }

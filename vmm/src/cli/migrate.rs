@@ -1,9 +1,10 @@
 //! `thermocline migrate`
 
 use clap::Args;
+use command_line::End;
 
 use super::progress::Shown;
-use super::{ApiSocket, End, MigrationOptions, table};
+use super::{ApiSocket, MigrationOptions, table};
 use crate::control::client::ask;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
@@ -40,15 +41,13 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     });
     let mut shown = Shown::new(arguments.json);
     let answer = ask(&arguments.api.api_socket, &request, |progress| shown.show(progress));
-    shown.finish();
+    let mut output = shown.finish()?;
     match answer? {
         Answer::Migrated(report) if arguments.json => {
-            println!("{}", serde_json::json!({ "migrated": report }));
-            Ok(())
+            Ok(output.print_json(&serde_json::json!({ "migrated": report }))?)
         }
         Answer::Migrated(report) => {
-            println!("{}", table::of_reports(&[(arguments.options.cold, report, None)]));
-            Ok(())
+            Ok(output.print(&format!("{}\n", table::of_reports(&[(arguments.options.cold, report, None)])))?)
         }
         other => Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?} to a migration"))),
     }

@@ -11,15 +11,13 @@ mod receive;
 mod run;
 mod table;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use command_line::End;
 use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
-use tracing_subscriber::EnvFilter;
 
-pub use end::End;
-
+use crate::PROGRAM;
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
@@ -114,14 +112,8 @@ impl AgentArguments {
 
 /// Runs the command line and gives the code to exit with.
 pub fn main() -> std::process::ExitCode {
-    let filter = EnvFilter::try_from_env("THERMOCLINE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
-    let end = match Cli::parse().command {
+    PROGRAM.log("THERMOCLINE_LOG");
+    PROGRAM.end(match Cli::parse().command {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Run(arguments) => run::main(arguments),
         Command::Receive(arguments) => receive::main(arguments),
@@ -129,20 +121,12 @@ pub fn main() -> std::process::ExitCode {
         Command::Ctl(arguments) => ctl::main(&arguments),
         Command::Pages(arguments) => pages::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
-    };
-    let code = end.map_or_else(
-        |end| {
-            eprintln!("thermocline: {end}");
-            end.code
-        },
-        |()| ExitCode::Success,
-    );
-    std::process::ExitCode::from(code as u8)
+    })
 }
 
 /// Says where a pseudo-terminal is, for others to open.
 fn announce_pty(console: &crate::console::Console) {
     if let Some(pty) = &console.pty {
-        eprintln!("thermocline: serial console on {}", pty.display());
+        PROGRAM.say(format_args!("serial console on {}", pty.display()));
     }
 }

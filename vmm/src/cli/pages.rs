@@ -1,11 +1,14 @@
 //! `thermocline pages`
 
+use std::fmt::Write;
+
 use clap::Args;
+use command_line::{End, print, print_json};
 use memory_agent::{ByteSize, picture};
 
-use super::{ApiSocket, End};
+use super::ApiSocket;
 use crate::control::client::ask;
-use crate::control::{Answer, Request};
+use crate::control::{Answer, PagesReport, Request};
 use crate::exit::ExitCode;
 
 /// Options of `thermocline pages`.
@@ -24,21 +27,21 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let request = Request::Pages { cells: picture::CELLS, from_agent: arguments.from_agent };
     match ask(&arguments.api.api_socket, &request, |_| {})? {
-        Answer::Pages(pages) if arguments.json => println!("{}", serde_json::json!(pages)),
-        Answer::Pages(pages) => {
-            print!("{}", picture::draw(&pages.cells));
-            println!("{}", picture::LEGEND);
-            let size = |pages: u64| ByteSize(pages * memory_agent::PAGE_SIZE);
-            for (name, count) in
-                [("resident", pages.counts.resident), ("swapped", pages.counts.swapped), ("hole", pages.counts.hole)]
-            {
-                println!("{name:>9} {count:>9} pages  {}", size(count));
-            }
-            if arguments.from_agent {
-                println!("as the memory agent saw it, {:.1} s ago at most", pages.age_ms as f64 / 1000.0);
-            }
-        }
-        other => return Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?}"))),
+        Answer::Pages(pages) if arguments.json => Ok(print_json(&pages)?),
+        Answer::Pages(pages) => Ok(print(&text(&pages, arguments.from_agent))?),
+        other => Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?}"))),
     }
-    Ok(())
+}
+
+fn text(pages: &PagesReport, from_agent: bool) -> String {
+    let mut text = format!("{}{}\n", picture::draw(&pages.cells), picture::LEGEND);
+    let counts = pages.counts;
+    for (name, count) in [("resident", counts.resident), ("swapped", counts.swapped), ("hole", counts.hole)] {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{name:>9} {count:>9} pages  {}", ByteSize(count * memory_agent::PAGE_SIZE));
+    }
+    if from_agent {
+        let _ = writeln!(text, "as the memory agent saw it, {:.1} s ago at most", pages.age_ms as f64 / 1000.0);
+    }
+    text
 }

@@ -1,8 +1,9 @@
 //! Progress of a migration: a bar on a terminal, plain lines otherwise, JSON for machines.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use command_line::{Output, OutputError};
 use indicatif::{ProgressBar, ProgressStyle};
 use memory_agent::{ByteSize, PAGE_SIZE};
 
@@ -13,8 +14,8 @@ const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// Where progress is shown.
 pub(super) enum Shown {
-    /// As JSON on standard output.
-    Json,
+    /// As JSON on standard output, and whether that still works.
+    Json(Output, Result<(), OutputError>),
     /// As a bar on the terminal.
     Bar(ProgressBar),
     /// As lines on standard error.
@@ -27,7 +28,7 @@ pub(super) enum Shown {
 impl Shown {
     pub(super) fn new(json: bool) -> Self {
         if json {
-            return Self::Json;
+            return Self::Json(Output::default(), Ok(()));
         }
         if !std::io::stderr().is_terminal() {
             return Self::Lines { last: None };
@@ -39,7 +40,9 @@ impl Shown {
 
     pub(super) fn show(&mut self, progress: &Progress) {
         match self {
-            Self::Json => println!("{}", serde_json::json!({ "progress": progress })),
+            // The migration goes on, whatever becomes of those who look on.
+            Self::Json(_, Err(_)) => {}
+            Self::Json(output, written) => *written = output.print_json(&serde_json::json!({ "progress": progress })),
             Self::Bar(bar) => {
                 bar.set_length(progress.pages_total);
                 bar.set_position(
@@ -51,15 +54,21 @@ impl Shown {
                 let due = last.is_none_or(|(phase, at)| phase != progress.phase || at.elapsed() >= LINE_EVERY);
                 if due {
                     *last = Some((progress.phase, Instant::now()));
-                    eprintln!("{}", line(progress));
+                    let _ = writeln!(std::io::stderr(), "{}", line(progress));
                 }
             }
         }
     }
 
-    pub(super) fn finish(self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
+    /// The end of progress; gives standard output for what comes behind it.
+    pub(super) fn finish(self) -> Result<Output, OutputError> {
+        match self {
+            Self::Json(output, written) => written.map(|()| output),
+            Self::Bar(bar) => {
+                bar.finish_and_clear();
+                Ok(Output::default())
+            }
+            Self::Lines { .. } => Ok(Output::default()),
         }
     }
 }

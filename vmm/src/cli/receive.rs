@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use command_line::End;
 use memory_agent::ByteSize;
 
-use super::{AgentArguments, End};
+use super::{AgentArguments, end};
+use crate::PROGRAM;
 use crate::config::check_socket;
 use crate::console::{Console, SerialTarget};
 use crate::control::vmm::Vmm;
@@ -56,6 +58,6 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
     let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let monitor = Monitor::new(vmm, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
-    eprintln!("thermocline: waiting for a guest on {bound}");
-    End::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)
+    PROGRAM.say(format_args!("waiting for a guest on {bound}"));
+    end::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)
 }

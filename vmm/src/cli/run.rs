@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use command_line::End;
 use memory_agent::ByteSize;
 
-use super::{AgentArguments, End};
+use super::{AgentArguments, end};
 use crate::boot::Kernel;
 use crate::config::VmConfig;
 use crate::console::{Console, SerialTarget};
@@ -63,5 +64,5 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let monitor = Monitor::new(vmm, &mut console, config.api_socket.as_deref()).context("no monitor")?;
     machine.resume();
     drop(machine);
-    End::of_monitor(monitor.run().context("the monitor failed")?)
+    end::of_monitor(monitor.run().context("the monitor failed")?)
 }

@@ -191,7 +191,7 @@ impl Guest {
             }
         });
         if let Some(shown) = shown {
-            shown.finish();
+            shown.finish()?;
         }
         match answer? {
             Answer::Migrated(report) => Ok(report),

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use command_line::{End, Output, OutputError};
 use memory_agent::ByteSize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::guest::{Directory, Guest};
 use self::output::{Migration, Shown};
-use super::End;
 use crate::control::{Answer, MigrateRequest, Request};
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
@@ -54,15 +54,12 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 }
 
 fn play(arguments: &Arguments, interrupted: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    let say = |text: &str| {
-        if !arguments.json {
-            println!("{text}");
-        }
-    };
+    let mut output = Output::default();
+    let mut say = |text: &str| if arguments.json { Ok(()) } else { output.print(&format!("{text}\n")) };
     let eighth = arguments.memory.bytes() / 8 / memory_agent::PAGE_SIZE * memory_agent::PAGE_SIZE;
     // Declared first, so that it goes last: guests release what they have in swap before it is switched off.
     let swap = swap::prepare(arguments.memory);
-    say(&swap.to_string());
+    say(&swap.to_string())?;
     let directory = Directory::new()?;
 
     let kernel = format!("workload:working-set={eighth},cold={},rate={}", eighth * 6, arguments.rate);
@@ -71,33 +68,29 @@ fn play(arguments: &Arguments, interrupted: &Arc<AtomicBool>) -> anyhow::Result<
         arguments.memory,
         ByteSize(eighth),
         ByteSize(eighth * 6)
-    ));
+    ))?;
     let memory = arguments.memory.bytes().to_string();
     let first = Guest::run(&directory, &["--memory", &memory, "--kernel", &kernel], Arc::clone(interrupted))?;
     let ready = first.ready()?;
     if swap.is_usable() {
         let ranges = ready.cold.iter().map(|extent| (extent.start, extent.len)).collect();
         match first.ask(&Request::PageOut { ranges: Some(ranges) })? {
-            Answer::PageOut(report) => say(&format!("paged out {} of its pages", report.swapped)),
+            Answer::PageOut(report) => say(&format!("paged out {} of its pages", report.swapped))?,
             other => anyhow::bail!("the monitor answered {other:?} to page-out"),
         }
     }
     guest::wait(WORK, interrupted)?;
 
-    let (second, there) = migrate(first, ColdPolicy::Paced, arguments, &directory, interrupted)?;
+    let (second, there) = migrate(first, ColdPolicy::Paced, arguments, &directory, interrupted, &mut say)?;
     guest::wait(WORK, interrupted)?;
-    let (third, back) = migrate(second, ColdPolicy::Eager, arguments, &directory, interrupted)?;
+    let (third, back) = migrate(second, ColdPolicy::Eager, arguments, &directory, interrupted, &mut say)?;
 
-    say("the guest checks every page it has");
+    say("the guest checks every page it has")?;
     let checked = third.check_all()?;
     let report = third.latest_report()?;
     third.power_off()?;
     let shown = Shown::new(&checked, &report, vec![there, back]);
-    if arguments.json {
-        println!("{}", serde_json::to_string(&shown.json())?);
-    } else {
-        print!("{shown}");
-    }
+    if arguments.json { output.print_json(&shown.json()) } else { output.print(&shown.to_string()) }?;
     anyhow::ensure!(checked.errors == 0 && report.errors == 0, "the guest found errors in its memory");
     Ok(())
 }
@@ -109,6 +102,7 @@ fn migrate(
     arguments: &Arguments,
     directory: &Directory,
     interrupted: &Arc<AtomicBool>,
+    say: &mut dyn FnMut(&str) -> Result<(), OutputError>,
 ) -> anyhow::Result<(Guest, Migration)> {
     let to = Guest::receive(directory, Arc::clone(interrupted))?;
     from.reset_stall()?;
@@ -123,9 +117,7 @@ fn migrate(
         switchover: Switchover::Converged,
         cold_rate: DEFAULT_COLD_RATE,
     };
-    if !arguments.json {
-        println!("migrating it to process {} with --cold {}", to.pid(), output::name(cold));
-    }
+    say(&format!("migrating it to process {} with --cold {}", to.pid(), output::name(cold)))?;
     let report = from.migrate(request, arguments.json)?;
     let source_after = from.pages()?;
     from.quit()?;
