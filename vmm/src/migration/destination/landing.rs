@@ -245,17 +245,11 @@ impl<'env> Landing<'env> {
         if self.under_way.count_in(range.clone()) > 0 {
             self.drain()?;
         }
-        let mut from = range.start;
-        while let Some(run) = self.landed.next_run(from, range.end - from).filter(|run| run.start < range.end) {
-            let run = run.start..run.end.min(range.end);
+        for run in self.landed.runs_in(range.clone()) {
             self.ram.punch(run.clone())?;
-            self.keeper.warmed(run.clone());
-            self.landed.remove_range(run.clone());
-            from = run.end;
-            if from >= range.end {
-                break;
-            }
+            self.keeper.warmed(run);
         }
+        self.landed.remove_range(range.clone());
         self.accounted.insert_range(range.clone());
         Ok(())
     }

@@ -121,13 +121,9 @@ impl Plan {
 }
 
 fn move_pages(from: &mut PageSet, to: &mut PageSet, pages: Range<u64>) {
-    let mut at = pages.start;
-    while let Some(run) = from.next_run(at, pages.end.saturating_sub(at)).filter(|run| run.start < pages.end) {
-        let run = run.start..run.end.min(pages.end);
-        to.insert_range(run.clone());
-        from.remove_range(run.clone());
-        at = run.end;
-    }
+    let runs: Vec<_> = from.runs_in(pages.clone()).collect();
+    runs.into_iter().for_each(|run| to.insert_range(run));
+    from.remove_range(pages);
 }
 
 fn next(set: &PageSet, mut from: u64, most: u64) -> Vec<Range<u64>> {

@@ -12,6 +12,9 @@ use crate::ram::PageSet;
 /// `docs/kernel-facts.md`, "Waking".
 pub const BLOCK: u64 = 32;
 
+/// So many pages are looked at together for what is not on its way: more than there ever are on their way.
+const AT_A_TIME: u64 = 1024;
+
 /// What the source has and the destination has not confirmed.
 #[derive(Clone, Debug)]
 pub struct Tail {
@@ -77,8 +80,8 @@ impl Tail {
         }
         let block = page / BLOCK * BLOCK;
         let mut neighbours = Vec::new();
-        for run in runs_in(&self.cold, block..(block + BLOCK).min(self.cold.universe())) {
-            neighbours.extend(gaps_in(&self.on_way, run));
+        for run in self.cold.runs_in(block..block + BLOCK) {
+            neighbours.extend(self.on_way.gaps_in(run));
         }
         for run in &neighbours {
             self.on_way.insert_range(run.clone());
@@ -100,15 +103,14 @@ impl Tail {
         let mut room = most;
         let mut from = 0;
         while room > 0 {
-            let Some(run) = lane.next_run(from, u64::MAX) else { break };
+            let Some(run) = lane.next_run(from, AT_A_TIME) else { break };
             from = run.end;
-            for gap in gaps_in(&self.on_way, run) {
-                if room == 0 {
-                    break;
-                }
+            for gap in self.on_way.gaps_in(run) {
                 let end = gap.end.min(gap.start + room);
                 room -= end - gap.start;
-                found.push(gap.start..end);
+                if gap.start < end {
+                    found.push(gap.start..end);
+                }
             }
         }
         found.iter().for_each(|run| self.on_way.insert_range(run.clone()));
@@ -117,8 +119,7 @@ impl Tail {
 
     /// The destination has these. Returns those that were still kept, which can be given back to the host.
     pub fn confirmed(&mut self, pages: Range<u64>) -> Vec<Range<u64>> {
-        let mut kept = runs_in(&self.hot, pages.clone());
-        kept.extend(runs_in(&self.cold, pages.clone()));
+        let kept = self.hot.runs_in(pages.clone()).chain(self.cold.runs_in(pages.clone())).collect();
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages.clone());
         self.on_way.remove_range(pages);
@@ -203,9 +204,9 @@ impl Missing {
         self.wanted.runs().collect()
     }
 
-    /// All pages that have not landed.
-    pub fn ranges(&self) -> Vec<Range<u64>> {
-        self.missing.runs().collect()
+    /// All pages that have not landed, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.missing.runs()
     }
 
     /// The guest has touched a page that is not mapped.
@@ -259,35 +260,6 @@ impl Missing {
         self.unconfirmed.clear();
         runs
     }
-}
-
-fn runs_in(set: &PageSet, pages: Range<u64>) -> Vec<Range<u64>> {
-    let mut found = Vec::new();
-    let mut from = pages.start;
-    while let Some(run) = set.next_run(from, pages.end.saturating_sub(from)).filter(|run| run.start < pages.end) {
-        let run = run.start..run.end.min(pages.end);
-        from = run.end;
-        found.push(run);
-        if from >= pages.end {
-            break;
-        }
-    }
-    found
-}
-
-fn gaps_in(set: &PageSet, pages: Range<u64>) -> Vec<Range<u64>> {
-    let mut gaps = Vec::new();
-    let mut from = pages.start;
-    for run in runs_in(set, pages.clone()) {
-        if from < run.start {
-            gaps.push(from..run.start);
-        }
-        from = run.end;
-    }
-    if from < pages.end {
-        gaps.push(from..pages.end);
-    }
-    gaps
 }
 
 #[cfg(test)]
@@ -394,7 +366,7 @@ mod tests {
             // What is landing lands before the new connection is used.
             self.land();
             let mut missing = PageSet::new(PAGES);
-            self.missing.ranges().into_iter().for_each(|run| missing.insert_range(run));
+            self.missing.ranges().for_each(|run| missing.insert_range(run));
             self.missing.take_unconfirmed();
             let back = self.tail.resumed(&missing).expect("nothing that is missing was given back");
             self.give_back(back);

@@ -213,18 +213,27 @@ pub fn send_ranges(
     }
 }
 
-/// Ranges as they came, of a machine with `ram_pages` pages.
+/// Ranges as they came, of a machine with `ram_pages` pages: in order and apart, so that what a message asks for is never
+/// more work than all of RAM once.
 ///
 /// # Errors
-/// When one is not all RAM.
+/// When one is not all RAM, or does not lie behind the one before it, or there are more than a message may have.
 pub fn check_ranges(ranges: &[Range<u64>], ram_pages: u64, sequence: u32) -> Result<(), WireError> {
-    match ranges.iter().find(|range| range.start > range.end || range.end > ram_pages) {
-        Some(range) => {
-            let why = format!("pages {} to {}, of {ram_pages}", range.start, range.end);
-            Err(WireError::Payload { sequence, why })
-        }
-        None => Ok(()),
+    let wrong = |why| Err(WireError::Payload { sequence, why });
+    if ranges.len() > MAX_RANGES {
+        return wrong(format!("{} ranges of pages, {MAX_RANGES} are possible", ranges.len()));
     }
+    let mut from = 0;
+    for Range { start, end } in ranges.iter().cloned() {
+        if start > end || end > ram_pages {
+            return wrong(format!("pages {start} to {end}, of {ram_pages}"));
+        }
+        if start < from {
+            return wrong(format!("pages {start} to {end} behind others up to {from}"));
+        }
+        from = end;
+    }
+    Ok(())
 }
 
 /// Receives a message where no pages can come.
@@ -268,6 +277,16 @@ mod tests {
         for message in messages {
             let received = receive_message(&mut reader, "a message").unwrap();
             assert_eq!(format!("{received:?}"), format!("{message:?}"));
+        }
+    }
+
+    #[test]
+    fn ranges_lie_in_ram_in_order_and_apart() {
+        assert!(check_ranges(&[0..5, 5..6, 9..9, 10..100], 100, 0).is_ok());
+        let many: Vec<_> = (0..=MAX_RANGES as u64).map(|page| page..page + 1).collect();
+        assert!(check_ranges(&many[1..], u64::MAX, 0).is_ok());
+        for wrong in [&[0..101][..], &[Range { start: 9, end: 3 }], &[0..100, 0..100], &[5..6, 0..1], &many] {
+            assert!(matches!(check_ranges(wrong, 100, 7), Err(WireError::Payload { sequence: 7, .. })), "{wrong:?}");
         }
     }
 

@@ -97,7 +97,7 @@ impl Tail {
         let missing = &state.missing;
         TailStatus {
             missing: missing.left(),
-            first_missing: missing.ranges().iter().take(SHOWN_RANGES).map(|r| (r.start, r.end - r.start)).collect(),
+            first_missing: missing.ranges().take(SHOWN_RANGES).map(|r| (r.start, r.end - r.start)).collect(),
             waited_for: missing.wanted(),
             connected: state.asks.is_some(),
             source_lost: state.source_lost,
@@ -107,7 +107,7 @@ impl Tail {
 
     /// All pages that have not come.
     pub fn missing(&self) -> Vec<Range<u64>> {
-        self.lock().missing.ranges()
+        self.lock().missing.ranges().collect()
     }
 
     /// Where the two sides meet again.

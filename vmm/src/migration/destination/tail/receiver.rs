@@ -164,7 +164,7 @@ impl Receiver {
             let mut state = self.tail.lock();
             // Those that have landed are said by not being named.
             state.missing.take_unconfirmed();
-            state.missing.ranges()
+            state.missing.ranges().collect::<Vec<_>>()
         };
         send_ranges(&ranges, &mut writer, Message::Missing)?;
         self.faults.serve(faults)?;
