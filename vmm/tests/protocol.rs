@@ -20,7 +20,7 @@ use thermocline::migration::cancel::Cancel;
 use thermocline::migration::destination::{self, DestinationError, Door};
 use thermocline::migration::link::Link;
 use thermocline::migration::plan::ColdPolicy;
-use thermocline::migration::progress::{Progress, Report};
+use thermocline::migration::progress::{PagesByClass, Phase, Progress, Report};
 use thermocline::migration::source::{self, Options, SourceError};
 use thermocline::migration::{Belief, SourceMachine};
 
@@ -270,4 +270,41 @@ proptest! {
         let pages = report.pages;
         prop_assert_eq!(pages.hole + pages.zero + pages.hot + pages.cold, PAGES, "{:?}", pages);
     }
+}
+
+/// Holes, pages with nothing in them and all others are delivered once; what the guest writes behind that is sent again, whatever
+/// it was and whatever it is then.
+#[test]
+fn what_the_guest_has_written_is_counted_as_sent_again_and_nothing_else() {
+    const EMPTY: u64 = 7;
+    let source = Fake::new();
+    SourceMachine::resume(&source);
+    // Runs of holes beside pages with nothing in them, so that one batch has both.
+    (0..PAGES).filter(|page| page % 4 != 3).for_each(|page| source.write(page, (page % EMPTY) as u8));
+    let holes = PAGES / 4;
+    let empty = (0..PAGES).filter(|page| page % 4 != 3 && page % EMPTY == 0).count() as u64;
+    let has_written = std::cell::Cell::new(false);
+    let mut guest = |progress: &Progress| {
+        if progress.phase == Phase::Cold && !has_written.replace(true) {
+            // What was a hole, was empty, was neither; what is empty now.
+            [(3, 1), (103, 1), (EMPTY, 2), (4, 2), (5, 2), (6, 0), (8, 0)]
+                .into_iter()
+                .for_each(|(page, value)| assert!(source.execute(page, value)));
+        }
+    };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let destination = Arc::new(Fake::new());
+    let report = thread::scope(|scope| {
+        let receiving = scope.spawn(|| {
+            destination::receive(Link::Unix(theirs), NO_DOOR, &Cancel::default(), |_| Ok(Arc::clone(&destination)))
+                .map(|arrived| drop(arrived.settle()))
+        });
+        let (options, cancel) = (Options::default(), Cancel::default());
+        let report = source::migrate(&source, Link::Unix(ours), &options, None, &cancel, &mut guest).unwrap();
+        receiving.join().unwrap().unwrap();
+        report
+    });
+    assert!(source.content() == destination.content());
+    let expected = PagesByClass { hole: holes, zero: empty, hot: PAGES - holes - empty, cold: 0 };
+    assert_eq!((report.pages, report.resent), (expected, 7));
 }

@@ -7,12 +7,11 @@ use memory_agent::{PAGE_SIZE, PageOutError, PageState, is_zero};
 use super::SourceError;
 use super::session::Session;
 use crate::migration::wire::frame::Kind;
+use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{Lane, MAX_BATCH_PAGES, Message, pages};
 use crate::ram::RememberedRam;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// Most ranges in one message about zeros.
-const ZERO_RANGES: usize = 4096;
 
 impl Session<'_> {
     /// Sends everything the hot lane owes. Pages that turn out to be swapped go to the cold lane, unless `all` are to
@@ -29,7 +28,7 @@ impl Session<'_> {
             let mut send = Vec::new();
             for run in remembered.runs() {
                 match run.state {
-                    PageState::Hole => zeros.push(run.pages),
+                    PageState::Hole => zeros.push(self.found_hole(run.pages)),
                     PageState::Resident => send.push(run.pages),
                     PageState::Swapped => {
                         self.swapped.insert_range(run.pages.clone());
@@ -64,7 +63,7 @@ impl Session<'_> {
             let mut room = MAX_BATCH_PAGES as u64;
             for run in remembered.runs() {
                 match run.state {
-                    PageState::Hole => zeros.push(run.pages),
+                    PageState::Hole => zeros.push(self.found_hole(run.pages)),
                     PageState::Resident => self.plan.found_awake(run.pages),
                     PageState::Swapped => {
                         let mut rest = run.pages;
@@ -121,11 +120,7 @@ impl Session<'_> {
         }
         self.payload = payload;
         for run in full {
-            let fresh = run.clone().filter(|page| !self.delivered.contains(*page));
-            let (cold, hot): (Vec<_>, Vec<_>) = fresh.partition(|page| self.swapped.contains(*page));
-            self.tracker.now.pages.cold += cold.len() as u64;
-            self.tracker.now.pages.hot += hot.len() as u64;
-            self.count_delivered(&run);
+            self.count_as_swapped_or_not(&run);
             self.plan.sent(run);
         }
         for run in empty {
@@ -136,31 +131,39 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tells the destination that these pages read as zeros.
-    pub(super) fn send_zeros(&mut self, ranges: Vec<Range<u64>>) -> Result<(), SourceError> {
-        for ranges in ranges.chunks(ZERO_RANGES) {
-            self.send(&Message::Zeros(ranges.to_vec()))?;
-            for range in ranges {
-                // Holes found on the way to a batch; all others are counted and off the plan already.
-                self.tracker.now.pages.hole += self.count_delivered(range);
-                self.plan.sent(range.clone());
-            }
+    /// These have never been written, or were given back: they go as zeros.
+    pub(super) fn found_hole(&mut self, run: Range<u64>) -> Range<u64> {
+        self.tracker.now.pages.hole += self.count_delivered(&run);
+        self.plan.sent(run.clone());
+        run
+    }
+
+    /// Tells the destination that these pages, which are counted and off the plan, read as zeros.
+    pub(super) fn send_zeros(&mut self, mut ranges: Vec<Range<u64>>) -> Result<(), SourceError> {
+        if ranges.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // Of one batch, holes were found before pages with nothing in them.
+        ranges.sort_unstable_by_key(|range| range.start);
+        send_ranges(&ranges, &mut self.writer, |ranges, _| Message::Zeros(ranges)).map_err(|e| self.explain(e))
     }
 
     /// Counts what follows the guest: by its class, or as sent again.
     pub(super) fn count_following(&mut self) {
         for run in self.plan.owed_ranges() {
-            let fresh = run.clone().filter(|page| !self.delivered.contains(*page));
-            let (cold, hot): (Vec<_>, Vec<_>) = fresh.partition(|page| self.swapped.contains(*page));
-            self.tracker.now.pages.cold += cold.len() as u64;
-            self.tracker.now.pages.hot += hot.len() as u64;
-            self.count_delivered(&run);
+            self.count_as_swapped_or_not(&run);
         }
     }
 
-    /// Takes the pages for delivered; returns how many are for the first time and counts the others.
+    /// Takes pages that have something in them for delivered.
+    fn count_as_swapped_or_not(&mut self, run: &Range<u64>) {
+        let cold: u64 = self.delivered.gaps_in(run.clone()).map(|fresh| self.swapped.count_in(fresh)).sum();
+        let fresh = self.count_delivered(run);
+        self.tracker.now.pages.cold += cold;
+        self.tracker.now.pages.hot += fresh - cold;
+    }
+
+    /// Takes the pages for delivered; returns how many are for the first time and counts the others as sent again.
     fn count_delivered(&mut self, run: &Range<u64>) -> u64 {
         let again = self.delivered.count_in(run.clone());
         self.delivered.insert_range(run.clone());

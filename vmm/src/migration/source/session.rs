@@ -153,12 +153,7 @@ impl<'m> Session<'m> {
         self.before = self.ram().counts()?;
         self.peak = self.before.resident;
         residency.ranges_of(PageState::Swapped).for_each(|run| self.swapped.insert_range(run));
-        let holes: Vec<_> = residency.ranges_of(PageState::Hole).collect();
-        for hole in &holes {
-            self.tracker.now.pages.hole += hole.end - hole.start;
-            self.delivered.insert_range(hole.clone());
-            self.plan.sent(hole.clone());
-        }
+        let holes = residency.ranges_of(PageState::Hole).map(|hole| self.found_hole(hole)).collect();
         self.send_zeros(holes)
     }
 
