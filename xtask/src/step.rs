@@ -49,8 +49,16 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// When they cannot be built, or one has no such program.
 pub(crate) fn build_release<const N: usize>(packages: [&str; N]) -> Result<[PathBuf; N]> {
+    build(packages, &["--release"])
+}
+
+/// The same with other options of `cargo build`.
+///
+/// # Errors
+/// As [`build_release`].
+pub(crate) fn build<const N: usize>(packages: [&str; N], options: &[&str]) -> Result<[PathBuf; N]> {
     let mut command = cargo();
-    command.args(["build", "--release"]).args(packages.iter().flat_map(|package| ["--package", package]));
+    command.arg("build").args(options).args(packages.iter().flat_map(|package| ["--package", package]));
     eprintln!("$ {}", shown(&command));
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = command.spawn().context("cargo cannot be started")?;

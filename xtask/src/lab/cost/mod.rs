@@ -9,13 +9,12 @@ mod figures;
 mod judgement;
 mod report;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use clap::Args;
 
 use self::figures::Figures;
 use self::report::Report;
@@ -41,10 +40,9 @@ exit $failed
 /// How long a machine may take. One took two to three minutes on a host of two processors that had other work too.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
 
-/// What the project's kernel patches cost, in instructions, and how right the answers are that they give.
-#[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench kernel", bin_name = "cargo xtask bench kernel", max_term_width = 110)]
-struct Arguments {
+/// Options of `cargo xtask bench kernel`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
     /// Write the figures to this file too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -59,12 +57,11 @@ struct Arguments {
     patched_kernel: Option<PathBuf>,
 }
 
-/// Measures with options as a person gave them, the benchmark's name first.
+/// Measures.
 ///
 /// # Errors
 /// When a kernel does not build or its machine does not come to an end. Not when a target is missed.
-pub(crate) fn main(arguments: &[OsString]) -> Result<()> {
-    let arguments = Arguments::parse_from(arguments);
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     packages::ensure_installed_for_lab()?;
     let image = |given: &Option<PathBuf>, flavour| {
         let variant = Variant { series: Series::V6_12, flavour, checks: Checks::None };
