@@ -155,6 +155,9 @@ impl Host {
 }
 
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    if let Command::Test(test) = &arguments.command {
+        trials::check(&test.filter)?;
+    }
     packages::ensure_installed_for_lab()?;
     match &arguments.command {
         Command::Build(build) => {

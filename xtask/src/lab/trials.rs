@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use anyhow::{Result, bail};
+
 use super::kernel::{Flavour, Series, Variant};
 
 /// Name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the selftests'
@@ -113,6 +115,16 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
     script + "exit $failed\n"
 }
 
+/// Tells when a filter would choose nothing, before a kernel is built for it.
+///
+/// # Errors
+/// When a part is in no trial's name.
+pub(super) fn check(filter: &[String]) -> Result<()> {
+    let unknown = filter.iter().find(|part| !TRIALS.iter().any(|(name, _)| name.contains(part.as_str())));
+    let names = || TRIALS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("\n  ");
+    unknown.map_or(Ok(()), |part| bail!("there is no trial with \"{part}\" in its name; there are\n  {}", names()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,5 +139,8 @@ mod tests {
         let some = script(variant(Flavour::Patched), &["hints".into(), "soak with swap".into()]);
         assert_eq!(some.matches("LAB-BEGIN").count(), 2);
         assert!(some.contains("--expect-marker --expect-exact --only none"));
+        assert!(check(&[]).is_ok() && check(&["hints".into(), "soak".into()]).is_ok());
+        let e = check(&["hints".into(), "hint s".into()]).unwrap_err().to_string();
+        assert!(e.starts_with("there is no trial with \"hint s\"") && e.contains("\n  kernel soak\n"), "{e}");
     }
 }
