@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that a person or CI runs. One file a command.
 
+mod apt;
 mod bench;
 mod host;
 mod lab;
@@ -29,7 +30,7 @@ enum Command {
     Lint,
     /// Build the project's kernel, and run the project on it in an emulated machine.
     Lab(lab::Arguments),
-    /// Run a benchmark; without a name, list them.
+    /// Run a benchmark.
     Bench(bench::Arguments),
 }
 

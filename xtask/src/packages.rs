@@ -4,8 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::host;
-use crate::step::{program, run};
+use crate::{apt, host};
 
 /// Programs, and the package that has each on Debian and its relatives.
 const NEEDED: &[(&str, &str)] = &[
@@ -97,16 +96,7 @@ fn ensure(needed: &[(&str, &'static str)]) -> Result<()> {
         eprintln!("{text}; without, these tests say that they are skipped.");
         return Ok(());
     }
-    let apt = || {
-        let mut apt = program("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet=2");
-        apt
-    };
-    // Lists that are there may do when they cannot be renewed; the installation tells.
-    if let Err(e) = run(apt().arg("update")) {
-        eprintln!("{e:#}; going on with the package lists that are there");
-    }
-    run(apt().args(["install", "--yes", "--no-install-recommends"]).args(&packages))
+    apt::install(&packages)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::kernel::{self, Series};
-use crate::host;
 use crate::step::run;
+use crate::{apt, host};
 
 /// Without these it is no host: `/dev/kvm`, swap, and a disk.
 const NEEDED: [&str; 4] = ["kvm_amd", "zram", "virtio_pci", "virtio_blk"];
@@ -84,7 +84,7 @@ pub(super) fn get(package: Option<&str>, series: Series) -> Result<Kernel> {
         // Lists that are old name files that are gone.
         Err(why) if host::is_root() => {
             eprintln!("{why:#}; once more with new package lists");
-            run(Command::new("apt-get").args(["--quiet=2", "update"])).map_err(|_| why)?;
+            apt::update().map_err(|_| why)?;
             attempt()?
         }
         result => result?,
