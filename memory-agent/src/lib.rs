@@ -44,7 +44,7 @@ pub use scan::{
     scan, windows,
 };
 pub use swap::{SwapDevice, SwapError, SwapKind, active};
-pub use target::{FileView, Mapping, PageTables, Process, ProcessMemory, Target, TargetError};
+pub use target::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory, SharedMemory, Target, TargetError};
 pub use usage::{UsageError, counts_of};
 pub use vmstat::{SwapCounters, VmstatError};
 pub use zram::{ScopedZram, ZramError};

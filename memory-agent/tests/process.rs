@@ -90,7 +90,7 @@ impl Other {
 
     fn memory(&self) -> ProcessMemory {
         let process = Process::open(self.child.id()).unwrap();
-        let mut memories = process.shared_memory(NAME).unwrap();
+        let mut memories = process.shared_memory(NAME).unwrap().memories;
         assert_eq!(memories.len(), 1);
         memories.remove(0)
     }
@@ -428,7 +428,7 @@ fn every_piece_of_a_file_is_found_once() {
     // A second mapping, for reading: the one that writes is what the process works with.
     let view = FileView::new(memory.file.try_clone().unwrap(), 64 * PAGE_SIZE).unwrap();
     let process = Process::open(std::process::id()).unwrap();
-    let found = process.shared_memory("memory-agent-own-pieces").unwrap();
+    let found = process.shared_memory("memory-agent-own-pieces").unwrap().memories;
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].address() as usize, memory.mapping().address_of(0).unwrap());
     assert_eq!(PageCache.residency(&found[0], 0..64).unwrap(), memory.truth());

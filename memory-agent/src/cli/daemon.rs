@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::exit::{Coded, ExitCode, end_of};
 use super::metrics::MetricsFile;
+use super::opened::Opened;
 use super::options::{Memory, duration};
 use super::output::say;
 use super::stop::Stop;
@@ -49,16 +50,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         put_back: !arguments.no_put_back,
     })
     .map_err(end_of)?;
-    let memories = arguments.memory.open()?;
-    let targets: Vec<&dyn Target> = memories.iter().map(|memory| memory as &dyn Target).collect();
-    let Some(process) = memories.first().map(|memory| memory.process()) else { return Ok(()) };
+    let opened = arguments.memory.open()?;
+    let targets: Vec<&dyn Target> = opened.memories.iter().map(|memory| memory as &dyn Target).collect();
+    let Some(process) = opened.memories.first().map(|memory| memory.process()) else { return Ok(()) };
     let (told, watched) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| {
             let end = agent.watch(&targets);
             stop.ask();
             end
         });
-        let told = tell(arguments, &agent, process, &stop);
+        let told = tell(arguments, &agent, &opened, process, &stop);
         agent.stop();
         (told, watching.join())
     });
@@ -74,7 +75,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 }
 
 /// Says what the agent knows until it is time to stop.
-fn tell(arguments: &Arguments, agent: &Agent, process: &Process, stop: &Stop) -> Result<(), End> {
+fn tell(arguments: &Arguments, agent: &Agent, opened: &Opened, process: &Process, stop: &Stop) -> Result<(), End> {
     let file = arguments.metrics.as_deref().map(MetricsFile::new);
     while !stop.wait(arguments.interval) && !process.has_ended() {
         let now = Metrics { pid: process.pid(), map: agent.counts(), cost: agent.cost() };
@@ -82,7 +83,7 @@ fn tell(arguments: &Arguments, agent: &Agent, process: &Process, stop: &Stop) ->
             file.write(&now)?;
         }
         if arguments.json {
-            print_json(&object(&now, agent.probe()))?;
+            print_json(&opened.object(&object(&now, agent.probe())))?;
         } else {
             print(&line(&now))?;
         }

@@ -50,8 +50,8 @@ pub(super) struct Arguments {
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let stop = Stop::on_signals()?;
-    let memories = arguments.memory.open()?;
-    let mut guard = Guard::new(&memories, arguments)?;
+    let opened = arguments.memory.open()?;
+    let mut guard = Guard::new(&opened.memories, arguments)?;
     let pid = arguments.memory.pid;
     say(format!("guarding PID {pid}: {} pages asleep", guard.report().remembered.swapped));
     let mut command = start(&arguments.command)?;
@@ -61,7 +61,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let status = guard.watch(arguments, &stop, command.as_mut());
     let end = guard.finish();
     let report = guard.report();
-    let text = if arguments.json { format!("{}\n", serde_json::json!(report)) } else { sentences(&report) };
+    let text =
+        if arguments.json { format!("{}\n", serde_json::json!(opened.object(&report))) } else { sentences(&report) };
     match &status {
         None => print_result(&text)?,
         // Standard output is the command's. When nobody hears it, all is done that there was to do.

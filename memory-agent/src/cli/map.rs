@@ -33,8 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
-    let memories = arguments.memory.open()?;
-    let file = MapFile::of(&memories, arguments.probe)?;
+    let file = MapFile::of(&arguments.memory.open()?, arguments.probe)?;
     if let Some(path) = &arguments.svg
         && let Some(largest) = file.memories.iter().max_by_key(|memory| memory.pages)
     {

@@ -8,6 +8,7 @@ use memory_agent::{ChosenProbe, Counts, ProbeChoice, ProcessMemory, Residency, T
 use serde::{Deserialize, Serialize};
 
 use super::exit::{ExitCode, end_of};
+use super::opened::{Omission, Opened};
 
 /// All memories of a process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub(crate) struct MapFile {
     pub(crate) exact: bool,
     /// The largest first.
     pub(crate) memories: Vec<MemoryMap>,
+    /// What there is no map of.
+    #[serde(default)]
+    pub(crate) left_out: Vec<Omission>,
 }
 
 /// One memory.
@@ -47,9 +51,10 @@ impl MapFile {
     ///
     /// # Errors
     /// When the probe cannot be used, or a memory has gone.
-    pub(crate) fn of(memories: &[ProcessMemory], choice: ProbeChoice) -> Result<Self, End> {
-        let mut file = Self { pid: 0, probe: String::new(), exact: true, memories: Vec::new() };
-        for memory in memories {
+    pub(crate) fn of(opened: &Opened, choice: ProbeChoice) -> Result<Self, End> {
+        let left_out = opened.left_out.clone();
+        let mut file = Self { pid: 0, probe: String::new(), exact: true, memories: Vec::new(), left_out };
+        for memory in &opened.memories {
             let probe = ChosenProbe::new(choice, memory).map_err(end_of)?;
             let map = MemoryMap::of(memory, &probe)?;
             file.pid = memory.process().pid();
@@ -123,7 +128,7 @@ mod tests {
             ns_per_page: 1.5,
             runs,
         };
-        MapFile { pid: 7, probe: "page-cache".into(), exact: true, memories: vec![map] }
+        MapFile { pid: 7, probe: "page-cache".into(), exact: true, memories: vec![map], left_out: Vec::new() }
     }
 
     fn read(text: &str) -> Result<MapFile, End> {

@@ -6,6 +6,7 @@ mod guard;
 mod map;
 mod map_file;
 mod metrics;
+mod opened;
 mod options;
 mod output;
 mod page_out;

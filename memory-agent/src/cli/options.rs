@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use command_line::End;
-use memory_agent::{Process, ProcessMemory};
+use memory_agent::Process;
 
 use super::exit::end_of;
+use super::opened::Opened;
 
 /// Whose memory.
 #[derive(Clone, Debug, Args)]
@@ -20,12 +21,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// All of it, the largest piece first.
+    /// All of it, the largest piece first. What cannot be worked with is said.
     ///
     /// # Errors
     /// When there is none, or it may not be looked at.
-    pub(crate) fn open(&self) -> Result<Vec<ProcessMemory>, End> {
-        Process::open(self.pid).and_then(|process| process.shared_memory(&self.name)).map_err(end_of)
+    pub(crate) fn open(&self) -> Result<Opened, End> {
+        let found = Process::open(self.pid).and_then(|process| process.shared_memory(&self.name));
+        found.map(Opened::new).map_err(end_of)
     }
 }
 

@@ -57,16 +57,17 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
-    let memories = arguments.memory.open()?;
+    let opened = arguments.memory.open()?;
+    let memories = &opened.memories;
     let What { range, all: _, idle } = &arguments.what;
     let chosen = match idle {
-        Some(time) => idle_pages(&memories, *time)?,
+        Some(time) => idle_pages(memories, *time)?,
         None if range.is_empty() => memories.iter().map(|memory| vec![0..memory.mapping().pages()]).collect(),
-        None => by_memory(&memories, range)?,
+        None => by_memory(memories, range)?,
     };
-    let report = page_out_all(&memories, &chosen)?;
+    let report = page_out_all(memories, &chosen)?;
     let mut output = Output::default();
-    if arguments.json { output.print_json(&report) } else { output.print(&sentence(&report)) }?;
+    if arguments.json { output.print_json(&opened.object(&report)) } else { output.print(&sentence(&report)) }?;
     if report.asked > 0 && report.swapped + report.queued == 0 {
         return Err(end_of(PageOutError::Kept(report.asked)));
     }

@@ -65,11 +65,13 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 
 fn hash(options: &Options, stop: &Stop) -> Result<(), End> {
     let mut output = Output::default();
-    for memory in options.memory.open()? {
+    let opened = options.memory.open()?;
+    for memory in &opened.memories {
         let mut hash = ContentHash::default();
-        let report = read(&memory, options, &mut hash, stop)?;
+        let report = read(memory, options, &mut hash, stop)?;
         if options.json {
-            output.print_json(&json!({ "name": memory.name(), "blake3": hash.hex(), "scan": report }))?;
+            let object = json!({ "name": memory.name(), "blake3": hash.hex(), "scan": report });
+            output.print_json(&opened.object(&object))?;
         } else {
             output.print(&format!("{}  {}\n", hash.hex(), memory.name()))?;
         }
@@ -79,15 +81,17 @@ fn hash(options: &Options, stop: &Stop) -> Result<(), End> {
 
 fn zero(options: &Options, stop: &Stop) -> Result<(), End> {
     let mut output = Output::default();
-    for memory in options.memory.open()? {
+    let opened = options.memory.open()?;
+    for memory in &opened.memories {
         let mut zeros = ZeroFinder::default();
-        let report = read(&memory, options, &mut zeros, stop)?;
+        let report = read(memory, options, &mut zeros, stop)?;
         let pages = zeros.pages();
         if options.json {
             let ranges: Vec<_> = zeros.ranges().iter().map(|range| (range.start, range.end - range.start)).collect();
-            output.print_json(&json!({
+            let object = json!({
                 "name": memory.name(), "pages": pages, "bytes": pages * PAGE_SIZE, "ranges": ranges, "scan": report,
-            }))?;
+            });
+            output.print_json(&opened.object(&object))?;
         } else {
             let of = report.pages.resident + report.pages.swapped;
             output.print(&format!(
@@ -101,9 +105,9 @@ fn zero(options: &Options, stop: &Stop) -> Result<(), End> {
 }
 
 fn dump(path: &Path, options: &Options, stop: &Stop) -> Result<(), End> {
-    let memories = options.memory.open()?;
-    let [memory] = memories.as_slice() else {
-        let names: Vec<_> = memories.iter().map(ProcessMemory::name).collect();
+    let opened = options.memory.open()?;
+    let [memory] = opened.memories.as_slice() else {
+        let names: Vec<_> = opened.memories.iter().map(ProcessMemory::name).collect();
         let text = format!("a dump is of one memory and there are several, {}: use --name", names.join(" and "));
         return Err(End::text(ExitCode::Usage, text));
     };
@@ -117,9 +121,9 @@ fn dump(path: &Path, options: &Options, stop: &Stop) -> Result<(), End> {
     let written = dump.written();
     let mut output = Output::default();
     if options.json {
-        output.print_json(
-            &json!({ "name": memory.name(), "pages": memory.mapping().pages(), "written": written, "scan": report }),
-        )?;
+        let pages = memory.mapping().pages();
+        let object = json!({ "name": memory.name(), "pages": pages, "written": written, "scan": report });
+        output.print_json(&opened.object(&object))?;
     } else {
         output.print(&format!(
             "{written} of {} pages written ({}), the others are holes  {}\n",

@@ -63,7 +63,8 @@ impl Change {
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let stop = Stop::on_signals()?;
-    let memories = arguments.memory.open()?;
+    let opened = arguments.memory.open()?;
+    let memories = &opened.memories;
     let probes = memories.iter().map(|memory| ChosenProbe::new(arguments.probe, memory));
     let probes: Vec<_> = probes.collect::<Result<_, _>>().map_err(end_of)?;
     let mut screen = (!arguments.json && std::io::stdout().is_terminal()).then(Screen::default);
@@ -71,7 +72,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let mut before = None;
     loop {
         let looked = Instant::now();
-        let maps = match look(&memories, &probes) {
+        let maps = match look(memories, &probes) {
             Err(end) if before.is_some() && end.code() == u8::from(ExitCode::Gone) => {
                 say(end);
                 return Ok(());
@@ -83,7 +84,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         let look = Look { seconds: started.elapsed().as_secs_f64(), counts, change };
         before = Some(counts);
         match &mut screen {
-            _ if arguments.json => print_json(&look)?,
+            _ if arguments.json => print_json(&opened.object(&look))?,
             Some(screen) => screen.show(&maps, &look)?,
             None => print(&line(&look))?,
         }

@@ -38,6 +38,11 @@ impl FileView {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TargetError> {
         let path = path.as_ref();
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(io_error("open", path))?;
+        Self::whole(file, path)
+    }
+
+    /// Maps all of a file, that errors call `path`.
+    pub(super) fn whole(file: File, path: &Path) -> Result<Self, TargetError> {
         let size = file.metadata().map_err(io_error("examine", path))?.len();
         Self::new(file, size / PAGE_SIZE * PAGE_SIZE)
     }

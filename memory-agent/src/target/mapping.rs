@@ -12,7 +12,7 @@ use crate::page_state::PAGE_SIZE;
 use crate::sys::{self, SharedMap};
 
 /// File system type of a memfd and of tmpfs (include/uapi/linux/magic.h `TMPFS_MAGIC`).
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+pub(super) const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// An existing `MAP_SHARED` mapping of a shared memory file in this process.
 ///

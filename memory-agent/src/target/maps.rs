@@ -2,6 +2,28 @@
 
 use std::ops::Range;
 
+use rustix::fs::{Stat, makedev};
+
+/// Which file: numbers of files are their file system's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    pub(super) device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
+    }
+
+    /// As `maps` has it: `MAJOR:MINOR` in hexadecimal, and the inode.
+    fn parse(device: &str, inode: &str) -> Option<Self> {
+        let (major, minor) = device.split_once(':')?;
+        let hex = |text| u32::from_str_radix(text, 16).ok();
+        Some(Self { device: makedev(hex(major)?, hex(minor)?), inode: inode.parse().ok()? })
+    }
+}
+
 /// A shared mapping of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SharedFileMapping {
@@ -9,8 +31,7 @@ pub(super) struct SharedFileMapping {
     pub(super) writable: bool,
     /// Of the first byte in the file.
     pub(super) offset: u64,
-    /// Device and inode: the file.
-    pub(super) file: (String, u64),
+    pub(super) file: FileId,
     pub(super) name: String,
 }
 
@@ -25,22 +46,26 @@ impl SharedFileMapping {
         let (start, end) = field()?.split_once('-')?;
         let permissions = field()?;
         let offset = field()?;
-        let device = field()?.to_owned();
-        let inode = field()?.parse().ok()?;
+        let file = FileId::parse(field()?, field()?)?;
         let hex = |text| u64::from_str_radix(text, 16).ok();
         let mapping = Self {
             addresses: hex(start)?..hex(end)?,
             writable: permissions.as_bytes().get(1) == Some(&b'w'),
             offset: hex(offset)?,
-            file: (device, inode),
+            file,
             name: rest.strip_suffix(" (deleted)").unwrap_or(rest).to_owned(),
         };
         (permissions.as_bytes().get(3) == Some(&b's')).then_some(mapping)
     }
 
+    /// Bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.addresses.end - self.addresses.start
+    }
+
     /// Offsets in the file.
     pub(super) fn offsets(&self) -> Range<u64> {
-        self.offset..self.offset + (self.addresses.end - self.addresses.start)
+        self.offset..self.offset + self.length()
     }
 
     /// Whether `next` goes on where this ends, in memory and in the file.
@@ -95,7 +120,18 @@ e000-f000 rw-p 00000000 00:00 0
             places,
             [(0x7000..0xa000, 0, true), (0xa000..0xb000, 0x3000, false), (0xc000..0xd000, 0x3000, true)]
         );
-        assert!(found.iter().all(|m| m.name == "/memfd:ram" && m.file == ("00:01".into(), 9)));
+        let file = FileId { device: 1, inode: 9 };
+        assert!(found.iter().all(|m| m.name == "/memfd:ram" && m.file == file));
+    }
+
+    #[test]
+    fn a_device_is_read_as_stat_has_it() {
+        let stat = rustix::fs::stat("/proc/self/exe").unwrap();
+        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let device = format!("{major:02x}:{minor:02x}");
+        assert_eq!(FileId::parse(&device, &stat.st_ino.to_string()), Some(FileId::of(&stat)));
+        assert_eq!(FileId::parse("1", "2"), None);
+        assert_eq!(FileId::parse("0:g", "2"), None);
     }
 
     #[test]
@@ -104,7 +140,9 @@ e000-f000 rw-p 00000000 00:00 0
         let part = SharedFileMapping { addresses: 0x8000..0xa000, offset: 0x1000, ..found[0].clone() };
         assert!(found[0].has(&part) && !found[1].has(&part));
         let moved = SharedFileMapping { offset: 0x2000, ..part.clone() };
-        let other = SharedFileMapping { file: ("00:01".into(), 10), ..part };
+        let other = SharedFileMapping { file: FileId { device: 1, inode: 10 }, ..part.clone() };
+        let elsewhere = SharedFileMapping { file: FileId { device: 2, inode: 9 }, ..part };
+        assert!(!found[0].has(&elsewhere));
         assert!(!found[0].has(&moved) && !found[0].has(&other));
     }
 

@@ -1,6 +1,7 @@
 //! Shared memory that can be asked about and paged out: one's own mapping, or another process's.
 
 mod file_view;
+mod mapped_file;
 mod mapping;
 mod maps;
 mod process;
@@ -17,7 +18,7 @@ use thiserror::Error;
 use crate::page_state::PAGE_SIZE;
 pub use file_view::FileView;
 pub use mapping::Mapping;
-pub use process::Process;
+pub use process::{LeftOut, Process, SharedMemory};
 pub use process_memory::ProcessMemory;
 
 /// Why memory cannot be looked at.

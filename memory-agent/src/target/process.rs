@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::maps::{SharedFileMapping, shared_mappings};
-use super::{FileView, ProcessMemory, TargetError, io_error};
+use super::{ProcessMemory, TargetError, io_error};
 
 /// How long a process may take to end after it has let go of its memory, which may be much.
 const ENDING: Duration = Duration::from_secs(2);
@@ -74,7 +73,7 @@ impl Process {
         opened.map(File::from).map_err(|e| self.refused(what, name, e.into()))
     }
 
-    fn refused(&self, what: &'static str, name: &str, error: io::Error) -> TargetError {
+    pub(super) fn refused(&self, what: &'static str, name: &str, error: io::Error) -> TargetError {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::SRCH) => TargetError::Exited(self.pid),
             _ if self.has_ended() => TargetError::Exited(self.pid),
@@ -100,62 +99,68 @@ impl Process {
     /// several pieces gives several, one that is mapped more than once is taken where it can be written.
     ///
     /// # Errors
-    /// [`TargetError::NotFound`] when there is none; others when it cannot be looked at.
-    pub fn shared_memory(self: &Arc<Self>, name: &str) -> Result<Vec<ProcessMemory>, TargetError> {
+    /// [`TargetError::NotFound`] when there is none; why it is left out, when all there is is left out; others when the
+    /// process cannot be looked at.
+    pub fn shared_memory(self: &Arc<Self>, name: &str) -> Result<SharedMemory, TargetError> {
         let mut mappings = self.shared_mappings()?;
         mappings.retain(|mapping| mapping.name.contains(name));
         // A mapping that writes is the one that the process works with.
-        mappings.sort_by_key(|m| (!m.writable, std::cmp::Reverse(m.addresses.end - m.addresses.start)));
-        let mut memories: Vec<ProcessMemory> = Vec::new();
-        let mut refused = None;
+        mappings.sort_by_key(|m| (!m.writable, std::cmp::Reverse(m.length())));
+        let mut found = SharedMemory::default();
         for mapping in mappings {
             let covered = |memory: &ProcessMemory| memory.covers(&mapping);
-            if memories.iter().any(covered) {
+            if found.memories.iter().any(covered) {
                 continue;
             }
-            let same_file = memories.iter().find(|memory| memory.is_of(&mapping));
-            let view = match same_file.map(|memory| Ok(memory.file())).unwrap_or_else(|| self.view_of(&mapping)) {
-                Ok(view) => view,
-                Err(e) => {
-                    refused.get_or_insert(e);
-                    continue;
+            match self.memory_of(&mapping, &found.memories) {
+                Ok(Some(memory)) => found.memories.push(memory),
+                Ok(None) => {}
+                Err(why @ TargetError::Exited(_)) => return Err(why),
+                Err(why) => {
+                    let (name, address, bytes) = (mapping.name.clone(), mapping.addresses.start, mapping.length());
+                    found.left_out.push(LeftOut { name, address, bytes, why });
                 }
-            };
-            memories.push(ProcessMemory::new(Arc::clone(self), view, mapping)?);
+            }
         }
-        match (memories.is_empty(), refused) {
-            (false, _) => Ok(memories),
-            (true, Some(why @ (TargetError::NoRight { .. } | TargetError::Exited(_)))) => Err(why),
-            (true, Some(why)) if !name.is_empty() => Err(why),
-            (true, _) => Err(TargetError::NotFound { pid: self.pid, name: name.to_owned() }),
+        match (found.memories.is_empty(), found.left_out.is_empty()) {
+            (false, _) => Ok(found),
+            (true, false) => Err(found.left_out.swap_remove(0).why),
+            (true, true) => Err(TargetError::NotFound { pid: self.pid, name: name.to_owned() }),
         }
     }
 
-    /// The file of a mapping, opened by that mapping, or by a descriptor of the process where this is not permitted
-    /// (fs/proc/base.c `proc_map_files_get_link`).
-    fn view_of(&self, mapping: &SharedFileMapping) -> Result<Arc<FileView>, TargetError> {
-        use std::os::unix::fs::MetadataExt;
-        let pid = self.pid;
-        let by_mapping = self.map_file(mapping).map_or_else(Err, FileView::open);
-        let view = by_mapping.or_else(|why| {
-            let folder = format!("/proc/{pid}/fd");
-            let entries = std::fs::read_dir(&folder).map_err(|e| self.refused("list the files", "fd", e))?;
-            let has_inode = |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.ino() == mapping.file.1);
-            let path = entries.flatten().map(|entry| entry.path()).find(|path| has_inode(path)).ok_or(why)?;
-            FileView::open(path)
-        })?;
-        // Still there, so what was opened by number was this process's.
-        if self.has_ended() { Err(TargetError::Exited(pid)) } else { Ok(Arc::new(view)) }
+    /// The memory that a mapping is, where it is any; `others` have their files open.
+    fn memory_of(
+        self: &Arc<Self>,
+        mapping: &SharedFileMapping,
+        others: &[ProcessMemory],
+    ) -> Result<Option<ProcessMemory>, TargetError> {
+        let view = match others.iter().find(|memory| memory.is_of(mapping)) {
+            Some(memory) => Some(memory.file()),
+            None => self.view_of(mapping)?,
+        };
+        view.map(|view| ProcessMemory::new(Arc::clone(self), view, mapping.clone())).transpose()
     }
+}
 
-    /// Where `/proc` has the file of a mapping, or of its first part: neighbours may have been joined.
-    fn map_file(&self, mapping: &SharedFileMapping) -> Result<std::path::PathBuf, TargetError> {
-        let folder = format!("/proc/{}/map_files", self.pid);
-        let entries = std::fs::read_dir(&folder).map_err(|e| self.refused("list the mapped files", "map_files", e))?;
-        let start = format!("{:x}-", mapping.addresses.start);
-        let entry = entries.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with(&start));
-        entry
-            .map(|entry| entry.path())
-            .ok_or_else(|| TargetError::NotFound { pid: self.pid, name: mapping.name.clone() })
-    }
+/// What [`Process::shared_memory`] has found.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    /// Memory that can be worked with, the largest piece first.
+    pub memories: Vec<ProcessMemory>,
+    /// Memory that cannot.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A shared mapping of a memory file that cannot be worked with.
+#[derive(Debug)]
+pub struct LeftOut {
+    /// The file's name.
+    pub name: String,
+    /// Where the process has its first byte.
+    pub address: u64,
+    /// How much of it is mapped.
+    pub bytes: u64,
+    /// Why not.
+    pub why: TargetError,
 }

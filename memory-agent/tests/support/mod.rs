@@ -22,6 +22,11 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Bytes of swap that the tests of one process share.
 const SWAP_BYTES: u64 = 1 << 30;
 
+/// Whether a test that this machine could run must run.
+pub(crate) fn must_run() -> bool {
+    rustix::process::geteuid().is_root() && std::env::var("CI").is_ok_and(|ci| ci == "true")
+}
+
 /// Whether what waits in the swap cache can be told here; says in a line that `test` is skipped where it cannot.
 pub(crate) fn tells_swap_cache(test: &str) -> bool {
     let tells = KernelOffer::of_this_host().cachestat;
@@ -43,9 +48,7 @@ pub(crate) fn with_swap(test: &str, body: impl Fn()) {
     let zram = match shared_zram() {
         Ok(zram) => zram,
         Err(error) => {
-            let root = rustix::process::geteuid().is_root();
-            let must = root && std::env::var("CI").is_ok_and(|ci| ci == "true");
-            assert!(!must, "{test} needs swap: {error}");
+            assert!(!must_run(), "{test} needs swap: {error}");
             eprintln!("skipped {test}: {error}");
             return;
         }
@@ -117,15 +120,28 @@ impl Memory {
     pub(crate) fn new(name: &str, pages: u64) -> Self {
         let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
         file.set_len(pages * PAGE_SIZE).unwrap();
+        Self::of_file(file, pages)
+    }
+
+    /// Maps a file that has so many pages.
+    pub(crate) fn of_file(file: File, pages: u64) -> Self {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let length = (pages * PAGE_SIZE) as usize;
         // SAFETY: a new mapping at a place of the kernel's choice, unmapped by drop only.
-        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0) };
+        let base = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), length, protection, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0)
+        };
         Self { file, base: base.unwrap().cast(), pages }
     }
 
     pub(crate) fn mapping(&self) -> Mapping<'_> {
         Mapping::new(self.file.as_fd(), 0, self.base.addr(), self.pages * PAGE_SIZE).unwrap()
+    }
+
+    /// The same mapping, without a descriptor of its file: an empty one takes its place.
+    pub(crate) fn without_file(mut self) -> Self {
+        self.file = File::from(memfd_create("empty", MemfdFlags::CLOEXEC).unwrap());
+        self
     }
 
     fn at(&self, page: u64, index: usize) -> *mut u64 {
