@@ -1,11 +1,4 @@
-//! What the host knows of a process's shared pages, and what can be done about it.
-//!
-//! A shared memory file (memfd) mapped by a process holds pages of three kinds: *holes*, which were never
-//! written, *resident* pages, and *swapped* pages ([`PageState`]). This crate tells which is which without
-//! changing it ([`Probe`], [`PageCache`]), pages out and checks that it happened ([`page_out`]), and lets
-//! somebody read such memory and leave it as warm and as cold as it was ([`ScanGuard`]).
-//!
-//! It knows Linux memory, and nothing of what the memory is used for.
+#![doc = include_str!("../README.md")]
 
 mod agent;
 mod byte_size;

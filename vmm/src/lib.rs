@@ -1,5 +1,4 @@
-//! Thermocline: a KVM virtual machine monitor that knows which guest pages the host has swapped out, migrates a running
-//! guest without waking them, and leaves both hosts as warm and as cold as they were.
+#![doc = include_str!("../README.md")]
 
 use command_line::Program;
 

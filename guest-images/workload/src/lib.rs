@@ -5,6 +5,16 @@
 //! serial port how that goes ([`Line`]); [`Command`]s are typed there. It needs no disk, no firmware and no memory
 //! beyond 2 MiB, its working set and its cold pages, so that every page it did not touch stays a hole.
 //!
+//! ```
+//! use workload_guest::{ELF, Options};
+//!
+//! let options: Options = "working-set=1MiB,rate=2000".parse()?;
+//! assert_eq!(options.working_set, 1 << 20);
+//! // A machine's kernel, and its command line.
+//! println!("{} bytes, {options}", ELF.len());
+//! # Ok::<(), workload_guest::OptionsError>(())
+//! ```
+//!
 //! The modules that the image and the host must agree on are compiled into both; see the README for the rest.
 
 pub mod command;
