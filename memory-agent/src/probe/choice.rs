@@ -1,24 +1,17 @@
 //! Which probe to use on this host, and why.
 
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{ExactScan, Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker};
-use crate::page_out::page_out;
-use crate::page_state::{PAGE_SIZE, PageState};
+use super::{ExactScan, Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker, trial};
 use crate::residency::Residency;
-use crate::swap;
-use crate::sys::pagemap::{self, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
-use crate::sys::{self, SharedMap, uffd};
-use crate::target::{Mapping, Target};
+use crate::sys::pagemap::Source;
+use crate::sys::{self, uffd};
+use crate::target::Target;
 
 /// The probes there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,7 +90,8 @@ pub struct KernelOffer {
     pub cachestat: bool,
     /// `PAGEMAP_SCAN`, Linux 6.7.
     pub pagemap_scan: bool,
-    /// `PAGEMAP_SCAN` with the project's exact query.
+    /// `PAGEMAP_SCAN` with the project's exact query, which was asked about pages of this process's own and answered as it
+    /// should; false where that cannot be tried because nothing can be paged out.
     pub exact_scan: bool,
     /// `process_madvise(2)`, Linux 5.10.
     pub process_madvise: bool,
@@ -109,24 +103,25 @@ pub struct KernelOffer {
 }
 
 impl KernelOffer {
-    /// Looks once in a process's life, but for the markers, which are tried again until something can be paged out.
+    /// Looks once in a process's life, but for what is tried again until something can be paged out.
     pub fn of_this_host() -> Self {
         static TRIED: OnceLock<KernelOffer> = OnceLock::new();
         if let Some(offer) = TRIED.get() {
             return *offer;
         }
+        let exact_scan = ExactScan::is_believed();
         let offer = Self {
             cachestat: sys::has_cachestat(),
-            pagemap_scan: has_pagemap_scan(Source::PageTables),
-            exact_scan: has_pagemap_scan(Source::File),
+            pagemap_scan: trial::understands(Source::PageTables),
+            exact_scan: exact_scan == Some(true),
             process_madvise: sys::process::has_process_madvise(),
             write_protect_async: uffd::features().is_ok_and(|has| {
                 let wanted = uffd::WP_SHMEM | uffd::WP_ASYNC;
                 has & wanted == wanted
             }),
-            markers: leaves_markers(),
+            markers: trial::markers(),
         };
-        if offer.markers.is_some() { *TRIED.get_or_init(|| offer) } else { offer }
+        if offer.markers.is_some() && exact_scan.is_some() { *TRIED.get_or_init(|| offer) } else { offer }
     }
 
     /// The probe for this host, and why. Asynchronous write protection is never chosen without being asked for: it costs
@@ -146,9 +141,9 @@ impl KernelOffer {
             ProbeKind::Marker if self.markers == Some(false) => {
                 Some("this kernel leaves no markers: use page-cache, or boot a marker-patched kernel")
             }
-            ProbeKind::ExactScan if !self.exact_scan => {
-                Some("this kernel has no exact query: use page-cache, or boot a kernel with the project's patches")
-            }
+            ProbeKind::ExactScan if !self.exact_scan => Some(
+                "this kernel has no exact query, or its answer could not be tried: use page-cache, or boot a kernel with the project's patches and set up swap",
+            ),
             ProbeKind::UffdMarker if !self.write_protect_async => {
                 Some("userfaultfd cannot protect asynchronously here (Linux 6.7 does): use page-cache")
             }
@@ -251,35 +246,5 @@ impl ChosenProbe {
 
 /// The quickest exact probe of this host.
 pub fn exact_probe() -> &'static dyn Probe {
-    static HAS_QUERY: OnceLock<bool> = OnceLock::new();
-    if *HAS_QUERY.get_or_init(|| has_pagemap_scan(Source::File)) { &ExactScan } else { &PageCache }
-}
-
-/// Whether the kernel understands the call, asked about nothing.
-fn has_pagemap_scan(source: Source) -> bool {
-    let Ok(pagemap) = File::open("/proc/self/pagemap") else { return false };
-    let mut regions = [PageRegion::default(); 1];
-    let asked = pagemap::scan(&pagemap, &(0..0), source, Wanted::AnyOf(PAGE_IS_SWAPPED), &mut regions);
-    !matches!(asked, Err(Errno::NOTTY | Errno::INVAL))
-}
-
-/// Pages out a few pages of one's own and looks whether they leave markers.
-fn leaves_markers() -> Option<bool> {
-    const PAGES: u64 = 8;
-    if !swap::active().is_ok_and(|devices| devices.iter().any(|device| device.free_bytes() > 0)) {
-        return None;
-    }
-    let file = File::from(memfd_create("memory-agent-trial", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()?);
-    // Not zeros: those need no place in swap, and what was only read becomes a hole again.
-    std::io::Write::write_all(&mut &file, &[0xa5; (PAGES * PAGE_SIZE) as usize]).ok()?;
-    fcntl_add_seals(&file, SealFlags::SHRINK).ok()?;
-    let map = SharedMap::new(file.as_fd(), (PAGES * PAGE_SIZE) as usize).ok()?;
-    let mapping = Mapping::of_map(file.as_fd(), &map);
-    mapping.map_pages(&(0..PAGES)).ok()?;
-    page_out(&mapping, &[0..PAGES]).ok()?;
-    let truth = PageCache.residency(&mapping, 0..PAGES).ok()?;
-    let hint = Marker.hint(&mapping, 0..PAGES).ok()?;
-    let mut swapped = truth.ranges_of(PageState::Swapped).flatten().peekable();
-    swapped.peek()?;
-    Some(swapped.any(|page| hint.get(page) == Some(PageState::Swapped)))
+    if ExactScan::is_believed() == Some(true) { &ExactScan } else { &PageCache }
 }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use super::marker::entries;
-use super::{PageCache, Probe, ProbeError, check_range};
+use super::table_scan::{Kernel, entries};
+use super::{PageCache, Probe, ProbeError, check_range, trial};
 use crate::residency::Residency;
 use crate::sys::pagemap::Source;
 use crate::target::Target;
@@ -13,9 +13,19 @@ use crate::target::Target;
 /// Asks `PAGEMAP_SCAN` with `PM_SCAN_EXACT_SWAP` (host-kernel/patches): pages that are mapped cost nothing, the others a walk of
 /// the file's page cache, a page table's worth at a time.
 ///
-/// Where the kernel has no such query, or does not answer it for this memory, [`PageCache`] does.
+/// Of a page that the answer does not have it says that it is a hole. So the kernel is believed after it has given the right
+/// answer about pages of this process's own, in each state; that takes swap to page out to. Where the kernel has no such
+/// query, is not believed, or does not answer it for this memory, [`PageCache`] does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExactScan;
+
+impl ExactScan {
+    /// Whether the kernel has the query and answers as it should; `None` where that cannot be tried because nothing can be
+    /// paged out.
+    pub(super) fn is_believed() -> Option<bool> {
+        trial::exact_scan()
+    }
+}
 
 impl Probe for ExactScan {
     fn name(&self) -> &'static str {
@@ -24,7 +34,10 @@ impl Probe for ExactScan {
 
     fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
         check_range(target, &pages)?;
-        let found = entries(&target.page_tables()?, &pages, Source::File);
+        if Self::is_believed() != Some(true) {
+            return PageCache.residency(target, pages);
+        }
+        let found = entries(&Kernel, &target.page_tables()?, &pages, Source::File);
         target.check()?;
         match found {
             Err(ProbeError::System { source, .. }) if is_no_answer(&source) => PageCache.residency(target, pages),

@@ -2,20 +2,11 @@
 
 use std::ops::Range;
 
-use rustix::io::Errno;
-
+use super::table_scan::{Kernel, entries};
 use super::{Hint, HintProbe, ProbeError, check_range};
-use crate::page_state::{Counts, PAGE_SIZE, PageState};
-use crate::residency::{Builder, Residency};
-use crate::sys::pagemap::{self, PAGE_IS_INCORE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
-use crate::target::{PageTables, Target};
-
-/// Regions that one call gives back: 12 KiB.
-const REGIONS: usize = 512;
-/// Bytes of memory that are asked about at a time, at most.
-const STEP: u64 = 16384 * PAGE_SIZE;
-/// Entries that are read at a time where there is no `PAGEMAP_SCAN`.
-const ENTRIES: usize = 8192;
+use crate::residency::Residency;
+use crate::sys::pagemap::Source;
+use crate::target::Target;
 
 /// Reads `PM_SWAP` from page tables: `PAGEMAP_SCAN` (Linux 6.7), or `/proc/PID/pagemap` entry by entry.
 ///
@@ -40,90 +31,8 @@ impl HintProbe for Marker {
 
 /// Which pages the process that works with the memory has mapped, as resident ones; what all others are said to be is a hint.
 pub(crate) fn mapped(target: &dyn Target, pages: &Range<u64>) -> Result<Residency, ProbeError> {
-    let found = entries(&target.page_tables()?, pages, Source::PageTables);
+    let found = entries(&Kernel, &target.page_tables()?, pages, Source::PageTables);
     // That the process has gone is the better reason.
     target.check()?;
     Ok(found?.build())
-}
-
-/// What page tables say of pages: present, swapped, or nothing, which is built as a hole.
-///
-/// Neighbours mostly are alike, and pages that a scan does not give back cost it least: so each step asks for those
-/// pages that are not what most of the last step's were.
-pub(super) fn entries(tables: &PageTables, pages: &Range<u64>, source: Source) -> Result<Builder, ProbeError> {
-    let in_memory = match source {
-        Source::PageTables => PAGE_IS_PRESENT,
-        Source::File => PAGE_IS_INCORE,
-    };
-    let mut found = Builder::new();
-    let addresses = tables.addresses(pages);
-    let mut regions = [PageRegion::default(); REGIONS];
-    let mut asked = addresses.start;
-    let mut most = PageState::Hole;
-    let page = |address: u64| tables.page_at(address.clamp(addresses.start, addresses.end)) - pages.start;
-    while asked < addresses.end {
-        let wanted = match most {
-            PageState::Hole => Wanted::AnyOf(in_memory | PAGE_IS_SWAPPED),
-            PageState::Resident => Wanted::NotIn(in_memory),
-            PageState::Swapped => Wanted::NotIn(PAGE_IS_SWAPPED),
-        };
-        let step = asked..addresses.end.min(asked + STEP);
-        match pagemap::scan(&tables.pagemap, &step, source, wanted, &mut regions) {
-            Ok((regions, until)) if until > asked => {
-                let mut counts = Counts::default();
-                let mut fill = |until: u64, state| {
-                    counts.count(state, until.saturating_sub(found.len()));
-                    found.fill(until, state);
-                };
-                for region in regions {
-                    fill(page(region.start), most);
-                    fill(page(region.end), state_of(region.categories));
-                }
-                fill(page(until), most);
-                most = counts.most();
-                asked = until;
-            }
-            Err(Errno::NOTTY) if source == Source::PageTables => {
-                one_by_one(tables, &(pages.start + page(asked)..pages.end), &mut found)?;
-                asked = addresses.end;
-            }
-            Ok(_) => return Err(failed("PAGEMAP_SCAN", pages, Errno::IO.into())),
-            Err(e) => return Err(failed("PAGEMAP_SCAN", pages, e.into())),
-        }
-    }
-    Ok(found)
-}
-
-/// What categories say of a page.
-fn state_of(categories: u64) -> PageState {
-    if categories & (PAGE_IS_PRESENT | PAGE_IS_INCORE) != 0 {
-        PageState::Resident
-    } else if categories & PAGE_IS_SWAPPED != 0 {
-        PageState::Swapped
-    } else {
-        PageState::Hole
-    }
-}
-
-fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder) -> Result<(), ProbeError> {
-    let mut categories = vec![0; ENTRIES];
-    let mut page = pages.start;
-    while page < pages.end {
-        let length = categories.len().min((pages.end - page) as usize);
-        let address = tables.addresses(&(page..page)).start;
-        let read = pagemap::read(&tables.pagemap, address / PAGE_SIZE, &mut categories[..length])
-            .map_err(|e| failed("read of pagemap", pages, e))?;
-        if read == 0 {
-            return Err(failed("read of pagemap", pages, Errno::SRCH.into()));
-        }
-        for category in &categories[..read] {
-            found.push(1, state_of(*category));
-        }
-        page += read as u64;
-    }
-    Ok(())
-}
-
-pub(super) fn failed(call: &'static str, pages: &Range<u64>, source: std::io::Error) -> ProbeError {
-    ProbeError::System { call, pages: pages.clone(), source }
 }

@@ -7,6 +7,8 @@ mod in_memory;
 mod marker;
 mod page_cache;
 mod swap_cache;
+mod table_scan;
+mod trial;
 mod uffd_marker;
 
 use std::io;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::marker::{entries, failed};
+use super::table_scan::{Kernel, entries, failed};
 use super::{Hint, HintProbe, ProbeError, check_range};
 use crate::sys::pagemap::Source;
 use crate::sys::{pagemap, uffd};
@@ -58,7 +58,7 @@ impl HintProbe for UffdMarker {
             // Of other memory it knows nothing.
             return Ok(Hint::open(pages.end - pages.start));
         }
-        Ok(Hint::of(entries(&self.tables, &pages, Source::PageTables)?.build()))
+        Ok(Hint::of(entries(&Kernel, &self.tables, &pages, Source::PageTables)?.build()))
     }
 
     fn arm(&self) -> Result<(), ProbeError> {
