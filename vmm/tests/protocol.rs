@@ -106,13 +106,19 @@ fn migrate(
     let receiving = thread::spawn({
         let destination = Arc::clone(&destination);
         move || {
-            destination::receive(Link::Unix(theirs), NO_DOOR, &Cancel::default(), |_| Ok(destination))
+            destination::receive(Link::try_from(theirs).unwrap(), NO_DOOR, &Cancel::default(), |_| Ok(destination))
                 .map(|arrived| drop(arrived.settle()))
         }
     });
     let options = Options { cold, ..Options::default() };
-    let source_result =
-        source::migrate(source.as_ref(), Link::Unix(ours), &options, None, &Cancel::default(), &mut |_: &Progress| {});
+    let source_result = source::migrate(
+        source.as_ref(),
+        Link::try_from(ours).unwrap(),
+        &options,
+        None,
+        &Cancel::default(),
+        &mut |_: &Progress| {},
+    );
     let destination_result = receiving.join().unwrap();
     ended.store(true, Ordering::SeqCst);
     guest.join().unwrap();
@@ -296,11 +302,14 @@ fn what_the_guest_has_written_is_counted_as_sent_again_and_nothing_else() {
     let destination = Arc::new(Fake::new());
     let report = thread::scope(|scope| {
         let receiving = scope.spawn(|| {
-            destination::receive(Link::Unix(theirs), NO_DOOR, &Cancel::default(), |_| Ok(Arc::clone(&destination)))
-                .map(|arrived| drop(arrived.settle()))
+            destination::receive(Link::try_from(theirs).unwrap(), NO_DOOR, &Cancel::default(), |_| {
+                Ok(Arc::clone(&destination))
+            })
+            .map(|arrived| drop(arrived.settle()))
         });
         let (options, cancel) = (Options::default(), Cancel::default());
-        let report = source::migrate(&source, Link::Unix(ours), &options, None, &cancel, &mut guest).unwrap();
+        let report =
+            source::migrate(&source, Link::try_from(ours).unwrap(), &options, None, &cancel, &mut guest).unwrap();
         receiving.join().unwrap().unwrap();
         report
     });

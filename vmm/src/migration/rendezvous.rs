@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-use super::link::{Address, Link, LinkError, Listener, SILENCE_LIMIT};
+use super::link::{Address, Link, LinkError, Listener};
 use super::wire::message::receive_message;
 use super::wire::{FrameReader, FrameWriter, Message, Refusal, RefusalReason, WireError, preamble};
 
@@ -121,7 +121,8 @@ impl Rendezvous {
     /// # Errors
     /// When it is not the other side of this migration; it has been told.
     pub fn answer(&self, link: Link) -> Result<(), JoinError> {
-        link.set_read_limit(INTRODUCTION).map_err(WireError::from)?;
+        let mut link = link;
+        link.set_deadline(Some(Instant::now() + INTRODUCTION));
         let mut writer = FrameWriter::new(link.try_clone().map_err(WireError::from)?);
         preamble::send(writer.link())?;
         let mut reader = FrameReader::new(link);
@@ -129,8 +130,8 @@ impl Rendezvous {
         match receive_message(&mut reader, "join")? {
             Message::Join(session, channel) if session == self.session => {
                 Message::Joined.send(&mut writer)?;
-                let link = reader.into_link();
-                link.set_read_limit(SILENCE_LIMIT).map_err(WireError::from)?;
+                let mut link = reader.into_link();
+                link.set_deadline(None);
                 self.put(channel, link);
                 Ok(())
             }

@@ -223,11 +223,7 @@ fn refuse(reader: &mut FrameReader<Link>, writer: &mut FrameWriter<Link>, error:
         return;
     }
     writer.link().shutdown(Shutdown::Write);
-    let deadline = Instant::now() + LAST_WORDS;
+    reader.link().set_deadline(Some(Instant::now() + LAST_WORDS));
     let mut rest = vec![0; 1 << 16];
-    while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        if reader.link().set_read_limit(left).is_err() || !matches!(reader.link().read(&mut rest), Ok(1..)) {
-            break;
-        }
-    }
+    while let Ok(1..) = reader.link().read(&mut rest) {}
 }

@@ -4,20 +4,23 @@
 //! |---|---|
 //! | `tcp:HOST:PORT` | `tcp.rs` |
 //! | `unix:PATH` | `unix.rs` |
+//!
+//! What both are once they have come about is in `connection.rs`.
 
+mod connection;
 mod tcp;
 pub(crate) mod unix;
 
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use rustix::net::RecvFlags;
+pub use connection::Link;
 
 /// How long a side waits for the other before it takes it for dead.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -91,133 +94,6 @@ pub enum LinkError {
     Setup(io::Error),
 }
 
-/// A connection.
-#[derive(Debug)]
-pub enum Link {
-    /// Over TCP.
-    Tcp(TcpStream),
-    /// Over a Unix socket.
-    Unix(UnixStream),
-}
-
-impl Link {
-    /// Connects.
-    ///
-    /// # Errors
-    /// When nobody answers in time.
-    pub fn connect(address: &Address) -> Result<Self, LinkError> {
-        let link = match address {
-            Address::Tcp(host_port) => tcp::connect(host_port, CONNECT_LIMIT).map(Self::Tcp),
-            Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
-        }
-        .map_err(|source| LinkError::Connect { address: address.clone(), source })?;
-        link.set_up().map_err(LinkError::Setup)?;
-        Ok(link)
-    }
-
-    /// A second handle of the same connection, to read with while the first writes.
-    ///
-    /// # Errors
-    /// When the host has no descriptor left.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
-        }
-    }
-
-    /// Ends one or both directions.
-    pub fn shutdown(&self, how: Shutdown) {
-        // Fails when the connection is gone, which is what was wanted.
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(how),
-            Self::Unix(stream) => stream.shutdown(how),
-        };
-    }
-
-    /// Sets how long a read may wait.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub fn set_read_limit(&self, limit: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(Some(limit)),
-            Self::Unix(stream) => stream.set_read_timeout(Some(limit)),
-        }
-    }
-
-    /// Lets reads wait for as long as the connection lives: that the other side's host is gone is noticed all the same.
-    ///
-    /// # Errors
-    /// When the host refuses.
-    pub fn wait_for_ever(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(None),
-            Self::Unix(stream) => stream.set_read_timeout(None),
-        }
-    }
-
-    /// Reads what has come, and waits for nothing: `WouldBlock` when that is nothing.
-    ///
-    /// # Errors
-    /// When the connection has failed.
-    pub fn read_now(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::net::recv(self, bytes, RecvFlags::DONTWAIT)?.0)
-    }
-
-    fn set_up(&self) -> io::Result<()> {
-        self.set_read_limit(SILENCE_LIMIT)?;
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_write_timeout(Some(SILENCE_LIMIT))?;
-                tcp::set_up(stream, SILENCE_LIMIT)
-            }
-            Self::Unix(stream) => {
-                stream.set_write_timeout(Some(SILENCE_LIMIT))?;
-                unix::set_up(stream)
-            }
-        }
-    }
-}
-
-impl AsFd for Link {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl Read for Link {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(bytes),
-            Self::Unix(stream) => stream.read(bytes),
-        }
-    }
-}
-
-impl Write for Link {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write_vectored(slices),
-            Self::Unix(stream) => stream.write_vectored(slices),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Waits for connections.
 #[derive(Debug)]
 pub enum Listener {
@@ -253,13 +129,12 @@ impl Listener {
     /// # Errors
     /// When the host fails.
     pub fn accept(&self) -> Result<Link, LinkError> {
-        let link = match self {
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Link::Tcp(stream)),
-            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Link::Unix(stream)),
+        match self {
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Link::of_tcp(stream)),
+            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Link::of_unix(stream)),
         }
-        .map_err(LinkError::Accept)?;
-        link.set_up().map_err(LinkError::Setup)?;
-        Ok(link)
+        .map_err(LinkError::Accept)?
+        .map_err(LinkError::Setup)
     }
 }
 

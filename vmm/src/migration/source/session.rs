@@ -277,11 +277,11 @@ impl<'m> Session<'m> {
         if self.cancel.is_cancelled() {
             return SourceError::Cancelled;
         }
-        if matches!(error, WireError::Io(_))
-            && self.reader.link().set_read_limit(LAST_WORDS).is_ok()
-            && let Ok(Message::Refuse(refusal)) = receive_message(&mut self.reader, "refuse")
-        {
-            return SourceError::Refused(refusal);
+        if matches!(error, WireError::Io(_)) {
+            self.reader.link().set_deadline(Some(Instant::now() + LAST_WORDS));
+            if let Ok(Message::Refuse(refusal)) = receive_message(&mut self.reader, "refuse") {
+                return SourceError::Refused(refusal);
+            }
         }
         error.into()
     }
