@@ -178,17 +178,17 @@ impl<F: FnMut(&Progress)> Observer for F {
 /// Over how long a rate is averaged.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
 
-/// Keeps the snapshot up to date.
-#[derive(Debug)]
-pub(super) struct Tracker {
+/// Keeps the snapshot up to date, and shows it.
+pub(super) struct Tracker<'o> {
+    observer: &'o mut dyn Observer,
     started: Instant,
     rate_since: (Instant, u64),
     /// What is shown.
     pub(super) now: Progress,
 }
 
-impl Tracker {
-    pub(super) fn new(pages_total: u64) -> Self {
+impl<'o> Tracker<'o> {
+    pub(super) fn new(pages_total: u64, observer: &'o mut dyn Observer) -> Self {
         let started = Instant::now();
         let now = Progress {
             phase: Phase::Negotiating,
@@ -205,17 +205,13 @@ impl Tracker {
             left_ms: None,
             tail: None,
         };
-        Self { started, rate_since: (started, 0), now }
+        Self { observer, started, rate_since: (started, 0), now }
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// Takes over what changes all the time.
-    pub(super) fn update(&mut self, bytes_sent: u64, owed: Owed) -> &Progress {
+    /// Takes over what changes all the time, and shows how far it is.
+    pub(super) fn show(&mut self, bytes_sent: u64, owed: Owed) {
         self.now.bytes_sent = bytes_sent;
-        self.now.elapsed_ms = self.elapsed().as_millis() as u64;
+        self.now.elapsed_ms = self.started.elapsed().as_millis() as u64;
         (self.now.owed_hot, self.now.owed_cold) = (owed.hot, owed.cold);
         let (since, bytes) = self.rate_since;
         let over = since.elapsed();
@@ -225,6 +221,6 @@ impl Tracker {
         }
         let owed_bytes = (owed.hot + owed.cold) * memory_agent::PAGE_SIZE;
         self.now.left_ms = (owed_bytes * 1000).checked_div(self.now.bytes_per_second);
-        &self.now
+        self.observer.progress(&self.now);
     }
 }

@@ -3,9 +3,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use memory_agent::PageOutReport;
+use memory_agent::{ByteSize, PageOutReport};
 
 use crate::ram::{GuestRam, PageSet, RamError};
+
+/// The most cold memory that is let be in memory at a time, whatever the source offers.
+const MOST: ByteSize = ByteSize::mib(256);
 
 /// Cold pages that have landed and are still in memory.
 #[derive(Debug)]
@@ -15,9 +18,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper that lets at most `window` pages be awake.
-    pub(super) fn new(pages: u64, window: u64) -> Self {
-        Self { awake: Mutex::new(PageSet::new(pages)), window: window.max(1) }
+    /// A keeper that lets at most `window` of `pages` pages be awake, and no more than [`MOST`].
+    pub(super) fn new(pages: u64, window: ByteSize) -> Self {
+        let window = window.min(MOST).pages().min(pages).max(1);
+        Self { awake: Mutex::new(PageSet::new(pages)), window }
     }
 
     /// These cold pages have landed; pages out all that are awake when the window is full, or `most` are.
@@ -53,5 +57,19 @@ impl Keeper {
 
     fn lock(&self) -> MutexGuard<'_, PageSet> {
         self.awake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_that_is_offered_is_bounded() {
+        let window = |pages, bytes| Keeper::new(pages, ByteSize(bytes)).window;
+        assert_eq!(window(1 << 20, 16 << 20), 4096);
+        assert_eq!(window(1 << 20, u64::MAX), MOST.pages());
+        assert_eq!(window(1000, u64::MAX), 1000);
+        assert_eq!(window(1000, 0), 1);
     }
 }

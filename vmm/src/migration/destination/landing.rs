@@ -149,7 +149,7 @@ impl<'env> Landing<'env> {
             landed: PageSet::new(pages),
             accounted: PageSet::new(pages),
             missing: Missing::new(pages),
-            keeper: Arc::new(Keeper::new(pages, window.pages())),
+            keeper: Arc::new(Keeper::new(pages, window)),
             can_page_out: Arc::new(AtomicBool::new(can_page_out)),
         };
         landing.spawn(scope, "land-warm", warm, None)?;

@@ -20,21 +20,20 @@ impl Session<'_> {
         let mut from = 0;
         let mut zeros = Vec::new();
         loop {
-            let runs = self.plan.next_hot(from, MAX_BATCH_PAGES as u64);
+            let runs = self.delivery.plan.next_hot(from, MAX_BATCH_PAGES as u64);
             let Some(last) = runs.last() else { break };
             from = last.end;
-            self.check_cancelled()?;
+            self.peer.check_cancelled()?;
             let mut remembered = self.ram().remember(&runs)?;
             let mut send = Vec::new();
             for run in remembered.runs() {
                 match run.state {
-                    PageState::Hole => zeros.push(self.found_hole(run.pages)),
+                    PageState::Hole => zeros.push(self.delivery.hole(run.pages)),
                     PageState::Resident => send.push(run.pages),
                     PageState::Swapped => {
-                        self.swapped.insert_range(run.pages.clone());
-                        self.plan.found_swapped(run.pages.clone());
+                        self.delivery.found_swapped(run.pages.clone());
                         // The policy may have left it in this lane.
-                        if all || self.plan.owes_hot(run.pages.start) {
+                        if all || self.delivery.plan.owes_hot(run.pages.start) {
                             send.push(run.pages);
                         }
                     }
@@ -53,7 +52,7 @@ impl Session<'_> {
     pub(super) fn send_cold_lane(&mut self) -> Result<(), SourceError> {
         let window = self.options.window.pages().max(1);
         loop {
-            let runs = self.plan.next_cold(window);
+            let runs = self.delivery.plan.next_cold(window);
             if runs.is_empty() {
                 break;
             }
@@ -63,8 +62,8 @@ impl Session<'_> {
             let mut room = MAX_BATCH_PAGES as u64;
             for run in remembered.runs() {
                 match run.state {
-                    PageState::Hole => zeros.push(self.found_hole(run.pages)),
-                    PageState::Resident => self.plan.found_awake(run.pages),
+                    PageState::Hole => zeros.push(self.delivery.hole(run.pages)),
+                    PageState::Resident => self.delivery.plan.found_awake(run.pages),
                     PageState::Swapped => {
                         let mut rest = run.pages;
                         while !rest.is_empty() {
@@ -73,7 +72,7 @@ impl Session<'_> {
                             room -= end - rest.start;
                             rest.start = end;
                             if room == 0 {
-                                self.check_cancelled()?;
+                                self.peer.check_cancelled()?;
                                 self.send_batch(Lane::Cold, &std::mem::take(&mut batch), &mut zeros)?;
                                 room = MAX_BATCH_PAGES as u64;
                                 self.show();
@@ -83,13 +82,13 @@ impl Session<'_> {
                 }
             }
             self.send_batch(Lane::Cold, &batch, &mut zeros)?;
-            self.sample_peak()?;
+            self.figures.look(self.guest.ram())?;
             put_back(remembered)?;
             self.send_zeros(zeros)?;
             self.show();
         }
         // What had woken up since the plan was made.
-        if self.plan.owed().hot > 0 { self.send_hot_lane(false) } else { Ok(()) }
+        if self.delivery.plan.owed().hot > 0 { self.send_hot_lane(false) } else { Ok(()) }
     }
 
     /// Reads the pages and sends those that have something in them; those that have not are added to `zeros`.
@@ -116,26 +115,12 @@ impl Session<'_> {
             })?;
         }
         if !full.is_empty() {
-            self.writer.write_summed(Kind::Pages, &payload, sum).map_err(|e| self.explain(e))?;
+            self.peer.writer.write_summed(Kind::Pages, &payload, sum)?;
         }
         self.payload = payload;
-        for run in full {
-            self.count_as_swapped_or_not(&run);
-            self.plan.sent(run);
-        }
-        for run in empty {
-            self.tracker.now.pages.zero += self.count_delivered(&run);
-            self.plan.sent(run.clone());
-            zeros.push(run);
-        }
+        full.into_iter().for_each(|run| self.delivery.sent(run));
+        zeros.extend(empty.into_iter().map(|run| self.delivery.empty(run)));
         Ok(())
-    }
-
-    /// These have never been written, or were given back: they go as zeros.
-    pub(super) fn found_hole(&mut self, run: Range<u64>) -> Range<u64> {
-        self.tracker.now.pages.hole += self.count_delivered(&run);
-        self.plan.sent(run.clone());
-        run
     }
 
     /// Tells the destination that these pages, which are counted and off the plan, read as zeros.
@@ -145,30 +130,7 @@ impl Session<'_> {
         }
         // Of one batch, holes were found before pages with nothing in them.
         ranges.sort_unstable_by_key(|range| range.start);
-        send_ranges(&ranges, &mut self.writer, |ranges, _| Message::Zeros(ranges)).map_err(|e| self.explain(e))
-    }
-
-    /// Counts what follows the guest: by its class, or as sent again.
-    pub(super) fn count_following(&mut self) {
-        for run in self.plan.owed_ranges() {
-            self.count_as_swapped_or_not(&run);
-        }
-    }
-
-    /// Takes pages that have something in them for delivered.
-    fn count_as_swapped_or_not(&mut self, run: &Range<u64>) {
-        let cold: u64 = self.delivered.gaps_in(run.clone()).map(|fresh| self.swapped.count_in(fresh)).sum();
-        let fresh = self.count_delivered(run);
-        self.tracker.now.pages.cold += cold;
-        self.tracker.now.pages.hot += fresh - cold;
-    }
-
-    /// Takes the pages for delivered; returns how many are for the first time and counts the others as sent again.
-    fn count_delivered(&mut self, run: &Range<u64>) -> u64 {
-        let again = self.delivered.count_in(run.clone());
-        self.delivered.insert_range(run.clone());
-        self.tracker.now.resent += again;
-        run.end - run.start - again
+        Ok(send_ranges(&ranges, &mut self.peer.writer, |ranges, _| Message::Zeros(ranges))?)
     }
 }
 

@@ -1,7 +1,24 @@
 //! The side that sends. [`migrate`] reads like the script it is; each phase is a function in a file of its own.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | pre-copy, phase by phase | `session.rs` |
+//! | how pages get from guest RAM onto the wire | `lanes.rs` |
+//! | when another round is worth its time | `rounds.rs` |
+//! | what is owed and what has been delivered | `delivery.rs` |
+//! | whether the guest runs, and whose it is | `guest.rs` |
+//! | what is said to the destination and heard of it | `peer.rs` |
+//! | the last pages, the state, who owns the guest | `switchover.rs` |
+//! | post-copy | `tail/` |
+//! | residency and swap activity here | `figures.rs` |
 
+mod delivery;
 mod error;
+mod figures;
+mod guest;
 mod lanes;
+mod peer;
+mod rounds;
 mod session;
 mod switchover;
 mod tail;
@@ -18,7 +35,7 @@ use super::SourceMachine;
 use super::cancel::Cancel;
 use super::link::Link;
 use super::plan::ColdPolicy;
-use super::progress::{Observer, Phase, Report};
+use super::progress::{Observer, Report};
 
 /// How much follows a guest a second that it does not wait for, unless somebody says otherwise.
 pub const DEFAULT_COLD_RATE: ByteSize = ByteSize::mib(64);
@@ -88,22 +105,8 @@ pub fn migrate(
     // Giving up ends the connection, and whatever waits on it sees only that.
     let mut session = Session::negotiate(machine, link, options, following, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
-    match copy(&mut session) {
-        Ok(()) => {}
-        Err(e) => return Err(session.give_up(e)),
+    match session.copy().and_then(|()| session.switch_over()) {
+        Ok(()) => session.finish(),
+        Err(e) => Err(session.give_up(e)),
     }
-    switchover::hand_over(session)
-}
-
-/// Everything that happens while the guest runs.
-fn copy(session: &mut Session<'_>) -> Result<(), SourceError> {
-    session.start_dirty_log()?;
-    session.enter(Phase::Warm);
-    session.classify()?;
-    session.send_warm()?;
-    session.finish_round()?;
-    session.enter(Phase::Cold);
-    session.send_cold()?;
-    session.enter(Phase::Converging);
-    session.converge()
 }

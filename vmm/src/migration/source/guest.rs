@@ -1,0 +1,104 @@
+//! The guest at the source: whether it runs, whether its writes are logged, and whose it is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::machine::{MachineError, MachineState};
+use crate::migration::{Belief, SourceMachine};
+use crate::ram::{GuestRam, PageSet};
+
+/// The guest. Unless it has been handed over it goes on as it was when this is dropped, its writes logged no more.
+pub(super) struct Guest<'m> {
+    machine: &'m dyn SourceMachine,
+    is_logged: bool,
+    paused: Option<Paused>,
+}
+
+/// A guest that was paused for switchover.
+struct Paused {
+    since: Instant,
+    was_running: bool,
+    /// It may run at the destination.
+    is_handed_over: bool,
+}
+
+impl<'m> Guest<'m> {
+    pub(super) fn new(machine: &'m dyn SourceMachine) -> Self {
+        Self { machine, is_logged: false, paused: None }
+    }
+
+    pub(super) fn ram(&self) -> &'m Arc<GuestRam> {
+        self.machine.ram()
+    }
+
+    /// What somebody believes of its memory, of all of it.
+    pub(super) fn believed(&self) -> Option<Belief> {
+        self.machine.believed().filter(|belief| belief.hint.len() == self.ram().pages())
+    }
+
+    /// From here on every write is known.
+    pub(super) fn log_writes(&mut self) -> Result<(), MachineError> {
+        self.machine.start_dirty_log()?;
+        self.is_logged = true;
+        Ok(())
+    }
+
+    /// The pages written since the last call.
+    pub(super) fn take_written(&self) -> Result<PageSet, MachineError> {
+        self.machine.take_dirty_log()
+    }
+
+    pub(super) fn pause(&mut self) {
+        let was_running = self.machine.is_running();
+        let since = Instant::now();
+        self.machine.pause();
+        self.paused = Some(Paused { since, was_running, is_handed_over: false });
+    }
+
+    /// Everything but its memory, while it is paused.
+    pub(super) fn save(&self) -> Result<MachineState, MachineError> {
+        let running = self.paused.as_ref().is_some_and(|paused| paused.was_running);
+        Ok(MachineState { running, ..self.machine.save()? })
+    }
+
+    /// Goes on, if it was paused for a switchover that does not happen and ran before that.
+    pub(super) fn go_on(&mut self) {
+        if let Some(paused) = self.paused.take_if(|paused| !paused.is_handed_over)
+            && paused.was_running
+        {
+            self.machine.resume();
+        }
+    }
+
+    /// It may run at the destination from here on: it never goes on here by itself.
+    pub(super) fn hand_over(&mut self) {
+        self.set_handed_over(true);
+    }
+
+    /// The destination says that it does not run the guest, and never has.
+    pub(super) fn take_back(&mut self) {
+        self.set_handed_over(false);
+    }
+
+    /// When it was paused.
+    pub(super) fn paused_since(&self) -> Option<Instant> {
+        self.paused.as_ref().map(|paused| paused.since)
+    }
+
+    fn set_handed_over(&mut self, is_handed_over: bool) {
+        if let Some(paused) = &mut self.paused {
+            paused.is_handed_over = is_handed_over;
+        }
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.go_on();
+        if self.is_logged
+            && let Err(e) = self.machine.stop_dirty_log()
+        {
+            tracing::warn!("the dirty log stays on: {e}");
+        }
+    }
+}
