@@ -50,6 +50,26 @@ pub enum Channel {
     Faults,
 }
 
+/// Numbers the attempts to make a migration's channels anew, whoever makes them: the newest counts on both sides, so that a
+/// channel which one attempt has left behind is never paired with one of another, and of two sides that call at once one
+/// gives way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Attempt {
+    /// One more than the newest that its maker knew of.
+    number: u32,
+    /// Tells apart what both sides begin at once.
+    tie: u32,
+}
+
+impl Attempt {
+    /// The one behind this.
+    fn next(self) -> std::io::Result<Self> {
+        let mut tie = [0; 4];
+        getrandom(&mut tie, GetRandomFlags::empty())?;
+        Ok(Self { number: self.number.saturating_add(1), tie: u32::from_ne_bytes(tie) })
+    }
+}
+
 /// Why a further connection did not come about.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -62,6 +82,9 @@ pub enum JoinError {
     /// The other side does not know this migration.
     #[error("the other side refuses: {}", .0.text)]
     Refused(Refusal),
+    /// Another attempt has begun behind this one.
+    #[error("the two sides have met another way")]
+    Superseded,
     /// A connection that belongs to no migration here.
     #[error("a connection that belongs to no migration here")]
     Stranger,
@@ -77,6 +100,8 @@ pub struct Rendezvous {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The newest that is known; everything below is of this one.
+    attempt: Attempt,
     /// Joined and not taken yet.
     waiting: [Option<Link>; 2],
     /// Taken: to be ended when the other side comes anew.
@@ -98,17 +123,18 @@ impl Rendezvous {
     /// Connects these channels to where the other side listens.
     ///
     /// # Errors
-    /// When nobody answers there, or not the other side of this migration.
+    /// When nobody answers there, or not the other side of this migration, or that has called meanwhile.
     pub fn connect(&self, address: &Address, channels: &[Channel]) -> Result<(), JoinError> {
+        let attempt = self.lock().attempt.next().map_err(WireError::from)?;
         for &channel in channels {
             let link = Link::connect(address)?;
             let mut writer = FrameWriter::new(link.try_clone().map_err(WireError::from)?);
             preamble::send(writer.link())?;
             let mut reader = FrameReader::new(link);
             preamble::receive(reader.link())?;
-            Message::Join(self.session, channel).send(&mut writer)?;
+            Message::Join(self.session, channel, attempt).send(&mut writer)?;
             match receive_message(&mut reader, "joined")? {
-                Message::Joined => self.put(channel, reader.into_link()),
+                Message::Joined => self.put(attempt, channel, reader.into_link())?,
                 Message::Refuse(refusal) => return Err(JoinError::Refused(refusal)),
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "joined" }.into()),
             }
@@ -128,12 +154,16 @@ impl Rendezvous {
         let mut reader = FrameReader::new(link);
         preamble::receive(reader.link())?;
         match receive_message(&mut reader, "join")? {
-            Message::Join(session, channel) if session == self.session => {
+            Message::Join(session, _, attempt) if session == self.session && attempt < self.lock().attempt => {
+                let text = JoinError::Superseded.to_string();
+                Message::Refuse(Refusal { reason: RefusalReason::Connection, text }).send(&mut writer)?;
+                Err(JoinError::Superseded)
+            }
+            Message::Join(session, channel, attempt) if session == self.session => {
                 Message::Joined.send(&mut writer)?;
                 let mut link = reader.into_link();
                 link.set_deadline(None);
-                self.put(channel, link);
-                Ok(())
+                self.put(attempt, channel, link)
             }
             _ => {
                 let text = "another guest's memory is on its way here; this host takes one guest a process".into();
@@ -192,12 +222,21 @@ impl Rendezvous {
         self.lock().closed
     }
 
-    fn put(&self, channel: Channel, link: Link) {
+    fn put(&self, attempt: Attempt, channel: Channel, link: Link) -> Result<(), JoinError> {
         let mut state = self.lock();
-        // The other side has given up what is in use, and may know better.
-        state.in_use.iter_mut().filter_map(Option::take).for_each(|old| old.shutdown(std::net::Shutdown::Both));
+        if attempt < state.attempt {
+            return Err(JoinError::Superseded);
+        }
+        if attempt > state.attempt {
+            // Whoever began it has given up what is in use, and may know better.
+            let State { waiting, in_use, .. } = &mut *state;
+            let old = waiting.iter_mut().chain(in_use).filter_map(Option::take);
+            old.for_each(|old| old.shutdown(std::net::Shutdown::Both));
+            state.attempt = attempt;
+        }
         state.waiting[channel as usize] = Some(link);
         self.changed.notify_all();
+        Ok(())
     }
 
     fn wait<'s>(&self, state: MutexGuard<'s, State>, deadline: Instant) -> Option<MutexGuard<'s, State>> {
@@ -215,5 +254,112 @@ impl State {
         let link = self.waiting[channel as usize].take()?;
         self.in_use[channel as usize] = link.try_clone().ok();
         Some(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::thread::scope;
+
+    use super::*;
+
+    const BOTH: [Channel; 2] = [Channel::Bulk, Channel::Faults];
+    const SOON: Duration = Duration::from_millis(300);
+
+    /// One of two sides, which listens.
+    struct Side {
+        rendezvous: Rendezvous,
+        address: Address,
+        listener: Listener,
+    }
+
+    impl Side {
+        fn new(directory: &std::path::Path, name: &str) -> Self {
+            let address = Address::Unix(directory.join(name));
+            let listener = Listener::bind(&address).unwrap();
+            Self { rendezvous: Rendezvous::new(Session::from_bytes([7; 16])), address, listener }
+        }
+    }
+
+    /// Whether a word that is said by each side on each channel is heard by the other.
+    fn talk((bulk, faults): &mut (Link, Link)) -> bool {
+        let mut channels = [(bulk, b'b'), (faults, b'f')];
+        let said = channels.iter_mut().all(|(link, word)| {
+            link.set_deadline(Some(Instant::now() + SOON));
+            link.write_all(&[*word]).is_ok()
+        });
+        said && channels.iter_mut().all(|(link, word)| {
+            let mut heard = [0];
+            link.read_exact(&mut heard).is_ok() && heard == [*word]
+        })
+    }
+
+    /// Closes it, also when the test fails: whoever serves it ends.
+    struct Closing<'r>(&'r Rendezvous);
+
+    impl Drop for Closing<'_> {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+
+    #[test]
+    fn a_channel_that_was_left_behind_is_paired_with_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (Side::new(directory.path(), "here"), Side::new(directory.path(), "there"));
+        scope(|scope| {
+            let _closing = Closing(&there.rendezvous);
+            scope.spawn(|| there.rendezvous.serve(&there.listener));
+            // Whoever called got no further than this, and calls again.
+            here.rendezvous.connect(&there.address, &[Channel::Faults]).unwrap();
+            let taken = scope.spawn(|| there.rendezvous.take_both(SOON * 10).is_some_and(|mut pair| talk(&mut pair)));
+            here.rendezvous.connect(&there.address, &BOTH).unwrap();
+            let mut mine = here.rendezvous.take_both(Duration::ZERO).unwrap();
+            assert!(talk(&mut mine) && taken.join().unwrap());
+        });
+    }
+
+    /// Takes the newest call, if there is one, or calls; whether the other side hears this one.
+    fn meet(mine: &Side, other: &Side, pair: &mut Option<(Link, Link)>) -> bool {
+        if let Some(newer) = mine.rendezvous.take_both(Duration::ZERO) {
+            *pair = Some(newer);
+        }
+        if pair.is_none() {
+            // An error: the other side's call is the one that counts.
+            let _ = mine.rendezvous.connect(&other.address, &BOTH);
+            *pair = mine.rendezvous.take_both(SOON);
+        }
+        while let Some(newest) = pair {
+            if talk(newest) {
+                return true;
+            }
+            *pair = mine.rendezvous.take_both(SOON);
+        }
+        false
+    }
+
+    #[test]
+    fn sides_that_call_at_once_meet() {
+        const TIMES: u32 = 1000;
+        /// One's own call gives way to the other's, which may have failed by then.
+        const CALLS: u32 = 4;
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (Side::new(directory.path(), "here"), Side::new(directory.path(), "there"));
+        scope(|scope| {
+            let _closing = (Closing(&here.rendezvous), Closing(&there.rendezvous));
+            scope.spawn(|| here.rendezvous.serve(&here.listener));
+            scope.spawn(|| there.rendezvous.serve(&there.listener));
+            for time in 0..TIMES {
+                let (mut mine, mut theirs) = (None, None);
+                let have_met = (0..CALLS).any(|_| {
+                    std::thread::scope(|scope| {
+                        let other = scope.spawn(|| meet(&there, &here, &mut theirs));
+                        meet(&here, &there, &mut mine) & other.join().unwrap()
+                    })
+                });
+                assert!(have_met, "time {time}: they do not meet");
+            }
+        });
     }
 }

@@ -12,7 +12,7 @@ use super::{WireError, pages};
 use crate::machine::{MachineDescription, MachineState};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::FaultFigures;
-use crate::migration::rendezvous::{Channel, Session};
+use crate::migration::rendezvous::{Attempt, Channel, Session};
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.
@@ -91,7 +91,7 @@ pub enum Message {
     /// Source: I keep it.
     Abort(String),
     /// Whoever makes a further connection: it belongs to this migration. The first message on it.
-    Join(Session, Channel),
+    Join(Session, Channel, Attempt),
     /// The answer to that.
     Joined,
     /// Source: these pages follow the guest; what you have of them is out of date.
@@ -263,7 +263,7 @@ mod tests {
             Message::RoundEnd(3),
             Message::Ready,
             Message::Abort("because".into()),
-            Message::Join(Session::from_bytes([7; 16]), Channel::Faults),
+            Message::Join(Session::from_bytes([7; 16]), Channel::Faults, Attempt::default()),
             Message::Later(vec![3..4]),
             Message::Missing(vec![1..2, 8..80], false),
             Message::TailEnd,
