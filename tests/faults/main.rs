@@ -3,6 +3,7 @@
 
 mod crashes;
 mod garbage;
+mod hostile_state;
 mod refusals;
 mod silence;
 mod stream;
@@ -15,6 +16,7 @@ fn main() -> std::process::ExitCode {
     switchover::add(&mut trials);
     crashes::add(&mut trials);
     garbage::add(&mut trials);
+    hostile_state::add(&mut trials);
     silence::add(&mut trials);
     trials.run()
 }

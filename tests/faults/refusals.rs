@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
+use thermocline::devices::DeviceDescription;
 use thermocline::migration::wire::{Message, Offer, Refusal, RefusalReason, preamble};
 use thermocline_tests::owner::{destination_only, gone_without_guest, source_only};
 use thermocline_tests::peer::{Server, answer_to, connect, offer_of, read_to_end};
@@ -140,15 +141,18 @@ fn another_processor_there() -> Result<()> {
     let lab = Lab::new()?;
     let offer = real_offer(&lab)?;
     let mut vendor = offer.clone();
-    for leaf in vendor.machine.cpuid.iter_mut().filter(|leaf| leaf.function == 0) {
+    for leaf in vendor.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 0) {
         (leaf.ebx, leaf.edx, leaf.ecx) = (0x746e_6543, 0x4872_7561, 0x736c_7561);
     }
     refused(&lab, vendor, RefusalReason::Cpu, 12, &["CentaurHauls"]).context("another vendor")?;
     let mut feature = offer.clone();
-    for leaf in feature.machine.cpuid.iter_mut().filter(|leaf| leaf.function == 7 && leaf.index == 0) {
+    for leaf in feature.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 7 && leaf.index == 0) {
         leaf.ebx = u32::MAX;
     }
     refused(&lab, feature, RefusalReason::Cpu, 12, &["CPUID 7.0.ebx"]).context("a feature")?;
+    let mut tsc = offer.clone();
+    tsc.machine.processor.tsc_khz = 1;
+    refused(&lab, tsc, RefusalReason::Cpu, 12, &["1 kHz", "time stamp counter"]).context("another frequency")?;
     let mut cpus = offer;
     cpus.machine.cpus = 0;
     refused(&lab, cpus, RefusalReason::Cpu, 12, &["vCPU"]).context("no vCPU")
@@ -158,11 +162,12 @@ fn an_unknown_device() -> Result<()> {
     let lab = Lab::new()?;
     let offer = real_offer(&lab)?;
     let mut more = offer.clone();
-    more.machine.devices.push(("flux-capacitor".into(), 1));
+    let device = more.machine.devices[0].clone();
+    more.machine.devices.push(DeviceDescription { kind: "flux-capacitor".try_into()?, ..device });
     refused(&lab, more, RefusalReason::Devices, 13, &["flux-capacitor", "version 1"])?;
     let mut newer = offer;
-    newer.machine.devices[0].1 += 100;
-    refused(&lab, newer, RefusalReason::Devices, 13, &["serial", "version 101"])
+    newer.machine.devices[0].version += 100;
+    refused(&lab, newer, RefusalReason::Devices, 13, &["serial0", "serial-16550a", "version 101"])
 }
 
 fn every_refusal_has_its_code_at_the_source() -> Result<()> {

@@ -224,7 +224,9 @@ fn lose_a_source(waits: bool) -> Result<()> {
     ensure!(report.missing == tail.missing && report.pages > 0, "{report:?}, missing {}", tail.missing);
     ensure!(std::fs::metadata(&kept)?.len() == COLD.memory << 20, "the image has another size than guest RAM");
     let beside: serde_json::Value = serde_json::from_slice(&std::fs::read(format!("{path}.json"))?)?;
-    ensure!(beside["state"]["vcpus"].as_array().is_some_and(|vcpus| vcpus.len() == 1), "no state");
+    let parts = beside["state"]["parts"].as_array().context("no state")?;
+    let vcpu = parts.iter().find(|part| part["id"] == "vcpu0").context("no vCPU")?;
+    ensure!(vcpu["state"]["regs"]["rip"].as_u64().is_some(), "{vcpu}");
     let (again, _) = machine.ctl(&["dump", "--to", &path])?;
     again.sentence(1).context("over what is there")?;
     let (ended, _) = machine.ctl(&["quit"])?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use memory_agent::{PAGE_SIZE, PageOutError, PageState};
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Machine, MachineDescription, MachineError, MachineState};
+use crate::machine::{Machine, MachineDescription, MachineError};
 use crate::ram::RamError;
 
 /// Pages remembered at a time, and read at a time.
@@ -53,7 +53,7 @@ pub struct DumpReport {
 #[derive(Serialize)]
 struct Companion<'a> {
     machine: MachineDescription,
-    state: MachineState,
+    state: serde_json::Value,
     /// First page and number of pages, in RAM page numbers.
     missing: Vec<(u64, u64)>,
     report: &'a DumpReport,
@@ -111,7 +111,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     report.holes = report.holes.saturating_sub(absent);
     let companion = Companion {
         machine: machine.describe(),
-        state: machine.save()?,
+        state: machine.save()?.for_people()?,
         missing: missing.iter().map(|run| (run.start, run.end - run.start)).collect(),
         report: &report,
     };

@@ -108,6 +108,7 @@ impl ExitCode {
             DestinationError::Refused(refusal) => Self::of_refusal(refusal.reason),
             DestinationError::Wire(e) => Self::of_wire(e),
             DestinationError::Incomplete(_) => Self::Garbled,
+            DestinationError::Machine(e) if e.is_of_state() => Self::Garbled,
             DestinationError::Aborted(_) => Self::ConnectionLost,
             DestinationError::Cancelled => Self::Interrupted,
             _ => Self::Failure,

@@ -10,7 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::serial::ConsoleOutput;
 use crate::host;
-use crate::machine::{self, Machine};
+use crate::kvm::KvmError;
+use crate::machine::{self, Machine, MachineError};
 use crate::migration::cancel::Cancel;
 use crate::migration::destination::{self, DestinationError, Door, Tail};
 use crate::migration::link::Listener;
@@ -169,5 +170,9 @@ fn prepare(offer: &Offer, limits: Limits, console: ConsoleOutput) -> Result<Mach
         return Err(refuse(*reason, text));
     }
     let ram = GuestRam::new(bytes).map_err(|e| refuse(RefusalReason::Memory, e.to_string()))?;
-    Machine::new(Arc::new(ram), description.cpus, console).map_err(|e| refuse(RefusalReason::Host, e.to_string()))
+    let machine = Machine::new(Arc::new(ram), description.cpus, Some(&description.processor), console);
+    machine.map_err(|e| match e {
+        MachineError::Kvm(KvmError::TscFrequency { .. }) => refuse(RefusalReason::Cpu, e.to_string()),
+        _ => refuse(RefusalReason::Host, e.to_string()),
+    })
 }

@@ -2,7 +2,9 @@
 
 use command_line::Program;
 
+pub mod arch;
 pub mod boot;
+pub mod bounded;
 pub mod cli;
 pub mod config;
 pub mod console;
@@ -21,3 +23,4 @@ pub mod ram;
 
 /// This program, by the name that stands in front of what it says.
 pub(crate) const PROGRAM: Program = Program::new("thermocline");
+pub mod record;

@@ -56,7 +56,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let mut console = Console::open(&config.serial).context("no console")?;
     super::announce_pty(&console);
     let ram = GuestRam::new(config.memory.bytes()).context("no guest RAM")?;
-    let machine = Machine::new(Arc::new(ram), config.cpus, console.take_output()).context("no machine")?;
+    let machine = Machine::new(Arc::new(ram), config.cpus, None, console.take_output()).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);

@@ -11,3 +11,18 @@ pub mod reset;
 pub mod serial;
 
 pub use bus::{Bus, PortDevice, SharedDevice};
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Name;
+
+/// A device as another host must be able to make it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// Which one, such as `serial0`.
+    pub id: Name,
+    /// What it is, such as `serial-16550a`.
+    pub kind: Name,
+    /// The version of what it saves.
+    pub version: u16,
+}

@@ -10,7 +10,9 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{PortDevice, SharedDevice};
+use crate::bounded::at_most;
 use crate::kvm::VcpuExitReason;
+use crate::record::Saved;
 
 /// Ports of COM1.
 pub const COM1_PORTS: Range<u16> = 0x3f8..0x400;
@@ -78,7 +80,16 @@ pub struct SavedSerial {
     /// IER, IIR, LCR, LSR, MCR, MSR, SCR.
     pub registers: [u8; 7],
     /// Bytes received and not yet read by the guest.
+    #[serde(deserialize_with = "at_most::<_, _, FIFO>")]
     pub received: Vec<u8>,
+}
+
+/// What a 16550A's receiver holds.
+const FIFO: usize = 64;
+
+impl Saved for SavedSerial {
+    const KIND: &'static str = "serial-16550a";
+    const VERSION: u16 = 1;
 }
 
 /// Why the port could not be set up.

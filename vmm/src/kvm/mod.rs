@@ -1,8 +1,7 @@
 //! KVM: the VM, its vCPUs, what they save.
 
-pub mod cpuid;
+mod convert;
 mod registers;
-pub mod state;
 mod sys;
 mod time;
 pub mod vcpu;
@@ -10,6 +9,12 @@ pub mod vm;
 
 pub use vcpu::{VcpuExitReason, Vcpus};
 pub use vm::Vm;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::Kvm;
+
+use crate::arch::x86_64::cpuid::CpuidEntry;
+use crate::arch::x86_64::msrs::MsrError;
 
 /// What can go wrong between us and KVM.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,25 @@ pub enum KvmError {
         /// The value it should get.
         value: u64,
     },
+    /// Model-specific registers that this host does not take.
+    #[error(transparent)]
+    Msrs(#[from] MsrError),
+    /// The saved state has more extended state than this host's processor.
+    #[error("the saved state has extended processor state behind byte {0}, where this host's ends")]
+    ExtendedState(usize),
+    /// A vCPU does something that has no meaning on this processor.
+    #[error("KVM says that a vCPU is in state {0}, which no x86 vCPU can be in")]
+    MpState(u32),
+    /// The host cannot run the guest's time stamp counter.
+    #[error(
+        "the guest's time stamp counter runs at {guest} kHz and this host's at {host} kHz, which its KVM cannot scale"
+    )]
+    TscFrequency {
+        /// What the guest was told.
+        guest: u32,
+        /// What this host has.
+        host: u32,
+    },
     /// An event file descriptor could not be made.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
@@ -47,14 +71,15 @@ pub enum KvmError {
     /// A vCPU thread has ended, so its state is gone.
     #[error("vCPU {0} has ended")]
     VcpuGone(u8),
-    /// The saved state has another number of vCPUs than this machine.
-    #[error("the saved state has {saved} vCPUs, this machine {here}")]
-    VcpuCount {
-        /// In the saved state.
-        saved: usize,
-        /// In this machine.
-        here: usize,
-    },
+}
+
+/// What this host's KVM can tell a guest of its processor.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, KvmError> {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(cpuid.as_slice().iter().map(Into::into).collect())
 }
 
 impl KvmError {

@@ -69,7 +69,12 @@ pub(super) fn get_xsave(vm: &VmFd, vcpu: &VcpuFd) -> Result<Vec<u32>, kvm_ioctls
     Ok(words)
 }
 
-/// Writes a vCPU's extended state; `words` may be longer or shorter than what this kernel takes, the rest being zero.
+/// How many words of extended state this kernel takes.
+pub(super) fn xsave_words(vm: &VmFd) -> usize {
+    size_of::<kvm_xsave>() / 4 + extra_words(vm).unwrap_or(0)
+}
+
+/// Writes a vCPU's extended state. What `words` has beyond [`xsave_words`] is left out; what it lacks is zero.
 pub(super) fn set_xsave(vm: &VmFd, vcpu: &VcpuFd, words: &[u32]) -> Result<(), kvm_ioctls::Error> {
     let mut header = kvm_xsave::default();
     let split = words.len().min(header.region.len());

@@ -9,9 +9,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::registers::{Processor, restore, save};
-use super::state::VcpuState;
-use super::{KvmError, Vm, cpuid};
+use super::registers::{restore, save};
+use super::{KvmError, Vm, convert, supported_cpuid};
+use crate::arch::x86_64::state::VcpuState;
+use crate::arch::x86_64::{Processor, cpuid};
 use crate::devices::Bus;
 
 /// How long to wait for a vCPU that was kicked before it is kicked again: a signal that arrives just before `KVM_RUN`
@@ -47,7 +48,6 @@ struct Shared {
     ordered: Condvar,
     /// Held by the thread while the vCPU runs.
     fd: Mutex<VcpuFd>,
-    processor: Mutex<Processor>,
     end: Arc<End>,
 }
 
@@ -84,6 +84,7 @@ impl End {
 /// All vCPUs of a machine. They start paused.
 pub struct Vcpus {
     vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
+    processor: Processor,
     end: Arc<End>,
 }
 
@@ -101,25 +102,31 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 impl Vcpus {
-    /// Makes `count` vCPUs with their threads, paused, each told by CPUID what this host can do.
+    /// Makes `count` vCPUs with their threads, paused, each told that it is this processor, or what this host has.
+    ///
+    /// What they were told is kept here: a vCPU that runs cannot be asked, and `KVM_GET_CPUID2` may give back what the
+    /// hardware has rather than what was set (KVM without hardware virtualization, PVM, does).
     ///
     /// # Errors
-    /// When KVM or the host refuses.
-    pub fn new(vm: &Vm, bus: &Bus, count: u8) -> Result<Self, KvmError> {
+    /// When KVM or the host refuses, or the host cannot be this processor.
+    pub fn new(vm: &Vm, bus: &Bus, count: u8, processor: Option<&Processor>) -> Result<Self, KvmError> {
         register_signal_handler(SIGRTMIN(), kicked)
             .map_err(|e| KvmError::EventFd(io::Error::from_raw_os_error(e.errno())))?;
-        let supported = cpuid::supported(vm.kvm())?;
+        let told = processor.map_or_else(|| supported_cpuid(vm.kvm()), |processor| Ok(processor.cpuid.clone()))?;
         let end = Arc::new(End::new()?);
-        let mut all = Self { vcpus: Vec::new(), end };
+        let processor_here =
+            Processor { cpuid: cpuid::for_vcpu(&told, 0, count), tsc_khz: processor.map_or(0, |p| p.tsc_khz) };
+        let mut all = Self { vcpus: Vec::new(), processor: processor_here, end };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
-            let cpuid = cpuid::for_vcpu(&supported, index, count);
-            fd.set_cpuid2(&cpuid::to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
+            let cpuid = cpuid::for_vcpu(&told, index, count);
+            fd.set_cpuid2(&convert::cpuid_to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
             // Written back as it is: until then an INIT for a vCPU other than the first is lost (seen on Linux 6.18 with
             // PVM; QEMU writes the local APIC of every vCPU too).
             let lapic = fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?;
             fd.set_lapic(&lapic).map_err(KvmError::call("KVM_SET_LAPIC"))?;
-            let tsc_khz = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
+            let tsc_khz = set_tsc_frequency(&fd, processor.map(|processor| processor.tsc_khz))?;
+            all.processor.tsc_khz = tsc_khz;
             let shared = Arc::new(Shared {
                 index,
                 vm: vm.clone(),
@@ -127,7 +134,6 @@ impl Vcpus {
                 order: Mutex::new(Order::Pause),
                 ordered: Condvar::new(),
                 fd: Mutex::new(fd),
-                processor: Mutex::new(Processor { cpuid, tsc_khz }),
                 end: Arc::clone(&all.end),
             });
             let thread = Builder::new()
@@ -158,10 +164,9 @@ impl Vcpus {
         self.vcpus.is_empty()
     }
 
-    /// What the first vCPU has been told of its processor.
-    pub(crate) fn processor(&self) -> Processor {
-        let first = self.vcpus.first().map(|(vcpu, _)| locked(&vcpu.processor).clone());
-        first.unwrap_or_else(|| Processor { cpuid: Vec::new(), tsc_khz: 0 })
+    /// What they have been told of their processor.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
     }
 
     /// Lets all vCPUs run.
@@ -192,21 +197,16 @@ impl Vcpus {
     /// # Errors
     /// When KVM refuses.
     pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
-        let save = |vcpu: &Shared| save(&vcpu.vm, &locked(&vcpu.fd), locked(&vcpu.processor).clone());
-        self.vcpus.iter().map(|(vcpu, _)| save(vcpu)).collect()
+        self.vcpus.iter().map(|(vcpu, _)| save(&vcpu.vm, &locked(&vcpu.fd))).collect()
     }
 
-    /// Writes the state of all vCPUs, which are paused.
+    /// Writes the state of all vCPUs, which are paused; one for each.
     ///
     /// # Errors
-    /// When the number differs or KVM refuses.
+    /// When KVM refuses, or there is something in it that this host does not take.
     pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
-        if states.len() != self.vcpus.len() {
-            return Err(KvmError::VcpuCount { saved: states.len(), here: self.vcpus.len() });
-        }
         for ((vcpu, _), state) in self.vcpus.iter().zip(states) {
-            restore(&vcpu.vm, &locked(&vcpu.fd), state)?;
-            *locked(&vcpu.processor) = Processor { cpuid: state.cpuid.clone(), tsc_khz: state.tsc_khz };
+            restore(&vcpu.vm, &locked(&vcpu.fd), state, self.processor.tsc_khz)?;
         }
         Ok(())
     }
@@ -224,6 +224,18 @@ impl Vcpus {
                 std::thread::sleep(KICK_AGAIN);
             }
         }
+    }
+}
+
+/// Has a vCPU's time stamp counter run at `wanted` kHz, or as it does; gives the frequency.
+fn set_tsc_frequency(fd: &VcpuFd, wanted: Option<u32>) -> Result<u32, KvmError> {
+    let host = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
+    match wanted {
+        Some(guest) if guest != host => {
+            let refused = KvmError::TscFrequency { guest, host };
+            if fd.set_tsc_khz(guest).is_err() || fd.get_tsc_khz() != Ok(guest) { Err(refused) } else { Ok(guest) }
+        }
+        _ => Ok(host),
     }
 }
 

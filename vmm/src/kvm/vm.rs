@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_clock_data, kvm_irqchip, kvm_pit_config,
+    kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::KvmError;
-use super::state::VmState;
 use super::sys::VmWithRam;
+use super::{KvmError, convert};
+use crate::arch::x86_64::state::VmState;
 use crate::ram::{GuestRam, PageSet};
 
 /// Three pages that Intel processors need for real mode, below the BIOS area and out of RAM's way.
@@ -109,17 +109,22 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn save(&self) -> Result<VmState, KvmError> {
-        let mut irqchips = Vec::with_capacity(3);
-        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
-            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-            self.fd().get_irqchip(&mut chip).map_err(KvmError::call("KVM_GET_IRQCHIP"))?;
-            irqchips.push(chip);
-        }
         Ok(VmState {
-            irqchips,
-            pit: self.fd().get_pit2().map_err(KvmError::call("KVM_GET_PIT2"))?,
-            clock: self.fd().get_clock().map_err(KvmError::call("KVM_GET_CLOCK"))?,
+            pics: [
+                self.chip(KVM_IRQCHIP_PIC_MASTER, convert::pic_from_kvm)?,
+                self.chip(KVM_IRQCHIP_PIC_SLAVE, convert::pic_from_kvm)?,
+            ],
+            io_apic: self.chip(KVM_IRQCHIP_IOAPIC, convert::io_apic_from_kvm)?,
+            pit: (&self.fd().get_pit2().map_err(KvmError::call("KVM_GET_PIT2"))?).into(),
+            clock: (&self.fd().get_clock().map_err(KvmError::call("KVM_GET_CLOCK"))?).into(),
         })
+    }
+
+    fn chip<T>(&self, chip_id: u32, convert: impl FnOnce(&kvm_irqchip) -> Option<T>) -> Result<T, KvmError> {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        self.fd().get_irqchip(&mut chip).map_err(KvmError::call("KVM_GET_IRQCHIP"))?;
+        let short = || KvmError::call("KVM_GET_IRQCHIP")(kvm_ioctls::Error::new(libc::ENODATA));
+        convert(&chip).ok_or_else(short)
     }
 
     /// Writes interrupt controllers, timer and clock. Where both hosts can, the clock goes on as if the machine had
@@ -128,14 +133,23 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn restore(&self, state: &VmState) -> Result<(), KvmError> {
-        for chip in &state.irqchips {
-            self.fd().set_irqchip(chip).map_err(KvmError::call("KVM_SET_IRQCHIP"))?;
+        let [master, slave] = &state.pics;
+        for chip in [
+            convert::pic_to_kvm(KVM_IRQCHIP_PIC_MASTER, master),
+            convert::pic_to_kvm(KVM_IRQCHIP_PIC_SLAVE, slave),
+            convert::io_apic_to_kvm(&state.io_apic),
+        ] {
+            self.fd().set_irqchip(&chip).map_err(KvmError::call("KVM_SET_IRQCHIP"))?;
         }
-        self.fd().set_pit2(&state.pit).map_err(KvmError::call("KVM_SET_PIT2"))?;
-        let here = self.kvm.check_extension_int(Cap::AdjustClock) as u32;
-        let flags = state.clock.flags & here & KVM_CLOCK_REALTIME;
-        let clock =
-            kvm_clock_data { clock: state.clock.clock, realtime: state.clock.realtime, flags, ..Default::default() };
+        self.fd().set_pit2(&kvm_pit_state2::from(&state.pit)).map_err(KvmError::call("KVM_SET_PIT2"))?;
+        let can_adjust = self.kvm.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;
+        let realtime = state.clock.realtime_ns.filter(|_| can_adjust);
+        let clock = kvm_clock_data {
+            clock: state.clock.clock_ns,
+            realtime: realtime.unwrap_or_default(),
+            flags: if realtime.is_some() { KVM_CLOCK_REALTIME } else { 0 },
+            ..Default::default()
+        };
         self.fd().set_clock(&clock).map_err(KvmError::call("KVM_SET_CLOCK"))
     }
 }

@@ -67,12 +67,13 @@ impl RamLayout {
 
     /// Number of pages in all regions.
     pub fn pages(&self) -> u64 {
-        self.regions.iter().map(RamRegion::pages).sum()
+        // A layout that another host offers may say anything.
+        self.regions.iter().map(RamRegion::pages).fold(0, u64::saturating_add)
     }
 
     /// Number of bytes in all regions.
     pub fn bytes(&self) -> u64 {
-        self.pages() * PAGE_SIZE
+        self.pages().saturating_mul(PAGE_SIZE)
     }
 
     /// The guest physical address of a page, or `None` behind the end of RAM.

@@ -5,11 +5,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use thermocline::arch::x86_64::Processor;
 use thermocline::devices::serial::SavedSerial;
-use thermocline::kvm::state::VmState;
 use thermocline::machine::{MachineDescription, MachineError, MachineState};
 use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
 use thermocline::ram::{GuestRam, PageSet};
+use thermocline::record::{Record, Records};
 use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) const PAGES: u64 = 512;
@@ -74,8 +75,7 @@ impl SourceMachine for Fake {
         MachineDescription {
             ram: self.ram.layout().clone(),
             cpus: 1,
-            cpuid: Vec::new(),
-            tsc_khz: 1,
+            processor: Processor { cpuid: Vec::new(), tsc_khz: 1 },
             devices: Vec::new(),
         }
     }
@@ -100,9 +100,8 @@ impl SourceMachine for Fake {
         self.running.load(Ordering::SeqCst)
     }
     fn save(&self) -> Result<MachineState, MachineError> {
-        let vm = VmState { irqchips: Vec::new(), pit: Default::default(), clock: Default::default() };
         let serial = SavedSerial { received: b"typed".to_vec(), ..SavedSerial::default() };
-        Ok(MachineState { vm, vcpus: Vec::new(), serial, running: false })
+        Ok(MachineState { running: false, records: Records(vec![Record::of("serial0", &serial)?]) })
     }
 }
 

@@ -217,6 +217,9 @@ fn refuse(reader: &mut FrameReader<Link>, writer: &mut FrameWriter<Link>, error:
             Refusal { reason: RefusalReason::Connection, text: error.to_string() }
         }
         DestinationError::Wire(_) => Refusal { reason: RefusalReason::Stream, text: error.to_string() },
+        DestinationError::Machine(e) if e.is_of_state() => {
+            Refusal { reason: RefusalReason::Stream, text: error.to_string() }
+        }
         _ => Refusal { reason: RefusalReason::Host, text: error.to_string() },
     };
     if Message::Refuse(refusal).send(writer).is_err() {

@@ -2,24 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use serde::{Deserialize, Serialize};
 
-use super::KvmError;
-
-/// What this host's KVM can offer a guest.
-///
-/// # Errors
-/// When KVM refuses.
-pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
-    Ok(cpuid.as_slice().to_vec())
+/// `struct kvm_cpuid_entry2` (Linux, `arch/x86/include/uapi/asm/kvm.h`): what CPUID answers for a leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the registers' own names")]
+pub struct CpuidEntry {
+    /// Leaf: EAX before the instruction.
+    pub function: u32,
+    /// Subleaf: ECX before the instruction.
+    pub index: u32,
+    /// `KVM_CPUID_FLAG_*`: whether the subleaf counts.
+    pub flags: u32,
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
 }
 
 /// The entries for vCPU `index` of `count`: the supported ones with this vCPU's own APIC id and topology.
 ///
 /// Sources: Intel SDM volume 2, CPUID leaves 1, 4, 0xb and 0x1f; AMD APM volume 3, leaves 0x8000_0008 and 0x8000_001e.
-pub fn for_vcpu(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm_cpuid_entry2> {
+pub fn for_vcpu(supported: &[CpuidEntry], index: u8, count: u8) -> Vec<CpuidEntry> {
     let id = u32::from(index);
     let shift = u32::from(count).next_power_of_two().trailing_zeros();
     let mut entries = supported.to_vec();
@@ -45,12 +49,6 @@ pub fn for_vcpu(supported: &[kvm_cpuid_entry2], index: u8, count: u8) -> Vec<kvm
         }
     }
     entries
-}
-
-/// For KVM: the entries as it wants them.
-pub(super) fn to_kvm(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, KvmError> {
-    CpuId::from_entries(entries)
-        .map_err(|_| KvmError::Call { call: "KVM_SET_CPUID2", source: kvm_ioctls::Error::new(libc::E2BIG) })
 }
 
 /// Registers that are sets of features: a guest that was told of one may use it, so the other host must have it.
@@ -81,7 +79,7 @@ enum Register {
 }
 
 impl Register {
-    fn of(self, entry: &kvm_cpuid_entry2) -> u32 {
+    fn of(self, entry: &CpuidEntry) -> u32 {
         match self {
             Self::Eax => entry.eax,
             Self::Ebx => entry.ebx,
@@ -92,19 +90,18 @@ impl Register {
 }
 
 /// Why a guest with the CPUID `guest` cannot run on a host that supports `host`: one line a reason, none when it can.
-pub fn obstacles(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
+pub fn obstacles(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
     let mut reasons = Vec::new();
     let host: BTreeMap<_, _> = host.iter().map(|e| ((e.function, e.index), e)).collect();
     let guest: BTreeMap<_, _> = guest.iter().map(|e| ((e.function, e.index), e)).collect();
-    let vendor = |of: &BTreeMap<(u32, u32), &kvm_cpuid_entry2>| {
+    let vendor = |of: &BTreeMap<(u32, u32), &CpuidEntry>| {
         of.get(&(0, 0)).map(|e| vendor_name(e)).unwrap_or_else(|| "unknown".into())
     };
     if vendor(&guest) != vendor(&host) {
         reasons.push(format!("its processor is {}, this one is {}", vendor(&guest), vendor(&host)));
     }
     for &(function, index, register, name) in FEATURE_REGISTERS {
-        let has =
-            |of: &BTreeMap<(u32, u32), &kvm_cpuid_entry2>| of.get(&(function, index)).map_or(0, |e| register.of(e));
+        let has = |of: &BTreeMap<(u32, u32), &CpuidEntry>| of.get(&(function, index)).map_or(0, |e| register.of(e));
         let mut missing = has(&guest) & !has(&host);
         if function == 1 && matches!(register, Register::Ecx) {
             missing &= !NOT_HOST_FEATURES;
@@ -116,7 +113,7 @@ pub fn obstacles(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<S
     reasons
 }
 
-fn vendor_name(leaf0: &kvm_cpuid_entry2) -> String {
+fn vendor_name(leaf0: &CpuidEntry) -> String {
     [leaf0.ebx, leaf0.edx, leaf0.ecx]
         .iter()
         .flat_map(|word| word.to_le_bytes())
@@ -129,8 +126,8 @@ fn vendor_name(leaf0: &kvm_cpuid_entry2) -> String {
 mod tests {
     use super::*;
 
-    fn host() -> Vec<kvm_cpuid_entry2> {
-        let leaf = |function, ebx, ecx, edx| kvm_cpuid_entry2 { function, ebx, ecx, edx, ..Default::default() };
+    fn host() -> Vec<CpuidEntry> {
+        let leaf = |function, ebx, ecx, edx| CpuidEntry { function, ebx, ecx, edx, ..Default::default() };
         vec![leaf(0, 0x6874_7541, 0x444d_4163, 0x6974_6e65), leaf(1, 0, 0b1011, 0xff), leaf(7, 0xf0, 0, 0)]
     }
 

@@ -1,20 +1,26 @@
 //! A machine: RAM, KVM and devices put together.
 
+mod state;
+
+pub use state::MachineState;
+
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvm_bindings::kvm_cpuid_entry2;
 use memory_agent::{AgentError, AgentOptions};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::x86_64::state::{VcpuState, VmState};
+use crate::arch::x86_64::{Processor, cpuid};
 use crate::boot::{self, BootError, Kernel, pvh};
+use crate::bounded::at_most;
 use crate::devices::reset::{ACPI_PM1A_PORTS, KEYBOARD_PORTS, PowerControl, ResetLine};
 use crate::devices::serial::{COM1_IRQ, COM1_PORTS, Com1, ConsoleOutput, SavedSerial, SerialError};
-use crate::devices::{Bus, SharedDevice};
-use crate::kvm::state::{VcpuState, VmState};
-use crate::kvm::{KvmError, VcpuExitReason, Vcpus, Vm, cpuid};
+use crate::devices::{Bus, DeviceDescription, SharedDevice};
+use crate::kvm::{self, KvmError, VcpuExitReason, Vcpus, Vm};
 use crate::migration::wire::RefusalReason;
 use crate::ram::{GuestRam, PageSet, RamError, RamLayout, RamWatch};
+use crate::record::{Record, RecordError, Records, Saved};
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +37,23 @@ pub enum MachineError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// Saved state.
+    #[error(transparent)]
+    State(#[from] RecordError),
+    /// What was saved cannot be shown.
+    #[error("the machine's state cannot be written as JSON: {0}")]
+    Json(serde_json::Error),
+}
+
+impl MachineError {
+    /// Whether saved state is what is wrong, rather than this host.
+    pub fn is_of_state(&self) -> bool {
+        match self {
+            Self::State(_) | Self::Serial(SerialError::Saved(_)) => true,
+            Self::Kvm(e) => matches!(e, KvmError::Msrs(_) | KvmError::Msr { .. } | KvmError::ExtendedState(_)),
+            _ => false,
+        }
+    }
 }
 
 /// What another host must be able to offer to take this machine.
@@ -40,28 +63,23 @@ pub struct MachineDescription {
     pub ram: RamLayout,
     /// Number of vCPUs.
     pub cpus: u8,
-    /// What CPUID tells the first vCPU.
-    pub cpuid: Vec<kvm_cpuid_entry2>,
-    /// Frequency of the time stamp counter, kHz.
-    pub tsc_khz: u32,
-    /// The devices, by name and the version of what they save.
-    pub devices: Vec<(String, u16)>,
+    /// What the guest was told of its processor.
+    pub processor: Processor,
+    /// The devices.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_DEVICES>")]
+    pub devices: Vec<DeviceDescription>,
 }
 
-/// Devices that every machine has, with the version of what they save.
-const DEVICES: [(&str, u16); 1] = [("serial", 1)];
+/// Most devices of a machine.
+const MAX_DEVICES: usize = 256;
 
-/// Everything of a machine but its RAM.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MachineState {
-    /// The devices in the kernel.
-    pub vm: VmState,
-    /// The vCPUs.
-    pub vcpus: Vec<VcpuState>,
-    /// COM1.
-    pub serial: SavedSerial,
-    /// Whether the guest is to run once it is restored.
-    pub running: bool,
+/// The devices that every machine has.
+fn devices() -> Result<Vec<DeviceDescription>, RecordError> {
+    Ok(vec![DeviceDescription {
+        id: state::SERIAL.try_into()?,
+        kind: SavedSerial::KIND.try_into()?,
+        version: SavedSerial::VERSION,
+    }])
 }
 
 /// A machine. It stands still until [`Machine::resume`].
@@ -71,24 +89,30 @@ pub struct Machine {
     vcpus: Vcpus,
     vm: Vm,
     com1: Com1,
+    devices: Vec<DeviceDescription>,
     running: Mutex<bool>,
     watch: OnceLock<RamWatch>,
 }
 
 impl Machine {
-    /// A machine whose vCPUs have not been told where to begin.
+    /// A machine whose vCPUs have not been told where to begin. They are this processor, or what the host has.
     ///
     /// # Errors
     /// When the host cannot offer what it takes.
-    pub fn new(ram: Arc<GuestRam>, cpus: u8, console: ConsoleOutput) -> Result<Self, MachineError> {
+    pub fn new(
+        ram: Arc<GuestRam>,
+        cpus: u8,
+        processor: Option<&Processor>,
+        console: ConsoleOutput,
+    ) -> Result<Self, MachineError> {
         let vm = Vm::new(ram)?;
         let (com1, irq) = Com1::new(console)?;
         vm.register_irq(&irq, COM1_IRQ)?;
         let reset: SharedDevice = Arc::new(Mutex::new(ResetLine));
         let power: SharedDevice = Arc::new(Mutex::new(PowerControl));
         let bus = Bus::new(vec![(COM1_PORTS, com1.device()), (KEYBOARD_PORTS, reset), (ACPI_PM1A_PORTS, power)]);
-        let vcpus = Vcpus::new(&vm, &bus, cpus)?;
-        Ok(Self { vcpus, vm, com1, running: Mutex::new(false), watch: OnceLock::new() })
+        let vcpus = Vcpus::new(&vm, &bus, cpus, processor)?;
+        Ok(Self { vcpus, vm, com1, devices: devices()?, running: Mutex::new(false), watch: OnceLock::new() })
     }
 
     /// Loads a kernel and points the first vCPU at it.
@@ -169,13 +193,11 @@ impl Machine {
 
     /// What another host must offer.
     pub fn describe(&self) -> MachineDescription {
-        let processor = self.vcpus.processor();
         MachineDescription {
             ram: self.ram().layout().clone(),
             cpus: self.cpus(),
-            cpuid: processor.cpuid,
-            tsc_khz: processor.tsc_khz,
-            devices: DEVICES.iter().map(|(name, version)| ((*name).into(), *version)).collect(),
+            processor: self.vcpus.processor().clone(),
+            devices: self.devices.clone(),
         }
     }
 
@@ -213,17 +235,27 @@ impl Machine {
     pub fn save(&self) -> Result<MachineState, MachineError> {
         // The clock with the vCPUs' counters, as close together as can be: guests compute one from the other.
         let vcpus = self.vcpus.save()?;
-        Ok(MachineState { vm: self.vm.save()?, vcpus, serial: self.com1.save(), running: self.is_running() })
+        let mut records = vec![Record::of(state::VM, &self.vm.save()?)?];
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            records.push(Record::of(&state::vcpu(index), vcpu)?);
+        }
+        records.push(Record::of(state::SERIAL, &self.com1.save())?);
+        Ok(MachineState { running: self.is_running(), records: Records(records) })
     }
 
-    /// Writes everything but RAM. The machine stands.
+    /// Writes everything but RAM. The machine stands. Nothing is written before all of it has been read.
     ///
     /// # Errors
-    /// When KVM refuses.
+    /// When it is not the state of exactly this machine's parts, or KVM refuses.
     pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        self.vm.restore(&state.vm)?;
-        self.vcpus.restore(&state.vcpus)?;
-        Ok(self.com1.restore(&state.serial)?)
+        let mut parts = state.records.by_part()?;
+        let vm: VmState = parts.read(state::VM)?;
+        let vcpus: Result<Vec<VcpuState>, _> = (0..self.vcpus.len()).map(|i| parts.read(&state::vcpu(i))).collect();
+        let (vcpus, serial): (_, SavedSerial) = (vcpus?, parts.read(state::SERIAL)?);
+        parts.finish()?;
+        self.vm.restore(&vm)?;
+        self.vcpus.restore(&vcpus)?;
+        Ok(self.com1.restore(&serial)?)
     }
 }
 
@@ -238,7 +270,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When KVM does not say what it can do.
 pub fn obstacles(description: &MachineDescription) -> Result<Vec<(RefusalReason, String)>, KvmError> {
     let kvm = kvm_ioctls::Kvm::new().map_err(KvmError::Open)?;
-    let mut reasons: Vec<_> = cpuid::obstacles(&description.cpuid, &cpuid::supported(&kvm)?)
+    let mut reasons: Vec<_> = cpuid::obstacles(&description.processor.cpuid, &kvm::supported_cpuid(&kvm)?)
         .into_iter()
         .map(|text| (RefusalReason::Cpu, text))
         .collect();
@@ -247,12 +279,16 @@ pub fn obstacles(description: &MachineDescription) -> Result<Vec<(RefusalReason,
         let text = format!("it has {} vCPUs, this host's KVM allows {most}", description.cpus);
         reasons.push((RefusalReason::Cpu, text));
     }
-    for (name, version) in &description.devices {
-        if !DEVICES.contains(&(name.as_str(), *version)) {
-            let text =
-                format!("it has a device '{name}' with state of version {version}, which this program does not know");
-            reasons.push((RefusalReason::Devices, text));
-        }
+    for device in description.devices.iter().filter(|device| !is_known(device)) {
+        let DeviceDescription { id, kind, version } = device;
+        let text = format!(
+            "it has a device '{id}' of kind '{kind}' with state of version {version}, which this program does not know"
+        );
+        reasons.push((RefusalReason::Devices, text));
     }
     Ok(reasons)
+}
+
+fn is_known(device: &DeviceDescription) -> bool {
+    device.kind.as_str() == SavedSerial::KIND && device.version == SavedSerial::VERSION
 }

@@ -1,0 +1,3 @@
+//! What another processor would replace.
+
+pub mod x86_64;

@@ -1,0 +1,53 @@
+//! Everything of a machine but its RAM, as it travels and as it is kept.
+
+use serde::{Deserialize, Serialize};
+
+use super::MachineError;
+use crate::arch::x86_64::state::{VcpuState, VmState};
+use crate::devices::serial::SavedSerial;
+use crate::record::{Record, RecordError, Records, Saved};
+
+/// The part that KVM's own devices are.
+pub(super) const VM: &str = "kvm";
+/// The part that COM1 is.
+pub(super) const SERIAL: &str = "serial0";
+
+/// The part that a vCPU is.
+pub(super) fn vcpu(index: usize) -> String {
+    format!("vcpu{index}")
+}
+
+/// Everything of a machine but its RAM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// Whether the guest is to run once it is restored.
+    pub running: bool,
+    /// One record a part.
+    pub records: Records,
+}
+
+impl MachineState {
+    /// The same for people: what each part holds by name, in place of its bytes.
+    ///
+    /// # Errors
+    /// When a part is not known here.
+    pub fn for_people(&self) -> Result<serde_json::Value, MachineError> {
+        let parts: Result<Vec<_>, MachineError> = self.records.0.iter().map(part_for_people).collect();
+        Ok(serde_json::json!({ "running": self.running, "parts": parts? }))
+    }
+}
+
+fn part_for_people(record: &Record) -> Result<serde_json::Value, MachineError> {
+    let Record { id, kind, version, .. } = record;
+    let state = match kind.as_str() {
+        VmState::KIND => fields(&record.read::<VmState>()?)?,
+        VcpuState::KIND => fields(&record.read::<VcpuState>()?)?,
+        SavedSerial::KIND => fields(&record.read::<SavedSerial>()?)?,
+        _ => return Err(RecordError::Unknown { id: id.clone(), kind: kind.clone() }.into()),
+    };
+    Ok(serde_json::json!({ "id": id, "kind": kind, "version": version, "state": state }))
+}
+
+fn fields(state: &impl Serialize) -> Result<serde_json::Value, MachineError> {
+    serde_json::to_value(state).map_err(MachineError::Json)
+}
