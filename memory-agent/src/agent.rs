@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, mapped};
 use crate::residency::Residency;
+use crate::swap;
 use crate::sys;
 use crate::target::Target;
 
@@ -351,6 +352,10 @@ fn put_back(target: &dyn Target, woken: &[Range<u64>]) -> u64 {
         unwanted.extend(others.map(|run| start + run.pages.start..start + run.pages.end));
     }
     if unwanted.is_empty() {
+        return 0;
+    }
+    // Where it cannot be told what was read ahead, paging it out would have it written again.
+    if !swap::all_frees_at_once().is_ok_and(|at_once| at_once || sys::has_cachestat()) {
         return 0;
     }
     // Not through the owner's page tables: whatever they map, the owner is taken to want.

@@ -36,7 +36,7 @@ pub use scan::{
     ContentHash, Reader, Remembered, ScanError, ScanGuard, ScanProgress, ScanReport, ScanView, SparseDump, ZeroFinder,
     scan, windows,
 };
-pub use swap::{SwapDevice, SwapError, SwapKind, active};
+pub use swap::{SwapDevice, SwapError, SwapKind, active, zswap_is_enabled};
 pub use target::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory, SharedMemory, Target, TargetError};
 pub use usage::{UsageError, counts_of};
 pub use vmstat::{SwapCounters, VmstatError};

@@ -59,8 +59,8 @@ pub struct PageOutReport {
     pub swapped: u64,
     /// Pages of these that are still resident.
     pub left: u64,
-    /// Pages of those left that have been given to a swap device which does not free them at once: the kernel
-    /// frees them when it needs the memory, without writing them again. Known from Linux 6.5 on. Where the process's control
+    /// Pages of those left that wait in the swap cache, on hosts with swap that does not free at once: they have been written,
+    /// or were read ahead. The kernel frees them when it needs the memory, without writing them again. Known from Linux 6.5 on. Where the process's control
     /// group has `memory.reclaim` the kernel was asked for it already.
     pub queued: u64,
     /// How often the kernel was asked, at most, for any of them.
@@ -133,24 +133,23 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
     if report.asked == 0 {
         return Ok(report);
     }
-    if way == Way::MapFirst {
-        for run in &left {
-            target.map_pages(run)?;
+    report.queued = take_queued(target, &mut left)?;
+    if !left.is_empty() {
+        if way == Way::MapFirst {
+            for run in &left {
+                target.map_pages(run)?;
+            }
         }
+        match way {
+            // Each page of these is one that was seen to be resident.
+            Way::PutBack => target.advise_put_back(&left)?,
+            Way::Mapped | Way::MapFirst => target.advise_page_out(&spans(&left, &ranges))?,
+        }
+        report.attempts = 1;
     }
-    match way {
-        // Each page of these is one that was seen to be resident.
-        Way::PutBack => target.advise_put_back(&left)?,
-        Way::Mapped | Way::MapFirst => target.advise_page_out(&spans(&left, &ranges))?,
-    }
-    report.attempts = 1;
     loop {
         left = still_resident(target, &left)?;
-        // Where all swap frees at once, what is in the swap cache was read ahead, and goes once it is mapped.
-        // Elsewhere it is queued: asking for it again would be in vain, and mapping it would undo it.
-        if !left.is_empty() && !swap::all_frees_at_once()? {
-            report.queued += page_count(&take_swap_cache(&target.mapping(), &mut left)?);
-        }
+        report.queued += take_queued(target, &mut left)?;
         if left.is_empty() || report.attempts == ATTEMPTS {
             break;
         }
@@ -218,6 +217,18 @@ fn spans(runs: &[Range<u64>], ranges: &[Range<u64>]) -> Vec<Range<u64>> {
         }
     }
     spans
+}
+
+/// Moves pages out of `left` that wait in the swap cache of swap that does not free at once, and tells how many: they were
+/// written already, or read ahead and not changed since. The kernel frees them when it needs the memory; mapping them would
+/// take their place in swap from them, and they would be written once more.
+///
+/// Where all swap frees at once, what is in the swap cache was read ahead, and goes once it is mapped.
+fn take_queued(target: &dyn Target, left: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
+    if left.is_empty() || swap::all_frees_at_once()? {
+        return Ok(0);
+    }
+    Ok(page_count(&take_swap_cache(&target.mapping(), left)?))
 }
 
 fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, ProbeError> {

@@ -48,8 +48,8 @@ pub struct SwapDevice {
 }
 
 impl SwapDevice {
-    /// Whether a page that is paged out leaves memory at once. On others it is queued and stays in the swap
-    /// cache, resident, until the kernel needs the memory.
+    /// Whether a page that is paged out to this device leaves memory at once, unless zswap stands before it. On others it is
+    /// queued and stays in the swap cache, resident, until the kernel needs the memory.
     pub fn frees_at_once(&self) -> bool {
         self.kind == SwapKind::Zram
     }
@@ -62,7 +62,18 @@ impl SwapDevice {
 
 /// Whether pages that are paged out leave memory at once, wherever they go.
 pub(crate) fn all_frees_at_once() -> Result<bool, SwapError> {
-    Ok(active()?.iter().all(SwapDevice::frees_at_once))
+    Ok(active()?.iter().all(SwapDevice::frees_at_once) && !zswap_is_enabled())
+}
+
+/// Whether pages go to compressed memory before they go to a swap device (Documentation/admin-guide/mm/zswap.rst). What comes
+/// back from there comes by the swap cache, with what is read ahead, and what is moved on to a device waits there too.
+pub fn zswap_is_enabled() -> bool {
+    is_yes(Path::new("/sys/module/zswap/parameters/enabled"))
+}
+
+/// Whether a parameter of a module is set; false where there is no such module.
+fn is_yes(parameter: &Path) -> bool {
+    read(parameter).is_ok_and(|text| matches!(text.first(), Some(b'Y' | b'y' | b'1')))
 }
 
 /// The active swap devices, in the kernel's order.
@@ -150,6 +161,16 @@ mod tests {
         assert_eq!(devices[1].priority, -2);
         assert_eq!(devices[2].path, Path::new("/swap file (deleted)"));
         assert_eq!(devices[2].free_bytes(), 0);
+    }
+
+    #[test]
+    fn a_parameter_is_yes_no_or_not_there() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, yes) in [("Y\n", true), ("N\n", false), ("1\n", true), ("", false)] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(is_yes(file.path()), yes, "{text:?}");
+        }
+        assert!(!is_yes(Path::new("/sys/module/no_such_module/parameters/enabled")));
     }
 
     #[test]

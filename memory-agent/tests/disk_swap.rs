@@ -4,8 +4,14 @@
 
 mod support;
 
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
 use memory_agent::{
-    ExactScan, MemoryGroup, PageCache, PageCacheBySeek, PageOutError, PageState, Probe, active, page_out,
+    Agent, AgentOptions, ExactScan, MemoryGroup, PAGE_SIZE, PageCache, PageCacheBySeek, PageOutError, PageState, Probe,
+    ResidencyGuard, Target, active, page_out,
 };
 use support::Memory;
 use support::disk::DiskSwap;
@@ -13,24 +19,93 @@ use support::group::LimitedGroup;
 
 const PAGES: u64 = 4096;
 
-#[test]
-fn what_waits_in_the_swap_cache_is_told_apart() {
-    if !support::tells_swap_cache("what_waits_in_the_swap_cache_is_told_apart") {
+/// Runs a test in a control group of its own and with swap on a disk, or says why it is skipped.
+fn with_disk_swap(test: &str, body: impl Fn(&LimitedGroup, &DiskSwap)) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    if !support::tells_swap_cache(test) {
         return;
     }
-    let skipped = |why: String| {
-        assert!(!support::must_run(), "swap on a loop device is needed: {why}");
-        eprintln!("skipped what_waits_in_the_swap_cache_is_told_apart: {why}");
-    };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     // Entered first: pages belong to the group that the process is in when it makes them.
-    let group = match LimitedGroup::enter(1 << 30) {
-        Ok(group) => group,
-        Err(why) => return skipped(why),
-    };
-    let disk = match DiskSwap::new(64 << 20) {
-        Ok(disk) => disk,
-        Err(why) => return skipped(why),
-    };
+    let set_up = LimitedGroup::enter(1 << 30).and_then(|group| Ok((DiskSwap::new(64 << 20)?, group)));
+    match set_up {
+        Ok((disk, group)) => support::undisturbed(test, Path::new(disk.device()), || body(&group, &disk)),
+        Err(why) => {
+            assert!(!support::must_run(), "swap on a loop device is needed: {why}");
+            eprintln!("skipped {test}: {why}");
+        }
+    }
+}
+
+/// Written and paged out, and the memory wanted for a moment: what waited in the swap cache has gone.
+fn all_swapped(group: &LimitedGroup, name: &str) -> Memory {
+    let memory = Memory::new(name, PAGES);
+    (0..PAGES).for_each(|page| memory.write(page, page + 1));
+    page_out(&memory.mapping(), &[0..PAGES]).unwrap();
+    group.limit(PAGES * PAGE_SIZE / 8).unwrap();
+    group.limit(1 << 30).unwrap();
+    memory
+}
+
+#[test]
+fn an_agent_leaves_what_was_read_ahead_where_it_is() {
+    with_disk_swap("an_agent_leaves_what_was_read_ahead_where_it_is", |group, disk| {
+        const READ: u64 = 600;
+        let memory = all_swapped(group, "read-ahead");
+        let mapping = memory.mapping();
+        let options = AgentOptions { budget: 100.0, interval: Duration::from_millis(5), ..AgentOptions::default() };
+        let agent = Agent::new(options).unwrap();
+        thread::scope(|scope| {
+            let watching = scope.spawn(|| agent.watch(&[&mapping]));
+            assert!(agent.wait_for_rounds(1, Duration::from_secs(20)));
+            let before = disk.pages_written();
+            // In order, so that the kernel reads ahead, and with a look between any two.
+            for page in 0..READ {
+                assert!(memory.holds(page, page + 1), "content of page {page}");
+                let rounds = agent.cost().rounds;
+                agent.wait_for_rounds(rounds + 2, Duration::from_secs(20));
+            }
+            agent.stop();
+            let cost = agent.cost();
+            let written = disk.pages_written() - before;
+            watching.join().unwrap().unwrap();
+            assert!(cost.woken >= READ / 2, "nothing was read: {cost:?}");
+            assert!(written < READ / 20, "{written} pages were written out again: {cost:?}");
+        });
+    });
+}
+
+#[test]
+fn a_guard_and_a_reader_leave_what_was_read_ahead_where_it_is() {
+    with_disk_swap("a_guard_and_a_reader_leave_what_was_read_ahead_where_it_is", |group, disk| {
+        let memory = all_swapped(group, "read-ahead-guarded");
+        let (mapping, view) = (memory.mapping(), memory.mapping().view().unwrap());
+        let mut guard = ResidencyGuard::remember(&mapping, 512).unwrap();
+        let before = disk.pages_written();
+        // In short runs, at whose ends there is something that was read ahead.
+        let resident = || PageCache.residency(&mapping, 0..PAGES).unwrap().counts().resident;
+        let resident_before = resident();
+        let read: Vec<_> = (0..PAGES).filter(|page| page % 64 < 16).collect();
+        read.iter().for_each(|&page| assert!(memory.pread_holds(page, page + 1), "content of page {page}"));
+        let read = read.len() as u64;
+        let ahead = resident() - resident_before - read;
+        assert!(ahead > PAGES / 64, "{ahead} pages were read ahead, and {read} read");
+        guard.step().unwrap();
+        guard.step().unwrap();
+        guard.finish().unwrap();
+        view.page_out(&[0..PAGES]).unwrap();
+        // What was read is on its way, and nothing else is written.
+        let written = disk.pages_written() - before;
+        assert!(written <= read + ahead / 8, "{written} pages were written: {read} were read, {ahead} read ahead");
+    });
+}
+
+#[test]
+fn what_waits_in_the_swap_cache_is_told_apart() {
+    with_disk_swap("what_waits_in_the_swap_cache_is_told_apart", tells_the_swap_cache_apart);
+}
+
+fn tells_the_swap_cache_apart(group: &LimitedGroup, disk: &DiskSwap) {
     let memory = Memory::new("disk", PAGES);
     (0..PAGES).for_each(|page| memory.write(page, page + 1));
     let mapping = memory.mapping();

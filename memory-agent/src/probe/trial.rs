@@ -84,15 +84,15 @@ struct Pages {
 }
 
 impl Pages {
-    const COUNT: u64 = 24;
+    const COUNT: u64 = 64;
     /// Written and mapped.
     const MAPPED: Range<u64> = 2..5;
     /// Written, and in no page table.
     const NOT_MAPPED: Range<u64> = 7..10;
     /// Written and mapped, and then discarded.
     const DISCARDED: Range<u64> = 10..12;
-    /// Written, mapped and paged out.
-    const PAGED_OUT: Range<u64> = 13..19;
+    /// Written, mapped and paged out; more than the kernel reads ahead.
+    const PAGED_OUT: Range<u64> = 13..61;
     /// Those of them that are brought in again, and in no page table.
     const BROUGHT_IN: Range<u64> = 15..16;
 

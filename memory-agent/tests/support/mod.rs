@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -43,8 +44,6 @@ pub(crate) fn tells_swap_cache(test: &str) -> bool {
 /// Swap is the host's: pages go to any device, and when another process ends its own, the kernel brings in all pages
 /// that are there. DAMON, where it is on, pages out by itself. So a test that fails while either may have been is repeated.
 pub(crate) fn with_swap(test: &str, body: impl Fn()) {
-    const ATTEMPTS: u32 = 6;
-    static ALONE: Mutex<()> = Mutex::new(());
     let zram = match shared_zram() {
         Ok(zram) => zram,
         Err(error) => {
@@ -53,8 +52,16 @@ pub(crate) fn with_swap(test: &str, body: impl Fn()) {
             return;
         }
     };
+    undisturbed(test, &zram.path(), body);
+}
+
+/// Runs a test whose swap this device is alone in this process, and again when it fails while others page out or have swap
+/// of their own.
+pub(crate) fn undisturbed(test: &str, own: &Path, body: impl Fn()) {
+    const ATTEMPTS: u32 = 6;
+    static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let disturbed = || damon_is_on() || active().unwrap().iter().any(|device| device.path != zram.path());
+    let disturbed = || damon_is_on() || active().unwrap().iter().any(|device| device.path != own);
     for attempt in 1.. {
         let before = disturbed();
         let Err(failure) = catch_unwind(AssertUnwindSafe(&body)) else { return };
