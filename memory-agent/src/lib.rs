@@ -22,10 +22,10 @@ mod zram;
 pub use agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Suspended};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use guard::{GuardError, GuardReport, ResidencyGuard};
-pub use memory_group::MemoryGroup;
+pub use memory_group::{MemoryGroup, SwapLimit};
 pub use metrics::Metrics;
 pub use missing::{FaultError, MissingFaults, Registered};
-pub use page_out::{PageOutError, PageOutReport, page_out};
+pub use page_out::{PageOutError, PageOutOptions, PageOutReport, no_room, page_out, page_out_with};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{
     ChosenProbe, ExactScan, Hint, HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeChoice,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory_group::MemoryGroup;
+use crate::memory_group::{MemoryGroup, SwapLimit};
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
 use crate::swap::{self, SwapError};
@@ -23,6 +23,11 @@ pub enum PageOutError {
     /// All swap is occupied.
     #[error("nothing was paged out because all {0} bytes of swap are occupied: add swap")]
     SwapFull(u64),
+    /// A control group of the process, or one above it, may not use swap, or has used what it may.
+    #[error(
+        "nothing was paged out because the control group {} may use {} bytes of swap and uses {}: raise its memory.swap.max (systemd: MemorySwapMax, Kubernetes: the kubelet's memorySwap.swapBehavior)", .0.group.display(), .0.max, .0.used
+    )]
+    GroupSwapFull(SwapLimit),
     /// The kernel kept every page.
     #[error(
         "the kernel kept all {0} pages: they may be mapped by another process too, or locked (page out from the only process that maps them), or wait in the swap cache of a disk until their memory is needed, which kernels before 6.5 do not tell"
@@ -60,8 +65,7 @@ pub struct PageOutReport {
     /// Pages of these that are still resident.
     pub left: u64,
     /// Pages of those left that wait in the swap cache, on hosts with swap that does not free at once: they have been written,
-    /// or were read ahead. The kernel frees them when it needs the memory, without writing them again. Known from Linux 6.5 on. Where the process's control
-    /// group has `memory.reclaim` the kernel was asked for it already.
+    /// or were read ahead. The kernel frees them when it needs the memory, without writing them again. Known from Linux 6.5 on.
     pub queued: u64,
     /// How often the kernel was asked, at most, for any of them.
     pub attempts: u32,
@@ -107,6 +111,34 @@ pub fn page_out(target: &dyn Target, ranges: &[Range<u64>]) -> Result<PageOutRep
     page_out_by(target, ranges, Way::Mapped)
 }
 
+/// What paging out may do besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PageOutOptions {
+    /// Whether the kernel may be asked to free what is queued, by `memory.reclaim` of the process's control group. Which
+    /// pages of the group it frees is up to the kernel: others, and those of other processes in the group, may be among them.
+    pub reclaim_group: bool,
+}
+
+/// As [`page_out`], with options.
+///
+/// # Errors
+/// As [`page_out`].
+pub fn page_out_with(
+    target: &dyn Target,
+    ranges: &[Range<u64>],
+    options: PageOutOptions,
+) -> Result<PageOutReport, PageOutError> {
+    let mut report = page_out(target, ranges)?;
+    if options.reclaim_group && report.queued > 0 {
+        let freed = free_queued(target, ranges, &report)?;
+        report.queued -= freed;
+        report.left -= freed;
+        report.swapped += freed;
+    }
+    Ok(report)
+}
+
 /// What is known of pages that are to be paged out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -128,8 +160,7 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
     for range in &ranges {
         resident_runs(target, range, &mut left)?;
     }
-    let asked = left.clone();
-    let mut report = PageOutReport { asked: page_count(&asked), ..PageOutReport::default() };
+    let mut report = PageOutReport { asked: page_count(&left), ..PageOutReport::default() };
     if report.asked == 0 {
         return Ok(report);
     }
@@ -154,7 +185,7 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
             break;
         }
         if page_count(&left) == report.asked
-            && let error @ (PageOutError::NoSwap | PageOutError::SwapFull(_)) = why_nothing(report.asked)?
+            && let Some(error) = no_room(target.pid())?
         {
             // Asking again would take the CPUs' time for nothing.
             return Err(error);
@@ -169,13 +200,10 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
         target.advise_page_out(&left)?;
         report.attempts += 1;
     }
-    if report.queued > 0 {
-        report.queued -= free_queued(target, &asked, page_count(&left) + report.queued, report.queued)?;
-    }
     report.left = page_count(&left) + report.queued;
     report.swapped = report.asked - report.left;
     if report.swapped == 0 && report.queued == 0 {
-        return Err(why_nothing(report.asked)?);
+        return Err(no_room(target.pid())?.unwrap_or(PageOutError::Kept(report.asked)));
     }
     Ok(report)
 }
@@ -240,9 +268,10 @@ fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<
 }
 
 /// Has the kernel free what has been written to swap and waits in the swap cache, where the process's control group offers
-/// that; how many pages left memory. `stay` of the pages asked for are in memory, `queued` of these have been written.
-fn free_queued(target: &dyn Target, asked: &[Range<u64>], stay: u64, queued: u64) -> Result<u64, PageOutError> {
+/// that; how many pages left memory.
+fn free_queued(target: &dyn Target, ranges: &[Range<u64>], report: &PageOutReport) -> Result<u64, PageOutError> {
     let Some(group) = MemoryGroup::of_process(target.pid()).filter(MemoryGroup::can_reclaim) else { return Ok(0) };
+    let ranges = merged(ranges);
     let mut freed = 0;
     for attempt in 0..RECLAIM_ATTEMPTS {
         if attempt > 0 {
@@ -250,26 +279,33 @@ fn free_queued(target: &dyn Target, asked: &[Range<u64>], stay: u64, queued: u64
             std::thread::sleep(WRITING);
         }
         // Without the right to, the pages stay until the kernel needs the memory: as without this file.
-        if group.reclaim((queued - freed) * PAGE_SIZE).is_err() {
+        if group.reclaim((report.queued - freed) * PAGE_SIZE).is_err() {
             break;
         }
-        freed = stay.saturating_sub(page_count(&still_resident(target, asked)?)).min(queued);
-        if freed == queued {
+        let stay = page_count(&still_resident(target, &ranges)?);
+        freed = report.left.saturating_sub(stay).min(report.queued);
+        if freed == report.queued {
             break;
         }
     }
     Ok(freed)
 }
 
-fn why_nothing(asked: u64) -> Result<PageOutError, SwapError> {
+/// Why no more of a process's memory can be paged out: the host has no swap, or no room in it, or the process's control groups
+/// leave none; `None` when there is room.
+///
+/// # Errors
+/// When the swap devices cannot be listed.
+pub fn no_room(pid: u32) -> Result<Option<PageOutError>, SwapError> {
     let devices = swap::active()?;
-    Ok(if devices.is_empty() {
-        PageOutError::NoSwap
-    } else if devices.iter().all(|device| device.free_bytes() == 0) {
-        PageOutError::SwapFull(devices.iter().map(|device| device.size_bytes).sum())
-    } else {
-        PageOutError::Kept(asked)
-    })
+    if devices.is_empty() {
+        return Ok(Some(PageOutError::NoSwap));
+    }
+    if devices.iter().all(|device| device.free_bytes() == 0) {
+        return Ok(Some(PageOutError::SwapFull(devices.iter().map(|device| device.size_bytes).sum())));
+    }
+    let limit = MemoryGroup::of_process(pid).and_then(|group| group.swap_limit());
+    Ok(limit.filter(|limit| limit.room() < PAGE_SIZE).map(PageOutError::GroupSwapFull))
 }
 
 #[cfg(test)]

@@ -104,7 +104,11 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
         }
         match remembered.put_back() {
             Ok(_) => {}
-            Err(e) if matches!(e.page_out(), Some(PageOutError::Kept(_) | PageOutError::NoSwap)) => {}
+            Err(e)
+                if matches!(
+                    e.page_out(),
+                    Some(PageOutError::Kept(_) | PageOutError::NoSwap | PageOutError::GroupSwapFull(_))
+                ) => {}
             Err(e) => return Err(e.into()),
         }
     }

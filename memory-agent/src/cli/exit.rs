@@ -90,7 +90,7 @@ impl Coded for PageOutError {
 
     fn other_code(&self) -> ExitCode {
         match self {
-            Self::NoSwap | Self::SwapFull(_) => ExitCode::NoSwap,
+            Self::NoSwap | Self::SwapFull(_) | Self::GroupSwapFull(_) => ExitCode::NoSwap,
             _ => ExitCode::Failure,
         }
     }

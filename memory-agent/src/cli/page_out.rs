@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use command_line::{End, Output};
-use memory_agent::{PAGE_SIZE, PageOutError, PageOutReport, ProcessMemory, Target, page_out};
+use memory_agent::{
+    PAGE_SIZE, PageOutError, PageOutOptions, PageOutReport, ProcessMemory, Target, no_room, page_out_with,
+};
 
 use super::exit::{ExitCode, end_of};
 use super::options::{Memory, duration};
@@ -21,6 +23,10 @@ pub(super) struct Arguments {
     memory: Memory,
     #[command(flatten)]
     what: What,
+    /// Have the kernel free what waits in the swap cache of a disk, by `memory.reclaim` of the process's control group: it
+    /// takes what it likes of that group, other processes' memory too.
+    #[arg(long)]
+    reclaim: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -65,9 +71,13 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         None if range.is_empty() => memories.iter().map(|memory| vec![0..memory.mapping().pages()]).collect(),
         None => by_memory(memories, range)?,
     };
-    let report = page_out_all(memories, &chosen)?;
+    let report = page_out_all(memories, &chosen, arguments.reclaim)?;
     let mut output = Output::default();
-    if arguments.json { output.print_json(&opened.object(&report)) } else { output.print(&sentence(&report)) }?;
+    if arguments.json {
+        output.print_json(&opened.object(&report))
+    } else {
+        output.print(&sentence(&report, why_left(memories)))
+    }?;
     if report.asked > 0 && report.swapped + report.queued == 0 {
         return Err(end_of(PageOutError::Kept(report.asked)));
     }
@@ -75,14 +85,16 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 }
 
 /// Pages out of each memory what was chosen of it. Memory that the kernel keeps whole does not keep others from it.
-fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>]) -> Result<PageOutReport, End> {
+fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>], reclaim: bool) -> Result<PageOutReport, End> {
     let mut report = PageOutReport::default();
+    let mut options = PageOutOptions::default();
+    options.reclaim_group = reclaim;
     for (memory, ranges) in memories.iter().zip(chosen) {
-        let one = match page_out(memory, ranges) {
+        let one = match page_out_with(memory, ranges, options) {
             Ok(one) => one,
             Err(PageOutError::Kept(pages)) => PageOutReport { asked: pages, left: pages, ..PageOutReport::default() },
             // What was paged out before there was no more room is worth being told of.
-            Err(e @ PageOutError::SwapFull(_)) if report.swapped > 0 => {
+            Err(e @ (PageOutError::SwapFull(_) | PageOutError::GroupSwapFull(_))) if report.swapped > 0 => {
                 super::output::say(e);
                 break;
             }
@@ -145,7 +157,13 @@ fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<Vec<Rang
     idle.collect::<Result<_, _>>().map_err(end_of)
 }
 
-fn sentence(report: &PageOutReport) -> String {
+/// Why pages stay that are not queued.
+fn why_left(memories: &[ProcessMemory]) -> &'static str {
+    let full = memories.iter().any(|memory| no_room(memory.pid()).is_ok_and(|full| full.is_some()));
+    if full { "there is no more room in swap for them" } else { "somebody works with them" }
+}
+
+fn sentence(report: &PageOutReport, why_left: &str) -> String {
     let PageOutReport { asked, swapped, left, queued, .. } = *report;
     if asked == 0 {
         return "none of these pages were in memory\n".into();
@@ -155,7 +173,7 @@ fn sentence(report: &PageOutReport) -> String {
         text += &format!("; {queued} are queued for their device, which frees them when memory is needed");
     }
     if left > queued {
-        text += &format!("; {} stayed, because somebody works with them", left - queued);
+        text += &format!("; {} stayed, because {why_left}", left - queued);
     }
     text + "\n"
 }
@@ -177,10 +195,10 @@ mod tests {
     fn a_report_is_a_sentence() {
         let report = PageOutReport { asked: 300, swapped: 256, left: 44, queued: 4, attempts: 2 };
         assert_eq!(
-            sentence(&report),
+            sentence(&report, "somebody works with them"),
             "paged out 256 of 300 pages (1 MiB); 4 are queued for their device, which frees them when memory is needed; \
              40 stayed, because somebody works with them\n"
         );
-        assert_eq!(sentence(&PageOutReport::default()), "none of these pages were in memory\n");
+        assert_eq!(sentence(&PageOutReport::default(), ""), "none of these pages were in memory\n");
     }
 }

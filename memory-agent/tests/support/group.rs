@@ -52,6 +52,16 @@ impl LimitedGroup {
         }
     }
 
+    /// Whether it is of cgroup 2.
+    pub(crate) fn is_version_2(&self) -> bool {
+        self.limit == "memory.max"
+    }
+
+    /// Writes one of its files.
+    pub(crate) fn set(&self, name: &str, value: &str) {
+        write(self.directory.join(name), value).unwrap();
+    }
+
     fn put_in(&self, directory: &Path) -> Result<(), String> {
         let path = directory.join("cgroup.procs");
         write(&path, std::process::id().to_string()).map_err(|e| format!("{}: {e}", path.display()))

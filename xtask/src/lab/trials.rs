@@ -22,6 +22,7 @@ const TRIALS: &[(&str, &str)] = &[
     ("neighbours of what is read", "./differential what_comes_along scanning_leaves a_failing_reader --show-output"),
     ("hints against the truth", "without_readahead ./hints --show-output"),
     ("residency under memory pressure", "without_readahead ./pressure --show-output"),
+    ("a control group that may not swap", "without_readahead ./group_swap --show-output"),
     ("swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
     ("memory of another process", "without_readahead ./process --show-output"),
     ("doctor", "with_zram ./thermocline doctor"),

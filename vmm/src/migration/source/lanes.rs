@@ -141,8 +141,8 @@ fn put_back(remembered: RememberedRam<'_>) -> Result<(), SourceError> {
         // The guest has woken every one of them meanwhile, and wants them.
         Some(PageOutError::Kept(_)) => Ok(()),
         // Whoever took swap away has everything awake.
-        Some(PageOutError::NoSwap) => {
-            tracing::warn!("this host has no swap any more: what was cold is awake here");
+        Some(e @ (PageOutError::NoSwap | PageOutError::GroupSwapFull(_))) => {
+            tracing::warn!("what was cold is awake here: {e}");
             Ok(())
         }
         _ => Err(e.into()),
