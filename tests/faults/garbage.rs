@@ -1,6 +1,6 @@
 //! Bytes that make no sense, at a destination that waits for a guest.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use thermocline_tests::machine::Destination;
 use thermocline_tests::owner::gone_without_guest;
 use thermocline_tests::peer::{connect, offer_of, read_to_end, say, state_of};
 use thermocline_tests::random::Random;
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{Lab, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], random_bytes);
@@ -21,7 +21,6 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], a_state_before_all_pages);
     trial!(trials, [Kvm], a_slow_preamble);
     trial!(trials, [Kvm], a_connection_and_nothing_more);
-    trial!(trials, [Kvm], who_comes_second_finds_nobody);
 }
 
 fn own_preamble() -> Result<Vec<u8>> {
@@ -183,20 +182,5 @@ fn a_connection_and_nothing_more() -> Result<()> {
     let lab = Lab::new()?;
     let destination = lab.receive(&Workload::default())?;
     drop(connect(&destination.address)?);
-    ends(&destination, &[16])
-}
-
-/// One guest a process: a second source is to know at once, and to leave the first alone.
-fn who_comes_second_finds_nobody() -> Result<()> {
-    let lab = Lab::new()?;
-    let destination = lab.receive(&Workload::default())?;
-    let mut first = connect(&destination.address)?;
-    first.write_all(&own_preamble()?)?;
-    // The answer tells that the first has been taken.
-    first.read_exact(&mut [0; 16])?;
-    let mut source = lab.boot(&Workload::default())?;
-    source.migrate(&destination.address, &How::usual())?.fails(10)?;
-    source.must_go_on()?;
-    drop(first);
     ends(&destination, &[16])
 }

@@ -6,6 +6,7 @@ mod garbage;
 mod hostile_state;
 mod refusals;
 mod silence;
+mod strangers;
 mod stream;
 mod switchover;
 
@@ -18,5 +19,6 @@ fn main() -> std::process::ExitCode {
     garbage::add(&mut trials);
     hostile_state::add(&mut trials);
     silence::add(&mut trials);
+    strangers::add(&mut trials);
     trials.run()
 }

@@ -128,7 +128,7 @@ impl Lab {
         Ok(machine)
     }
 
-    /// Starts the other side, on a port of its own.
+    /// Starts the other side, on a port of its own, which ends at whatever fails first.
     ///
     /// # Errors
     /// When it does not listen.
@@ -136,7 +136,15 @@ impl Lab {
         self.receive_on("tcp:127.0.0.1:0", &[], workload)
     }
 
-    /// Starts the other side.
+    /// Starts the other side, which goes on listening until a guest is there.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub fn listen_on(&self, listen: &str, workload: &Workload) -> Result<Destination> {
+        self.destination(&[], listen, &[], workload)
+    }
+
+    /// Starts the other side, which ends at whatever fails first.
     ///
     /// # Errors
     /// When it does not listen.
@@ -155,6 +163,10 @@ impl Lab {
         more: &[&str],
         workload: &Workload,
     ) -> Result<Destination> {
+        self.destination(prefix, listen, &[&["--once"], more].concat(), workload)
+    }
+
+    fn destination(&self, prefix: &[&str], listen: &str, more: &[&str], workload: &Workload) -> Result<Destination> {
         let api = self.path("destination.sock");
         let mut arguments: Vec<OsString> =
             ["receive", "--listen", listen, "--api-socket"].into_iter().map(Into::into).collect();

@@ -43,6 +43,8 @@ pub enum ExitCode {
     Cancelled = 19,
     /// The guest was handed over and nobody has confirmed that it runs.
     Unconfirmed = 20,
+    /// The destination takes another guest, or has taken one.
+    RefusedBusy = 21,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -54,7 +56,7 @@ impl From<ExitCode> for u8 {
 }
 
 impl ExitCode {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
@@ -72,6 +74,7 @@ impl ExitCode {
         Self::NotConverging,
         Self::Cancelled,
         Self::Unconfirmed,
+        Self::RefusedBusy,
         Self::Interrupted,
     ];
 
@@ -123,6 +126,7 @@ impl ExitCode {
             RefusalReason::Connection => Self::ConnectionLost,
             RefusalReason::Stream => Self::Garbled,
             RefusalReason::Host => Self::Failure,
+            RefusalReason::Busy => Self::RefusedBusy,
         }
     }
 

@@ -1,8 +1,8 @@
-//! A guest that is to come in: listens, takes one connection, and receives in a thread of its own.
+//! A guest that is to come in: the machine that is made for it, and the news of it for the event loop.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memory_agent::ByteSize;
@@ -12,70 +12,53 @@ use crate::devices::serial::ConsoleOutput;
 use crate::host;
 use crate::kvm::KvmError;
 use crate::machine::{self, Machine, MachineError};
-use crate::migration::cancel::Cancel;
-use crate::migration::destination::{self, DestinationError, Door, Tail};
+use crate::migration::destination::{Arrival, Reception, Terms};
 use crate::migration::link::Listener;
 use crate::migration::wire::{Offer, Refusal, RefusalReason};
 use crate::ram::GuestRam;
 use crate::ram::layout::{MAX_RAM, RamLayout};
-
-/// What becomes of a guest that comes in.
-#[derive(Debug)]
-pub enum Arrival {
-    /// It runs here; with a tail, not all of its memory is here yet.
-    Running(Arc<Machine>, Option<Arc<Tail>>),
-    /// All of its memory is here.
-    Whole,
-    /// It does not come.
-    Failed(DestinationError),
-}
 
 /// What this host allows a guest that comes in.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The most guest RAM.
     pub memory: ByteSize,
-    /// How long a source may stay away whose pages follow the guest.
-    pub patience: Duration,
+    /// How it is received.
+    pub terms: Terms,
 }
 
 impl Default for Limits {
-    /// What this host has of memory and swap, and half a minute.
+    /// What this host has of memory and swap; half a minute for a source that is away; and whoever does not bring a guest is
+    /// followed by the next.
     fn default() -> Self {
-        Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)), patience: Duration::from_secs(30) }
+        let terms = Terms { patience: Duration::from_secs(30), once: false };
+        Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)), terms }
     }
 }
 
 /// A guest that is to come in.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Until somebody has connected.
-    listener: Option<Listener>,
-    limits: Limits,
-    console: Option<Console>,
-    shared: Arc<Shared>,
+    reception: Reception<Machine>,
+    news: Arc<News>,
 }
 
-struct Console(ConsoleOutput);
-
-impl std::fmt::Debug for Console {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Console")
-    }
-}
-
+/// What has become of it and has not been heard yet.
 #[derive(Debug)]
-struct Shared {
-    cancel: Cancel,
-    results: Mutex<VecDeque<Arrival>>,
-    arrival: EventFd,
+struct News {
+    arrivals: Mutex<VecDeque<Arrival<Machine>>>,
+    event: EventFd,
 }
 
-impl Shared {
-    fn report(&self, result: Arrival) {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner).push_back(result);
+impl News {
+    fn report(&self, arrival: Arrival<Machine>) {
+        self.lock().push_back(arrival);
         // The counter would have to be at its limit for this to fail, and then the event is set.
-        let _ = self.arrival.write(1);
+        let _ = self.event.write(1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arrival<Machine>>> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,76 +66,64 @@ impl Incoming {
     /// Waits on `listener` for a guest that gets this console.
     ///
     /// # Errors
-    /// When the host has no descriptor left.
+    /// When the host has no descriptor or thread left.
     pub fn new(listener: Listener, limits: Limits, console: ConsoleOutput) -> io::Result<Self> {
-        let shared =
-            Shared { cancel: Cancel::default(), results: Mutex::default(), arrival: EventFd::new(libc::EFD_NONBLOCK)? };
-        Ok(Self { listener: Some(listener), limits, console: Some(Console(console)), shared: Arc::new(shared) })
-    }
-
-    /// The socket to wait on, until somebody has connected.
-    pub fn listener(&self) -> Option<&Listener> {
-        self.listener.as_ref()
+        let news = Arc::new(News { arrivals: Mutex::default(), event: EventFd::new(libc::EFD_NONBLOCK)? });
+        let console = SharedConsole(Arc::new(Mutex::new(console)));
+        let told = Arc::clone(&news);
+        let reception = Reception::open(
+            listener,
+            limits.terms,
+            move |offer| prepare(offer, limits.memory, Box::new(console.clone())),
+            move |arrival| told.report(arrival),
+        )?;
+        Ok(Self { reception, news })
     }
 
     /// Readable once there is news.
     pub fn arrival(&self) -> &EventFd {
-        &self.shared.arrival
+        &self.news.event
     }
 
     /// The next news of the guest, if there is any.
-    pub fn news(&self) -> Option<Arrival> {
+    pub fn news(&self) -> Option<Arrival<Machine>> {
         // Not set when there was none.
-        let _ = self.shared.arrival.read();
-        let mut results = self.shared.results.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = results.pop_front();
-        if !results.is_empty() {
-            let _ = self.shared.arrival.write(1);
+        let _ = self.news.event.read();
+        let mut arrivals = self.news.lock();
+        let next = arrivals.pop_front();
+        if !arrivals.is_empty() {
+            let _ = self.news.event.write(1);
         }
         next
     }
 
     /// Gives up, if the guest is not here yet.
     pub fn cancel(&self) {
-        self.shared.cancel.cancel();
+        self.reception.cancel();
+    }
+}
+
+/// The console of whichever machine comes: one that does not arrive leaves it to the next.
+#[derive(Clone)]
+struct SharedConsole(Arc<Mutex<ConsoleOutput>>);
+
+impl Write for SharedConsole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
     }
 
-    /// Takes the connection that has come and receives the guest over it. Nobody else is listened to any more, but for the same
-    /// source when pages follow the guest: one guest a process.
-    pub fn accept(&mut self) {
-        let (Some(Console(console)), Some(listener)) = (self.console.take(), self.listener.take()) else { return };
-        let link = match listener.accept() {
-            Ok(link) => link,
-            Err(e) => return self.shared.report(Arrival::Failed(e.into())),
-        };
-        let limits = self.limits;
-        let door = Door { address: listener.address(), patience: limits.patience };
-        drop(listener);
-        let shared = Arc::clone(&self.shared);
-        let spawned = std::thread::Builder::new().name("incoming".into()).spawn(move || {
-            let prepare = |offer: &Offer| prepare(offer, limits, console).map(Arc::new);
-            match destination::receive(link, door, &shared.cancel, prepare) {
-                Ok(arrived) => {
-                    shared.report(Arrival::Running(Arc::clone(arrived.machine()), arrived.tail()));
-                    arrived.settle();
-                    shared.report(Arrival::Whole);
-                }
-                Err(e) => shared.report(Arrival::Failed(e)),
-            }
-        });
-        if let Err(e) = spawned {
-            self.shared.report(Arrival::Failed(DestinationError::Thread(e.to_string())));
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
     }
 }
 
 /// Makes the machine that is offered, or says why not.
-fn prepare(offer: &Offer, limits: Limits, console: ConsoleOutput) -> Result<Machine, Refusal> {
+fn prepare(offer: &Offer, most: ByteSize, console: ConsoleOutput) -> Result<Machine, Refusal> {
     let refuse = |reason, text: String| Refusal { reason, text };
     let description = &offer.machine;
     let bytes = description.ram.bytes();
-    if ByteSize(bytes) > limits.memory {
-        let text = format!("the machine has {} of memory, this host takes {} at most", ByteSize(bytes), limits.memory);
+    if ByteSize(bytes) > most {
+        let text = format!("the machine has {} of memory, this host takes {} at most", ByteSize(bytes), most);
         return Err(refuse(RefusalReason::Memory, text));
     }
     if bytes == 0 || description.ram != RamLayout::new(bytes) {

@@ -1,7 +1,7 @@
-//! The monitor's event loop: console input, API socket, signals, an incoming migration, the guest's end.
+//! The monitor's event loop: console input, API socket, signals, news of an incoming migration, the guest's end.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use crate::PROGRAM;
 use crate::console::{Console, ConsoleInput};
 use crate::control::server::Server;
 use crate::control::vmm::{Farewell, Vmm};
-use crate::incoming::{Arrival, Incoming};
+use crate::incoming::Incoming;
 use crate::kvm::VcpuExitReason;
 use crate::machine::Machine;
-use crate::migration::destination::DestinationError;
+use crate::migration::destination::{Arrival, DestinationError};
 
 /// How a monitor ended.
 #[derive(Debug)]
@@ -68,13 +68,12 @@ enum Source {
     Guest,
     Input,
     Drained,
-    Connection,
     Arrival,
 }
 
 impl Source {
     fn of(data: u32) -> Option<Self> {
-        [Self::Signal, Self::Ended, Self::Api, Self::Guest, Self::Input, Self::Drained, Self::Connection, Self::Arrival]
+        [Self::Signal, Self::Ended, Self::Api, Self::Guest, Self::Input, Self::Drained, Self::Arrival]
             .into_iter()
             .find(|source| *source as u32 == data)
     }
@@ -195,9 +194,6 @@ impl MutEventSubscriber for Monitor {
             watch(ops, api.listener(), Source::Api);
         }
         if let Some(incoming) = &self.incoming {
-            if let Some(listener) = incoming.listener() {
-                watch(ops, &Raw(listener.as_fd().as_raw_fd()), Source::Connection);
-            }
             watch(ops, incoming.arrival(), Source::Arrival);
         }
         if let Some(machine) = self.vmm.machine() {
@@ -248,37 +244,17 @@ impl MutEventSubscriber for Monitor {
                     let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::IN));
                 }
             }
-            Some(Source::Connection) => {
-                if let Some(incoming) = &mut self.incoming {
-                    if let Some(listener) = incoming.listener() {
-                        let fd = Raw(listener.as_fd().as_raw_fd());
-                        let _ = ops.remove(Events::with_data(&fd, Source::Connection as u32, EventSet::IN));
-                    }
-                    incoming.accept();
-                }
-            }
             Some(Source::Arrival) => match self.incoming.as_ref().and_then(Incoming::news) {
                 Some(Arrival::Running(machine, tail)) => {
                     self.vmm.set_machine(Arc::clone(&machine), tail);
                     self.attach(&machine, ops);
                 }
-                Some(Arrival::Whole) => {
-                    self.incoming = None;
-                    self.vmm.set_whole();
-                }
+                Some(Arrival::Whole) => self.vmm.set_whole(),
                 Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
                 None => {}
             },
             None => {}
         }
-    }
-}
-
-struct Raw(RawFd);
-
-impl AsRawFd for Raw {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
     }
 }
 

@@ -17,14 +17,14 @@ use std::time::Duration;
 use memory_agent::{Hint, PageState, Residency};
 use proptest::prelude::*;
 use thermocline::migration::cancel::Cancel;
-use thermocline::migration::destination::{self, DestinationError, Door};
-use thermocline::migration::link::Link;
+use thermocline::migration::destination::DestinationError;
+use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{PagesByClass, Phase, Progress, Report};
 use thermocline::migration::source::{self, Options, SourceError};
 use thermocline::migration::{Belief, SourceMachine};
 
-use support::{Fake, PAGES};
+use support::{Fake, PAGES, receive};
 
 /// How many bytes somebody in the middle lets through each way before the connection breaks.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +32,6 @@ struct Limits {
     to_destination: u64,
     to_source: u64,
 }
-
-const NO_DOOR: Door = Door { address: None, patience: Duration::ZERO };
 
 const UNBROKEN: Limits = Limits { to_destination: u64::MAX, to_source: u64::MAX };
 
@@ -89,7 +87,13 @@ fn migrate(
     });
 
     let (ours, middle_source) = UnixStream::pair().unwrap();
-    let (middle_destination, theirs) = UnixStream::pair().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("destination");
+    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let destination = Arc::new(Fake::new());
+    let made = Arc::clone(&destination);
+    let receiving = receive(listener, true, move |_| Ok(Arc::clone(&made)));
+    let middle_destination = UnixStream::connect(path).unwrap();
     let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
     let middle = [
         thread::spawn({
@@ -102,14 +106,6 @@ fn migrate(
             move || copy(middle_destination, middle_source, limits.to_source, &counts.1)
         }),
     ];
-    let destination = Arc::new(Fake::new());
-    let receiving = thread::spawn({
-        let destination = Arc::clone(&destination);
-        move || {
-            destination::receive(Link::try_from(theirs).unwrap(), NO_DOOR, &Cancel::default(), |_| Ok(destination))
-                .map(|arrived| drop(arrived.settle()))
-        }
-    });
     let options = Options { cold, ..Options::default() };
     let source_result = source::migrate(
         source.as_ref(),
@@ -119,7 +115,7 @@ fn migrate(
         &Cancel::default(),
         &mut |_: &Progress| {},
     );
-    let destination_result = receiving.join().unwrap();
+    let destination_result = receiving.arrives();
     ended.store(true, Ordering::SeqCst);
     guest.join().unwrap();
     for thread in middle {
@@ -298,21 +294,14 @@ fn what_the_guest_has_written_is_counted_as_sent_again_and_nothing_else() {
                 .for_each(|(page, value)| assert!(source.execute(page, value)));
         }
     };
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("destination"));
     let destination = Arc::new(Fake::new());
-    let report = thread::scope(|scope| {
-        let receiving = scope.spawn(|| {
-            destination::receive(Link::try_from(theirs).unwrap(), NO_DOOR, &Cancel::default(), |_| {
-                Ok(Arc::clone(&destination))
-            })
-            .map(|arrived| drop(arrived.settle()))
-        });
-        let (options, cancel) = (Options::default(), Cancel::default());
-        let report =
-            source::migrate(&source, Link::try_from(ours).unwrap(), &options, None, &cancel, &mut guest).unwrap();
-        receiving.join().unwrap().unwrap();
-        report
-    });
+    let made = Arc::clone(&destination);
+    let receiving = receive(Listener::bind(&address).unwrap(), true, move |_| Ok(Arc::clone(&made)));
+    let (link, cancel) = (Link::connect(&address).unwrap(), Cancel::default());
+    let report = source::migrate(&source, link, &Options::default(), None, &cancel, &mut guest).unwrap();
+    receiving.arrives().unwrap();
     assert!(source.content() == destination.content());
     let expected = PagesByClass { hole: holes, zero: empty, hot: PAGES - holes - empty, cold: 0 };
     assert_eq!((report.pages, report.resent), (expected, 7));

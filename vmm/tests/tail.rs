@@ -10,13 +10,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use memory_agent::{ByteSize, Counts, Hint, PageState, Residency};
-use support::{Fake, PAGE, PAGES};
+use support::{Fake, PAGE, PAGES, Receiving, receive};
 use thermocline::migration::cancel::Cancel;
-use thermocline::migration::destination::{self, DestinationError, Door};
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
@@ -135,14 +134,9 @@ const LAZY: Options = Options {
 };
 
 /// Receives a machine and all that follows it.
-fn receive(listener: Listener, destination: &Arc<Fake>) -> JoinHandle<Result<(), DestinationError>> {
+fn receive_as(listener: Listener, once: bool, destination: &Arc<Fake>) -> Receiving {
     let destination = Arc::clone(destination);
-    thread::spawn(move || {
-        let link = listener.accept().unwrap();
-        let door = Door { address: listener.address(), patience: Duration::from_secs(20) };
-        drop(listener);
-        destination::receive(link, door, &Cancel::default(), |_| Ok(destination)).map(|a| drop(a.settle()))
-    })
+    receive(listener, once, move |_| Ok(Arc::clone(&destination)))
 }
 
 struct Moved {
@@ -155,6 +149,11 @@ struct Moved {
 /// Moves a guest whose every page is believed to be swapped, so that all of them follow it; cuts the connections `cuts` times
 /// once it runs there.
 fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
+    migrate_among(cold_rate, cuts, 0)
+}
+
+/// The same while `strangers` more are connected to the destination at any time who have nothing to say.
+fn migrate_among(cold_rate: ByteSize, cuts: u32, strangers: usize) -> Option<Moved> {
     if !can_handle_faults() {
         return None;
     }
@@ -185,18 +184,22 @@ fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
             guest.truth
         }
     });
-    let receiving = receive(listener, &destination);
+    let receiving = receive_as(listener, strangers == 0, &destination);
+    let crowd = move |there: &Path| -> Vec<_> { (0..strangers).map(|_| UnixStream::connect(there).unwrap()).collect() };
+    let before = crowd(&back);
     let cutting = thread::spawn({
         let destination = Arc::clone(&destination);
         move || {
+            let mut meanwhile = before;
             while !destination.runs() {
                 thread::sleep(Duration::from_millis(1));
             }
             for n in 0..cuts {
                 thread::sleep(Duration::from_millis(u64::from(2 + n * 7 % 11)));
+                meanwhile = crowd(&back);
                 middle.cut();
             }
-            middle
+            (middle, meanwhile)
         }
     });
     let address = Address::Unix(front);
@@ -211,7 +214,7 @@ fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
         &mut |_: &Progress| {},
     )
     .unwrap();
-    receiving.join().unwrap().unwrap();
+    receiving.arrives().unwrap();
     ended.store(true, Ordering::SeqCst);
     let truth = guest.join().unwrap();
     drop(cutting.join().unwrap());
@@ -261,6 +264,16 @@ fn a_connection_that_breaks_loses_nothing() {
     assert!(tail.cuts >= 1, "{tail:?}");
 }
 
+/// Strangers at the door neither end a migration nor keep its two sides from meeting again.
+#[test]
+fn a_crowd_of_strangers_is_no_matter() {
+    let started = std::time::Instant::now();
+    let Some(moved) = migrate_among(ByteSize::mib(1), 2, 30) else { return };
+    moved.must_be_whole();
+    assert!(moved.report.tail.unwrap().cuts >= 1, "{:?}", moved.report);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
 /// Wherever the first connection breaks: exactly one side runs the guest, or the source says that it cannot know; and where the
 /// destination runs it, all of its memory follows over new connections. Whether it moved.
 fn check_one_owner(limit: u64) -> bool {
@@ -270,7 +283,7 @@ fn check_one_owner(limit: u64) -> bool {
     let _middle = Middle::new(&front, &back, vec![Fate::Cut(limit)]);
     let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
     let content = source.content();
-    let receiving = receive(listener, &destination);
+    let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
     let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
     let (source_result, destination_result) = thread::scope(|scope| {
@@ -279,7 +292,7 @@ fn check_one_owner(limit: u64) -> bool {
             let link = Link::connect(&address).unwrap();
             source::migrate(source, link, &LAZY, Some(&migrating), &Cancel::default(), &mut |_: &Progress| {})
         });
-        let destination_result = receiving.join().unwrap();
+        let destination_result = receiving.arrives();
         if destination_result.is_err() {
             // Somebody sees that the guest does not run there, and need not wait for its word.
             while !migration.is_finished() && following.left() == 0 {
@@ -338,7 +351,7 @@ fn half_a_page_holds_nobody_else_up() {
     let middle = Middle::new(&front, &back, vec![Fate::Cut(u64::MAX), Fate::Stall(HALF)]);
     let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
     let content = source.content();
-    let receiving = receive(listener, &destination);
+    let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
     let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
     thread::scope(|scope| {
@@ -369,7 +382,7 @@ fn half_a_page_holds_nobody_else_up() {
             assert!(read(page)[..] == content[page as usize * PAGE..][..PAGE], "page {page}");
         }
         waits.join().unwrap();
-        receiving.join().unwrap().unwrap();
+        receiving.arrives().unwrap();
         migration.join().unwrap().unwrap();
     });
 }

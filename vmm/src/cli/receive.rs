@@ -16,6 +16,7 @@ use crate::console::{Console, SerialTarget};
 use crate::control::vmm::Vmm;
 use crate::exit::ExitCode;
 use crate::incoming::{Incoming, Limits};
+use crate::migration::destination::Terms;
 use crate::migration::link::{Address, Listener};
 use crate::monitor::Monitor;
 
@@ -40,6 +41,9 @@ pub(super) struct Arguments {
     /// it comes back.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     source_lost_after: u64,
+    /// End with a code at the first connection over which no guest comes, whatever the reason, in place of waiting for the next.
+    #[arg(long)]
+    once: bool,
 }
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
@@ -52,7 +56,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut console = Console::open(&serial).context("no console")?;
     super::announce_pty(&console);
-    let limits = Limits { patience: Duration::from_secs(arguments.source_lost_after), ..Limits::default() };
+    let terms = Terms { patience: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
+    let limits = Limits { terms, ..Limits::default() };
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
     let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;

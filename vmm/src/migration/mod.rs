@@ -5,6 +5,7 @@
 //! | which page goes when | `plan/`, pure |
 //! | bytes on the wire | `wire/` |
 //! | connections | `link/` |
+//! | who connects, and says who it is | `listening.rs` |
 //! | further connections of one migration | `rendezvous.rs` |
 //! | the side that sends | `source/` |
 //! | the side that receives | `destination/` |
@@ -17,6 +18,7 @@ mod busy_poll;
 pub mod cancel;
 pub mod destination;
 pub mod link;
+mod listening;
 pub mod plan;
 mod precedence;
 pub mod progress;

@@ -6,18 +6,13 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use super::link::{Address, Link, LinkError, Listener};
+use super::listening::{INTRODUCTION, Introduced, Over, Stranger, serve};
 use super::wire::message::receive_message;
 use super::wire::{FrameReader, FrameWriter, Message, Refusal, RefusalReason, WireError, preamble};
-
-/// How long a stranger may take to say who it is.
-const INTRODUCTION: Duration = Duration::from_secs(5);
-/// How often whoever listens looks whether it still should.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// What names a migration: nobody can guess it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,9 +80,9 @@ pub enum JoinError {
     /// Another attempt has begun behind this one.
     #[error("the two sides have met another way")]
     Superseded,
-    /// A connection that belongs to no migration here.
-    #[error("a connection that belongs to no migration here")]
-    Stranger,
+    /// It has not come, though the other side has said that it has.
+    #[error("the connection is gone already")]
+    Gone,
 }
 
 /// Where the two channels of a migration come together.
@@ -96,6 +91,8 @@ pub struct Rendezvous {
     session: Session,
     state: Mutex<State>,
     changed: Condvar,
+    /// Whoever answers connections for it is to stop.
+    over: Over,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +109,7 @@ struct State {
 impl Rendezvous {
     /// For one migration.
     pub fn new(session: Session) -> Self {
-        Self { session, state: Mutex::default(), changed: Condvar::new() }
+        Self { session, state: Mutex::default(), changed: Condvar::new(), over: Over::default() }
     }
 
     /// The migration's name.
@@ -127,14 +124,19 @@ impl Rendezvous {
     pub fn connect(&self, address: &Address, channels: &[Channel]) -> Result<(), JoinError> {
         let attempt = self.lock().attempt.next().map_err(WireError::from)?;
         for &channel in channels {
-            let link = Link::connect(address)?;
+            let mut link = Link::connect(address)?;
+            link.set_deadline(Some(Instant::now() + INTRODUCTION));
             let mut writer = FrameWriter::new(link.try_clone().map_err(WireError::from)?);
             preamble::send(writer.link())?;
             let mut reader = FrameReader::new(link);
             preamble::receive(reader.link())?;
             Message::Join(self.session, channel, attempt).send(&mut writer)?;
             match receive_message(&mut reader, "joined")? {
-                Message::Joined => self.put(attempt, channel, reader.into_link())?,
+                Message::Joined => {
+                    let mut link = reader.into_link();
+                    link.set_deadline(None);
+                    self.put(attempt, channel, link)?;
+                }
                 Message::Refuse(refusal) => return Err(JoinError::Refused(refusal)),
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "joined" }.into()),
             }
@@ -142,48 +144,38 @@ impl Rendezvous {
         Ok(())
     }
 
-    /// Answers whoever has connected.
-    ///
-    /// # Errors
-    /// When it is not the other side of this migration; it has been told.
-    pub fn answer(&self, link: Link) -> Result<(), JoinError> {
-        let mut link = link;
-        link.set_deadline(Some(Instant::now() + INTRODUCTION));
-        let mut writer = FrameWriter::new(link.try_clone().map_err(WireError::from)?);
-        preamble::send(writer.link())?;
-        let mut reader = FrameReader::new(link);
-        preamble::receive(reader.link())?;
-        match receive_message(&mut reader, "join")? {
-            Message::Join(session, _, attempt) if session == self.session && attempt < self.lock().attempt => {
+    /// Takes a further connection, if it is the other side of this migration; who it is otherwise is told.
+    pub(super) fn join(&self, mut introduced: Introduced) {
+        let from = introduced.from.clone();
+        let (channel, attempt) = match &introduced.first {
+            Message::Join(session, _, attempt) if *session == self.session && *attempt < self.lock().attempt => {
                 let text = JoinError::Superseded.to_string();
-                Message::Refuse(Refusal { reason: RefusalReason::Connection, text }).send(&mut writer)?;
-                Err(JoinError::Superseded)
+                introduced.refuse(Refusal { reason: RefusalReason::Connection, text });
+                return tracing::debug!(from, "a connection was not taken: {}", JoinError::Superseded);
             }
-            Message::Join(session, channel, attempt) if session == self.session => {
-                Message::Joined.send(&mut writer)?;
-                let mut link = reader.into_link();
-                link.set_deadline(None);
-                self.put(attempt, channel, link)
-            }
+            Message::Join(session, channel, attempt) if *session == self.session => (*channel, *attempt),
             _ => {
                 let text = "another guest's memory is on its way here; this host takes one guest a process".into();
-                Message::Refuse(Refusal { reason: RefusalReason::Connection, text }).send(&mut writer)?;
-                Err(JoinError::Stranger)
+                introduced.refuse(Refusal { reason: RefusalReason::Busy, text });
+                return tracing::warn!(from, "a connection was not taken: it belongs to no migration here");
             }
+        };
+        let put = Message::Joined.send(&mut introduced.writer).map_err(JoinError::from).and_then(|()| {
+            introduced.accept();
+            self.put(attempt, channel, introduced.reader.into_link())
+        });
+        if let Err(e) = put {
+            tracing::warn!(from, "a connection was not taken: {e}");
         }
     }
 
     /// Answers whoever connects to `listener`, until this is closed.
     pub fn serve(&self, listener: &Listener) {
-        while !self.is_closed() {
-            if !matches!(poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&LOOK)), Ok(1..)) {
-                continue;
-            }
-            let answered = listener.accept().map_err(JoinError::from).and_then(|link| self.answer(link));
-            if let Err(e) = answered {
-                tracing::warn!("a connection was not taken: {e}");
-            }
-        }
+        serve(listener, &self.over, &|caller| match caller {
+            Ok(introduced) => self.join(introduced),
+            Err(_) if self.over.is_set() => {}
+            Err(Stranger { from, error }) => tracing::warn!(from, "a connection was not taken: {error}"),
+        });
     }
 
     /// A connection for `channel`; `None` when none has come in time, or none will.
@@ -214,6 +206,7 @@ impl Rendezvous {
     /// Nobody is waited for or answered any more.
     pub fn close(&self) {
         self.lock().closed = true;
+        self.over.set();
         self.changed.notify_all();
     }
 

@@ -3,11 +3,16 @@
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use thermocline::arch::x86_64::Processor;
 use thermocline::devices::serial::SavedSerial;
 use thermocline::machine::{MachineDescription, MachineError, MachineState};
+use thermocline::migration::destination::{Arrival, DestinationError, Reception, Terms};
+use thermocline::migration::link::Listener;
+use thermocline::migration::wire::{Offer, Refusal};
 use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
 use thermocline::ram::{GuestRam, PageSet};
 use thermocline::record::{Record, Records};
@@ -121,5 +126,37 @@ impl DestinationMachine for Fake {
     }
     fn is_running(&self) -> bool {
         self.runs()
+    }
+}
+
+/// A destination that listens, and what becomes of its guest.
+pub(crate) struct Receiving {
+    pub(crate) reception: Reception<Arc<Fake>>,
+    arrivals: Receiver<Arrival<Arc<Fake>>>,
+}
+
+/// Listens for a guest, whose machine `prepare` makes.
+pub(crate) fn receive(
+    listener: Listener,
+    once: bool,
+    prepare: impl Fn(&Offer) -> Result<Arc<Fake>, Refusal> + Send + Sync + 'static,
+) -> Receiving {
+    let (sender, arrivals) = channel();
+    let terms = Terms { patience: Duration::from_secs(20), once };
+    // Whoever waits for the news may have heard enough.
+    let reception = Reception::open(listener, terms, prepare, move |arrival| drop(sender.send(arrival))).unwrap();
+    Receiving { reception, arrivals }
+}
+
+impl Receiving {
+    /// Waits until a guest is here, whole, or will not come.
+    pub(crate) fn arrives(&self) -> Result<(), DestinationError> {
+        loop {
+            match self.arrivals.recv().unwrap() {
+                Arrival::Running(..) => {}
+                Arrival::Whole => return Ok(()),
+                Arrival::Failed(e) => return Err(e),
+            }
+        }
     }
 }

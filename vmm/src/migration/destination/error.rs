@@ -2,7 +2,7 @@
 
 use crate::machine::MachineError;
 use crate::migration::link::LinkError;
-use crate::migration::wire::{Refusal, WireError};
+use crate::migration::wire::{Refusal, RefusalReason, WireError};
 use crate::ram::RamError;
 
 /// Why a machine did not arrive, from the destination's side. The guest has not run here.
@@ -35,4 +35,19 @@ pub enum DestinationError {
     /// Somebody gave it up.
     #[error("cancelled before the guest arrived; it stays with the source")]
     Cancelled,
+}
+
+impl DestinationError {
+    /// What the source is told, unless it knows or need not know.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Aborted(_) | Self::Cancelled => None,
+            Self::Refused(refusal) => Some(refusal.clone()),
+            Self::Wire(e) => Some(Refusal::of_wire(e)),
+            Self::Machine(e) if e.is_of_state() => {
+                Some(Refusal { reason: RefusalReason::Stream, text: self.to_string() })
+            }
+            _ => Some(Refusal { reason: RefusalReason::Host, text: self.to_string() }),
+        }
+    }
 }

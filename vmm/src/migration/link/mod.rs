@@ -124,17 +124,23 @@ impl Listener {
         }
     }
 
-    /// Takes one connection.
+    /// Takes one connection; also says who it comes from, for people.
     ///
     /// # Errors
     /// When the host fails.
-    pub fn accept(&self) -> Result<Link, LinkError> {
-        match self {
-            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Link::of_tcp(stream)),
-            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Link::of_unix(stream)),
-        }
-        .map_err(LinkError::Accept)?
-        .map_err(LinkError::Setup)
+    pub fn accept(&self) -> Result<(Link, String), LinkError> {
+        let (link, from) = match self {
+            Self::Tcp(listener) => {
+                let (stream, from) = listener.accept().map_err(LinkError::Accept)?;
+                (Link::of_tcp(stream), format!("tcp:{from}"))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().map_err(LinkError::Accept)?;
+                let from = unix::describe_peer(&stream);
+                (Link::of_unix(stream), from)
+            }
+        };
+        Ok((link.map_err(LinkError::Setup)?, from))
     }
 }
 

@@ -35,3 +35,11 @@ pub(super) fn set_up(stream: &UnixStream) -> io::Result<()> {
     rustix::net::sockopt::set_socket_send_buffer_size(stream, BUFFER)?;
     Ok(())
 }
+
+/// Who has connected, for people.
+pub(super) fn describe_peer(stream: &UnixStream) -> String {
+    match rustix::net::sockopt::socket_peercred(stream) {
+        Ok(peer) => format!("unix: process {} of user {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()),
+        Err(_) => "unix: a process that is not known".into(),
+    }
+}

@@ -204,7 +204,7 @@ fn open_fault_channel(following: &Arc<Following>, bulk: &Link) -> Result<(Arc<Fo
     if let Some(address) = following.address() {
         rendezvous.connect(&address, &[Channel::Faults])?;
     }
-    let faults = rendezvous.take(Channel::Faults, AT_ONCE).ok_or(JoinError::Stranger)?;
+    let faults = rendezvous.take(Channel::Faults, AT_ONCE).ok_or(JoinError::Gone)?;
     rendezvous.adopt(Channel::Bulk, bulk);
     Ok((Arc::clone(following), faults))
 }

@@ -65,8 +65,8 @@ const CHECKED_HEADER: usize = size_of::<Header>() - size_of::<U32>();
 
 impl Header {
     /// The header of frame `sequence`, its kind, and how long its payload is, which is no more than a frame of its kind may
-    /// have.
-    fn check(bytes: &[u8; size_of::<Self>()], sequence: u32) -> Result<(Self, Kind, usize), WireError> {
+    /// have, and no more than `most`.
+    fn check(bytes: &[u8; size_of::<Self>()], sequence: u32, most: usize) -> Result<(Self, Kind, usize), WireError> {
         let header = Self::read_from_bytes(bytes).map_err(|_| WireError::Header { sequence })?;
         if header.magic.get() != MAGIC || header.header_crc.get() != crc32fast::hash(&bytes[..CHECKED_HEADER]) {
             return Err(WireError::Header { sequence });
@@ -77,7 +77,7 @@ impl Header {
         let (kind, version) = (header.kind.get(), header.version.get());
         let known = Kind::from_wire(kind).filter(|_| version == Kind::VERSION);
         let kind = known.ok_or(WireError::Unknown { sequence, kind, version })?;
-        let (length, limit) = (header.length.get(), kind.limit());
+        let (length, limit) = (header.length.get(), kind.limit().min(most));
         if length as usize > limit {
             return Err(WireError::TooLong { sequence, length: u64::from(length), limit });
         }
@@ -153,12 +153,18 @@ fn write_both(link: &mut impl Write, header: &[u8], payload: &[u8]) -> std::io::
 pub struct FrameReader<R> {
     link: R,
     sequence: u32,
+    limit: usize,
 }
 
 impl<R: Read> FrameReader<R> {
     /// A reader that expects frame 0.
     pub fn new(link: R) -> Self {
-        Self { link, sequence: 0 }
+        Self { link, sequence: 0, limit: usize::MAX }
+    }
+
+    /// From now on no payload may be longer than this, whatever its kind.
+    pub fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes;
     }
 
     /// Reads one frame's payload into `payload`, replacing what is there. No more is allocated than a frame of its kind
@@ -170,7 +176,7 @@ impl<R: Read> FrameReader<R> {
         let sequence = self.sequence;
         let mut bytes = [0; size_of::<Header>()];
         self.link.read_exact(&mut bytes)?;
-        let (header, kind, length) = Header::check(&bytes, sequence)?;
+        let (header, kind, length) = Header::check(&bytes, sequence, self.limit)?;
         payload.resize(length, 0);
         let mut sum = crc32fast::Hasher::new();
         for piece in payload.chunks_mut(PIECE) {
@@ -253,7 +259,7 @@ impl FrameBuffer {
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, WireError> {
         let sequence = self.sequence;
         let Some((head, rest)) = self.bytes[self.kept.clone()].split_first_chunk() else { return Ok(None) };
-        let (header, kind, length) = Header::check(head, sequence)?;
+        let (header, kind, length) = Header::check(head, sequence, usize::MAX)?;
         let Some(payload) = rest.get(..length) else { return Ok(None) };
         if crc32fast::hash(payload) != header.payload_crc.get() {
             return Err(WireError::Checksum { sequence });
@@ -396,6 +402,11 @@ mod tests {
         let mut payload = Vec::new();
         let e = FrameReader::new(bytes.as_slice()).read(&mut payload).unwrap_err();
         assert!(matches!(e, WireError::TooLong { .. }), "{e}");
+        let bytes = stream(&[vec![0; 101]]);
+        let mut reader = FrameReader::new(bytes.as_slice());
+        reader.set_limit(100);
+        let e = reader.read(&mut payload).unwrap_err();
+        assert!(matches!(e, WireError::TooLong { length: 101, limit: 100, .. }), "{e}");
         assert_eq!(payload.capacity(), 0);
     }
 }

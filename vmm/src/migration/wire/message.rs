@@ -51,6 +51,8 @@ pub enum RefusalReason {
     Stream,
     /// The host failed in the middle.
     Host,
+    /// It takes another machine, or has taken one.
+    Busy,
 }
 
 /// A refusal with its sentence.
@@ -60,6 +62,17 @@ pub struct Refusal {
     pub reason: RefusalReason,
     /// The sentence for people.
     pub text: String,
+}
+
+impl Refusal {
+    /// For a connection that failed, or over which something came that makes no sense.
+    pub fn of_wire(error: &WireError) -> Self {
+        let reason = match error {
+            WireError::Io(_) | WireError::Closed | WireError::Silent => RefusalReason::Connection,
+            _ => RefusalReason::Stream,
+        };
+        Self { reason, text: error.to_string() }
+    }
 }
 
 /// Every message of either side.

@@ -19,6 +19,9 @@ pub const MAX_BATCH_PAGES: usize = 64;
 /// Most bytes in the payload of a message that is not pages.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
+/// Most bytes in the payload of the first message of a connection, which anybody may send.
+pub const MAX_INTRODUCTION: usize = 256 << 10;
+
 /// Why the other side's bytes make no sense, or do not come.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {

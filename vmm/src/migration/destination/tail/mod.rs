@@ -20,7 +20,6 @@ use memory_agent::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
 pub(super) use receiver::Receiver;
-pub(super) use threads::open_door;
 
 use super::DestinationError;
 use crate::migration::link::Link;

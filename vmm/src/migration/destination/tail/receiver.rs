@@ -28,8 +28,7 @@ pub(in super::super) struct Receiver {
     missing: Arc<MissingRam>,
     /// How long the source may stay away before it is taken for lost.
     patience: Duration,
-    /// These answer who connects, handle faults and page out; they end in this order.
-    door: Option<Stoppable>,
+    /// These handle faults and page out; they end in this order.
     faults: FaultHandler,
     keeper: Stoppable,
 }
@@ -44,7 +43,7 @@ impl Receiver {
     pub(in super::super) fn start(
         ram: &Arc<GuestRam>,
         rendezvous: &Arc<Rendezvous>,
-        (door, patience): (Option<Stoppable>, Duration),
+        patience: Duration,
         (landed, later): (&Landed, Missing),
         faults: Link,
     ) -> Result<Self, DestinationError> {
@@ -70,7 +69,7 @@ impl Receiver {
         let keeper = keep_cold(&tail, landed)?;
         let mut handler = FaultHandler::start(&tail, &missing)?;
         handler.serve(faults)?;
-        Ok(Self { tail, missing, patience, door, faults: handler, keeper })
+        Ok(Self { tail, missing, patience, faults: handler, keeper })
     }
 
     /// The guest is ours: what has landed is confirmed over `bulk`, and the rest received, over as many connections as that
@@ -115,8 +114,8 @@ impl Receiver {
         let writer = tail.lock().confirms.take();
         self.faults.leave();
         tail.rendezvous.close();
-        let Self { door, faults, keeper, .. } = self;
-        drop((door, faults, keeper));
+        let Self { faults, keeper, .. } = self;
+        drop((faults, keeper));
         (tail.lock().figures(), writer)
     }
 

@@ -1,4 +1,4 @@
-//! Threads of a tail that the guest does not wait for: who answers connections, and who pages out what is cold.
+//! The thread of a tail that the guest does not wait for: pages out what is cold.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,23 +8,12 @@ use std::time::{Duration, Instant};
 use super::Tail;
 use crate::migration::destination::DestinationError;
 use crate::migration::destination::landing::Landed;
-use crate::migration::link::Listener;
-use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
 
 /// Landed pages that are too few to be confirmed at once, and those that the guest waited for, are confirmed after so long.
 const CONFIRMED_AFTER: Duration = Duration::from_millis(20);
 /// Pages that are paged out at a time: what the guest wants meanwhile may have to wait for all of them.
 const PIECE: u64 = 128;
-
-/// Answers whoever connects, until the rendezvous is closed.
-pub(in super::super) fn open_door(
-    rendezvous: &Arc<Rendezvous>,
-    listener: Listener,
-) -> Result<Stoppable, DestinationError> {
-    let (server, closer) = (Arc::clone(rendezvous), Arc::clone(rendezvous));
-    thread(Stoppable::spawn("tail-door", move || closer.close(), move || server.serve(&listener)))
-}
 
 /// Starts the thread that pages out cold pages as they land, and confirms what nobody else has.
 pub(super) fn keep_cold(tail: &Arc<Tail>, landed: &Landed) -> Result<Stoppable, DestinationError> {
