@@ -10,7 +10,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::page_state::PAGE_SIZE;
 
-/// A mapping of the first bytes of a file, shared; unmapped on drop. Nothing is ever written through it.
+/// A mapping of bytes of a file, the first ones as a rule, shared; unmapped on drop. Nothing is ever written through it.
 #[derive(Debug)]
 pub(crate) struct SharedMap {
     base: NonNull<c_void>,
@@ -28,17 +28,22 @@ const LOWEST: usize = 0x1_0000;
 impl SharedMap {
     /// Maps `length` bytes of `fd` from its beginning.
     pub(crate) fn new(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        Self::map(fd, length, ProtFlags::READ, ptr::null_mut(), MapFlags::empty())
+        Self::far(fd, length, 0)
+    }
+
+    /// The same from an offset on, which may be behind the end.
+    pub(super) fn far(fd: BorrowedFd<'_>, length: usize, offset: u64) -> io::Result<Self> {
+        Self::map(fd, length, ProtFlags::READ, ptr::null_mut(), MapFlags::empty(), offset)
     }
 
     /// The same with the right to write, for those who pin pages.
     pub(crate) fn writable(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        Self::map(fd, length, ProtFlags::READ | ProtFlags::WRITE, ptr::null_mut(), MapFlags::empty())
+        Self::map(fd, length, ProtFlags::READ | ProtFlags::WRITE, ptr::null_mut(), MapFlags::empty(), 0)
     }
 
     /// The same below all other mappings if there is room, which there is in position-independent programs.
     pub(crate) fn lowest(fd: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        Self::map(fd, length, ProtFlags::READ, ptr::without_provenance_mut(LOWEST), MapFlags::FIXED_NOREPLACE)
+        Self::map(fd, length, ProtFlags::READ, ptr::without_provenance_mut(LOWEST), MapFlags::FIXED_NOREPLACE, 0)
             .or_else(|_| Self::new(fd, length))
     }
 
@@ -48,11 +53,12 @@ impl SharedMap {
         protection: ProtFlags,
         at: *mut c_void,
         flags: MapFlags,
+        offset: u64,
     ) -> io::Result<Self> {
         let flags = flags | MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a free place or is told to replace nothing, so no existing mapping
         // changes; no Rust reference to the new memory is ever made.
-        let base = unsafe { rustix::mm::mmap(at, length, protection, flags, fd, 0) }?;
+        let base = unsafe { rustix::mm::mmap(at, length, protection, flags, fd, offset) }?;
         let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { base, length })
     }

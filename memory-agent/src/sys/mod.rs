@@ -51,6 +51,16 @@ pub(crate) fn mincore(address: usize, page_size: usize, resident: &mut [u8]) -> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether `mincore` tells this user the truth about a file, which must be open for reading: to whoever may not write it the
+/// kernel calls every page resident (mm/mincore.c `can_do_mincore`), also one so far behind the end that there is none.
+pub(crate) fn tells_residency(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    const FAR: u64 = (i64::MAX as u64 / PAGE_SIZE - 16) * PAGE_SIZE;
+    let map = SharedMap::far(fd, PAGE_SIZE as usize, FAR)?;
+    let mut resident = [0];
+    mincore(map.address(), PAGE_SIZE as usize, &mut resident)?;
+    Ok(resident[0] & 1 == 0)
+}
+
 /// The number of `cachestat`, the same on every architecture but alpha; the libc crate lacks it for glibc.
 const SYS_CACHESTAT: libc::c_long = 451;
 

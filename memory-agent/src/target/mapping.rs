@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use rustix::fs::{Stat, fstat, fstatfs};
+use rustix::fs::{fstat, fstatfs};
 
 use super::{FileView, PageTables, Target, TargetError, io_error};
 use crate::page_state::PAGE_SIZE;
@@ -64,7 +64,7 @@ impl<'fd> Mapping<'fd> {
         if size < needed {
             return Err(TargetError::PastEnd { needed, size });
         }
-        if !may_write(&stat) {
+        if !is_told(fd, stat.st_uid).map_err(io_error("examine", "the mapped file"))? {
             return Err(TargetError::NotWritable);
         }
         Ok(Self { fd, file_offset, address, length })
@@ -170,9 +170,11 @@ impl Target for Mapping<'_> {
     }
 }
 
-/// Whether this user may write the file, as the kernel sees it for `mincore` and `MADV_PAGEOUT`: by owner and
-/// mode of the file, not by how the descriptor was opened.
-fn may_write(stat: &Stat) -> bool {
-    let user = rustix::process::geteuid();
-    user.is_root() || user.as_raw() == stat.st_uid || stat.st_mode & 0o002 != 0
+/// Whether the kernel tells this user which pages of the file are in memory. Its owner is told; of anybody else the kernel
+/// knows (mm/mincore.c `can_do_mincore`), and is asked.
+fn is_told(fd: BorrowedFd<'_>, owner: u32) -> std::io::Result<bool> {
+    /// Whoever a user namespace does not know (`/proc/sys/kernel/overflowuid`), and who may be anybody.
+    const UNKNOWN: u32 = 65534;
+    let user = rustix::process::geteuid().as_raw();
+    if user == owner && user != UNKNOWN { Ok(true) } else { sys::tells_residency(fd) }
 }

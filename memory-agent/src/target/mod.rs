@@ -55,7 +55,7 @@ pub enum TargetError {
     NotSharedMemory,
     /// The kernel hides residency from those who may not write the file (mm/mincore.c `can_do_mincore`).
     #[error(
-        "this user may not write the file, so the kernel would call every page resident: run as its owner or as root"
+        "this user may not write the file, so the kernel would call every page resident: run as its owner, or as root outside of user namespaces"
     )]
     NotWritable,
     /// The host's pages are of another size.

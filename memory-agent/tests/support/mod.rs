@@ -250,6 +250,44 @@ impl Drop for Memory {
     }
 }
 
+/// A mapping for reading alone, of the first pages of a file.
+pub(crate) struct ReadOnly {
+    base: *mut std::ffi::c_void,
+    pages: u64,
+}
+
+impl ReadOnly {
+    pub(crate) fn new(file: &File, pages: u64) -> Self {
+        let length = (pages * PAGE_SIZE) as usize;
+        // SAFETY: a new mapping at a place of the kernel's choice, unmapped by drop only.
+        let base = unsafe { rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, file, 0) };
+        Self { base: base.unwrap(), pages }
+    }
+
+    pub(crate) fn address(&self) -> usize {
+        self.base.addr()
+    }
+
+    /// What `mincore` says of a page.
+    pub(crate) fn is_in_memory(&self, page: u64) -> bool {
+        assert!(page < self.pages);
+        let mut resident = 0_u8;
+        // SAFETY: within the mapping; writes one byte for the one page asked about.
+        let result = unsafe {
+            libc::mincore(self.base.byte_add((page * PAGE_SIZE) as usize), PAGE_SIZE as usize, &raw mut resident)
+        };
+        assert_eq!(result, 0);
+        resident & 1 == 1
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made by `new`, which nothing refers to any more.
+        unsafe { rustix::mm::munmap(self.base, (self.pages * PAGE_SIZE) as usize) }.unwrap();
+    }
+}
+
 /// Numbers that look random and are the same in every run.
 pub(crate) struct Random(pub(crate) u64);
 
