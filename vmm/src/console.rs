@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
-use crate::devices::serial::ConsoleOutput;
+use crate::devices::host::ConsoleOutput;
 
 /// Where the serial port goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

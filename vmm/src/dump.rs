@@ -115,7 +115,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     report.holes = report.holes.saturating_sub(absent);
     let companion = Companion {
         machine: machine.describe(),
-        state: machine.save()?.for_people()?,
+        state: machine.save()?.for_people().map_err(MachineError::from)?,
         missing: missing.iter().map(|run| (run.start, run.end - run.start)).collect(),
         report: &report,
     };

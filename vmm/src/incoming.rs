@@ -8,7 +8,7 @@ use std::time::Duration;
 use memory_agent::ByteSize;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::serial::ConsoleOutput;
+use crate::devices::host::{Backends, ConsoleOutput};
 use crate::host;
 use crate::kvm::KvmError;
 use crate::machine::{self, Machine, MachineError};
@@ -141,8 +141,15 @@ fn prepare(offer: &Offer, most: ByteSize, console: ConsoleOutput) -> Result<Mach
         return Err(refuse(*reason, text));
     }
     let ram = GuestRam::new(bytes).map_err(|e| refuse(RefusalReason::Memory, e.to_string()))?;
-    let machine = Machine::new(Arc::new(ram), description.cpus, Some(&description.processor), console);
+    let machine = Machine::new(
+        Arc::new(ram),
+        description.cpus,
+        Some(&description.processor),
+        &description.devices,
+        Backends { console: Some(console) },
+    );
     machine.map_err(|e| match e {
+        MachineError::Device(_) => refuse(RefusalReason::Devices, e.to_string()),
         MachineError::Kvm(KvmError::TscFrequency { .. }) => refuse(RefusalReason::Cpu, e.to_string()),
         _ => refuse(RefusalReason::Host, e.to_string()),
     })

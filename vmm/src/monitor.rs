@@ -15,8 +15,8 @@ use crate::PROGRAM;
 use crate::console::{Console, ConsoleInput};
 use crate::control::server::Server;
 use crate::control::vmm::{Farewell, Vmm};
+use crate::devices::StopReason;
 use crate::incoming::Incoming;
-use crate::kvm::VcpuExitReason;
 use crate::machine::Machine;
 use crate::migration::destination::{Arrival, DestinationError};
 
@@ -24,7 +24,7 @@ use crate::migration::destination::{Arrival, DestinationError};
 #[derive(Debug)]
 pub enum Outcome {
     /// The guest ended by itself.
-    Guest(VcpuExitReason),
+    Guest(StopReason),
     /// SIGINT or SIGTERM.
     Interrupted,
     /// Somebody asked over the API.
@@ -145,8 +145,8 @@ impl Monitor {
     /// Watches a machine that is here: its end, and its console's input.
     fn attach(&mut self, machine: &Machine, ops: &mut EventOps) {
         watch(ops, machine.end_event(), Source::Guest);
-        let Some(input) = &self.input else { return };
-        match machine.com1().drained() {
+        let (Some(input), Some(console)) = (&self.input, machine.console()) else { return };
+        match console.drained() {
             Ok(drained) => {
                 watch(ops, &drained, Source::Drained);
                 self.drained = Some(drained);
@@ -161,8 +161,9 @@ impl Monitor {
 
     fn read_input(&mut self, ops: &mut EventOps) {
         let (Some(input), Some(machine)) = (&self.input, self.vmm.machine()) else { return };
+        let Some(console) = machine.console() else { return };
         let mut buffer = [0; 256];
-        let room = machine.com1().room().min(buffer.len());
+        let room = console.room().min(buffer.len());
         if room == 0 {
             // Until the guest has read what it has.
             let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::empty()));
@@ -174,7 +175,7 @@ impl Monitor {
                 self.input = None;
             }
             Ok(n) => {
-                machine.com1().receive(&buffer[..n]);
+                console.receive(&buffer[..n]);
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
             Err(e) => {

@@ -86,7 +86,7 @@ pub enum RecordError {
         /// Of what.
         id: String,
         /// What that is.
-        kind: &'static str,
+        kind: String,
     },
     /// Of something else with the same name.
     #[error("the part '{id}' of the saved state is of kind '{saved}', this machine's is '{here}'")]
@@ -200,6 +200,15 @@ impl Record {
         state.validate().map_err(wrong)?;
         Ok(state)
     }
+
+    /// The state in it, for people.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn show<T: Saved>(&self) -> Result<serde_json::Value, RecordError> {
+        let unwritable = |e: serde_json::Error| RecordError::Unwritable { id: self.id.to_string(), why: e.to_string() };
+        serde_json::to_value(self.read::<T>()?).map_err(unwritable)
+    }
 }
 
 /// The state of all parts of a machine.
@@ -231,8 +240,8 @@ impl<'a> Parts<'a> {
     ///
     /// # Errors
     /// When there is none.
-    pub fn take(&mut self, id: &str, kind: &'static str) -> Result<&'a Record, RecordError> {
-        self.0.remove(id).ok_or_else(|| RecordError::Missing { id: id.to_owned(), kind })
+    pub fn take(&mut self, id: &str, kind: &str) -> Result<&'a Record, RecordError> {
+        self.0.remove(id).ok_or_else(|| RecordError::Missing { id: id.to_owned(), kind: kind.to_owned() })
     }
 
     /// The state of the part `id`.
@@ -310,7 +319,7 @@ mod tests {
         assert!(matches!(twice.by_part(), Err(RecordError::Twice(id)) if id.as_str() == "lamp0"));
         let one = Records(vec![record()]);
         let missing = one.by_part().unwrap().read::<Lamp>("lamp1");
-        assert_eq!(missing, Err(RecordError::Missing { id: "lamp1".into(), kind: "lamp" }));
+        assert_eq!(missing, Err(RecordError::Missing { id: "lamp1".into(), kind: "lamp".into() }));
         assert!(matches!(one.by_part().unwrap().finish(), Err(RecordError::Unknown { .. })));
     }
 

@@ -14,7 +14,7 @@ use thermocline::arch::x86_64::state::{
     Pit, PitChannel, Segment, Smi, SpecialRegisters, VcpuState, VmState, Xcr,
 };
 use thermocline::bounded::Block;
-use thermocline::devices::serial::SavedSerial;
+use thermocline::devices::legacy::serial::SavedSerial;
 use thermocline::machine::MachineState;
 use thermocline::record::{Record, Records, Saved};
 

@@ -161,8 +161,12 @@ fn memory_arrives_whole_while_the_guest_writes() {
 
 #[test]
 fn a_guest_that_stands_goes_on_standing() {
-    let outcome =
-        migrate(UNBROKEN, ColdPolicy::Paced, SourceMachine::pause, |_| thread::sleep(Duration::from_millis(1)));
+    let outcome = migrate(
+        UNBROKEN,
+        ColdPolicy::Paced,
+        |source| SourceMachine::pause(source).unwrap(),
+        |_| thread::sleep(Duration::from_millis(1)),
+    );
     assert!(outcome.source_result.is_ok() && outcome.destination_result.is_ok());
     assert!(!outcome.source.runs() && !outcome.destination.runs());
 }

@@ -5,8 +5,8 @@ use command_line::End;
 use crate::PROGRAM;
 use crate::config::ConfigError;
 use crate::control::client::ClientError;
+use crate::devices::StopReason;
 use crate::exit::ExitCode;
-use crate::kvm::VcpuExitReason;
 use crate::monitor::Outcome;
 
 /// What a monitor's end means.
@@ -15,12 +15,12 @@ use crate::monitor::Outcome;
 /// Unless it is a success.
 pub(super) fn of_monitor(outcome: Outcome) -> Result<(), End> {
     match outcome {
-        Outcome::Guest(VcpuExitReason::PowerOff | VcpuExitReason::Reset) | Outcome::Quit => Ok(()),
-        Outcome::Guest(VcpuExitReason::TripleFault) => Err(End::text(
+        Outcome::Guest(StopReason::PowerOff | StopReason::Reset) | Outcome::Quit => Ok(()),
+        Outcome::Guest(StopReason::TripleFault) => Err(End::text(
             ExitCode::TripleFault,
             "the guest ended in a triple fault: a fault while it handled a fault while it handled a fault",
         )),
-        Outcome::Guest(VcpuExitReason::Failed(why)) => Err(End::text(ExitCode::GuestFailed, why)),
+        Outcome::Guest(StopReason::Failed(why)) => Err(End::text(ExitCode::GuestFailed, why)),
         Outcome::Interrupted => Err(End::text(ExitCode::Interrupted, "interrupted; the guest is gone")),
         Outcome::Migrated => {
             PROGRAM.say("the guest runs at the destination now");

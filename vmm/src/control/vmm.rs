@@ -12,7 +12,7 @@ use super::{
 };
 use crate::dump::{self, DumpError};
 use crate::exit::ExitCode;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineError};
 use crate::migration::cancel::Cancel;
 use crate::migration::destination::Tail;
 use crate::migration::link::{Address, AddressError, Link, LinkError, Listener};
@@ -90,6 +90,9 @@ pub enum VmmError {
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] crate::ram::RamError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     /// Nobody has a map.
     #[error("there is no map yet: the memory agent has not seen all of guest RAM, or --agent-budget is 0")]
     NoMap,
@@ -376,8 +379,13 @@ impl Vmm {
     }
 
     fn pause(&self) -> Result<(), VmmError> {
-        self.at_rest(false)?.pause();
-        Ok(())
+        let machine = self.at_rest(false)?;
+        let was_running = machine.is_running();
+        let paused = machine.pause();
+        if paused.is_err() && was_running {
+            machine.resume();
+        }
+        Ok(paused?)
     }
 
     fn resume(&self, force: bool) -> Result<(), VmmError> {

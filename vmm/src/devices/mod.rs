@@ -1,28 +1,22 @@
-//! Devices: each sees an interrupt line and its own registers, none sees migration.
+//! Devices: each sees interrupts and its own registers, none sees migration.
 //!
-//! | ports | device | file |
+//! | kind | where it answers | file |
 //! |---|---|---|
-//! | 0x64 | keyboard controller, reset line only | `reset.rs` |
-//! | 0x3f8–0x3ff | COM1 | `serial.rs` |
-//! | 0x604–0x605 | ACPI PM1a control, power off only | `reset.rs` |
+//! | `serial-16550a` | ports 0x3f8–0x3ff, interrupt line 4 | `legacy/serial.rs` |
+//! | `reset-i8042` | port 0x64: the keyboard controller's reset line | `legacy/reset.rs` |
+//! | `power-acpi` | ports 0x604–0x605: ACPI PM1a control, power off only | `legacy/reset.rs` |
+//!
+//! A machine's devices are made from their descriptions by [`table`]; nothing outside this folder names one.
 
 mod bus;
-pub mod reset;
-pub mod serial;
+mod device;
+pub mod host;
+pub mod legacy;
+mod set;
+mod stop_reason;
+pub mod table;
 
-pub use bus::{Bus, PortDevice, SharedDevice};
-
-use serde::{Deserialize, Serialize};
-
-use crate::record::Name;
-
-/// A device as another host must be able to make it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceDescription {
-    /// Which one, such as `serial0`.
-    pub id: Name,
-    /// What it is, such as `serial-16550a`.
-    pub kind: Name,
-    /// The version of what it saves.
-    pub version: u16,
-}
+pub use bus::Bus;
+pub use device::{Device, DeviceDescription, DeviceError, RegisterAccess, StillBusy};
+pub use set::Devices;
+pub use stop_reason::StopReason;

@@ -7,8 +7,10 @@ mod time;
 pub mod vcpu;
 pub mod vm;
 
-pub use vcpu::{VcpuExitReason, Vcpus};
+pub use vcpu::Vcpus;
 pub use vm::Vm;
+
+use std::time::Duration;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
@@ -67,6 +69,14 @@ pub enum KvmError {
         index: u8,
         /// What the host said.
         source: std::io::Error,
+    },
+    /// A vCPU runs on.
+    #[error("vCPU {index} has not stopped within {limit:?}: it waits in the kernel, perhaps for memory; try again")]
+    RunsOn {
+        /// Number of the vCPU.
+        index: u8,
+        /// How long it had.
+        limit: Duration,
     },
     /// A vCPU thread has ended, so its state is gone.
     #[error("vCPU {0} has ended")]

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -13,24 +13,11 @@ use super::registers::{restore, save};
 use super::{KvmError, Vm, convert, supported_cpuid};
 use crate::arch::x86_64::state::VcpuState;
 use crate::arch::x86_64::{Processor, cpuid};
-use crate::devices::Bus;
+use crate::devices::{Bus, StopReason};
 
 /// How long to wait for a vCPU that was kicked before it is kicked again: a signal that arrives just before `KVM_RUN`
 /// has no effect.
 const KICK_AGAIN: Duration = Duration::from_micros(50);
-
-/// Why the guest stopped by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VcpuExitReason {
-    /// It switched itself off.
-    PowerOff,
-    /// It asked for a reset.
-    Reset,
-    /// A fault while handling a fault while handling a fault.
-    TripleFault,
-    /// KVM or the host could not go on with it.
-    Failed(String),
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
@@ -54,7 +41,7 @@ struct Shared {
 /// Where the first vCPU that ends leaves the reason.
 #[derive(Debug)]
 pub struct End {
-    reason: Mutex<Option<VcpuExitReason>>,
+    reason: Mutex<Option<StopReason>>,
     event: EventFd,
 }
 
@@ -64,7 +51,7 @@ impl End {
         Ok(Self { reason: Mutex::new(None), event })
     }
 
-    fn report(&self, reason: VcpuExitReason) {
+    fn report(&self, reason: StopReason) {
         locked(&self.reason).get_or_insert(reason);
         // The counter would have to be at its limit for this to fail, and then the event is set.
         let _ = self.event.write(1);
@@ -76,7 +63,7 @@ impl End {
     }
 
     /// Why it stopped, or `None` while it has not.
-    pub fn reason(&self) -> Option<VcpuExitReason> {
+    pub fn reason(&self) -> Option<StopReason> {
         locked(&self.reason).clone()
     }
 }
@@ -178,8 +165,15 @@ impl Vcpus {
     }
 
     /// Stops all vCPUs at an instruction boundary with no I/O left half done; returns when they stand.
-    pub fn pause(&self) {
-        self.order_all(Order::Pause);
+    ///
+    /// # Errors
+    /// When one has not stopped after `limit`. It does when it can; the others stand.
+    pub fn pause(&self, limit: Duration) -> Result<(), KvmError> {
+        let deadline = Instant::now() + limit;
+        match self.order_all(Order::Pause, Some(deadline)) {
+            Some(index) => Err(KvmError::RunsOn { index, limit }),
+            None => Ok(()),
+        }
     }
 
     /// Works on a paused vCPU's file.
@@ -211,19 +205,26 @@ impl Vcpus {
         Ok(())
     }
 
-    fn order_all(&self, order: Order) {
+    /// Gives all vCPUs an order that stops them, and waits until they have; gives one that had not by the deadline.
+    fn order_all(&self, order: Order, deadline: Option<Instant>) -> Option<u8> {
         for (vcpu, _) in &self.vcpus {
             *locked(&vcpu.order) = order;
             vcpu.ordered.notify_all();
         }
+        let mut late = None;
         for (vcpu, thread) in &self.vcpus {
             let Some(thread) = thread else { continue };
             // The thread gives the vCPU's file back when it has stopped.
             while !thread.is_finished() && vcpu.fd.try_lock().is_err() {
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    late = Some(vcpu.index);
+                    break;
+                }
                 let _ = thread.kill(SIGRTMIN());
                 std::thread::sleep(KICK_AGAIN);
             }
         }
+        late
     }
 }
 
@@ -241,7 +242,7 @@ fn set_tsc_frequency(fd: &VcpuFd, wanted: Option<u32>) -> Result<u32, KvmError> 
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        self.order_all(Order::End);
+        self.order_all(Order::End, None);
         for (_, thread) in &mut self.vcpus {
             if let Some(thread) = thread.take() {
                 let _ = thread.join();
@@ -264,9 +265,9 @@ impl Shared {
             }
             let mut fd = locked(&self.fd);
             let ended = self.run_until_ordered(&mut fd);
-            finish_io(&mut fd);
+            let ended_by_io = self.finish_io(&mut fd);
             drop(fd);
-            if let Some(reason) = ended {
+            if let Some(reason) = ended.or(ended_by_io) {
                 *locked(&self.order) = Order::Pause;
                 self.end.report(reason);
             }
@@ -274,45 +275,64 @@ impl Shared {
     }
 
     /// Runs the guest until another order comes or it ends.
-    fn run_until_ordered(&self, fd: &mut VcpuFd) -> Option<VcpuExitReason> {
+    fn run_until_ordered(&self, fd: &mut VcpuFd) -> Option<StopReason> {
         while *locked(&self.order) == Order::Run {
-            match fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    if let Some(reason) = self.bus.port_write(port, data) {
-                        return Some(reason);
-                    }
-                }
-                Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
-                Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-                Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
-                Ok(VcpuExit::Shutdown) => return Some(VcpuExitReason::TripleFault),
-                Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                    return Some(VcpuExitReason::Failed(format!(
-                        "processor {cpu} refused to enter the guest, hardware reason {reason:#x}"
-                    )));
-                }
-                Ok(VcpuExit::InternalError) => {
-                    let rip = fd.get_regs().map_or(0, |r| r.rip);
-                    return Some(VcpuExitReason::Failed(format!(
-                        "KVM could not emulate what vCPU {} does at {rip:#x}",
-                        self.index
-                    )));
-                }
-                Ok(other) => {
-                    return Some(VcpuExitReason::Failed(format!("KVM left vCPU {} with {other:?}", self.index)));
-                }
-                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
-                Err(e) => return Some(VcpuExitReason::Failed(format!("KVM_RUN of vCPU {}: {e}", self.index))),
+            if let Err(reason) = self.run_once(fd) {
+                return Some(reason);
             }
         }
         None
     }
+
+    /// Completes the I/O of the last exit, whose second half KVM does at the next entry (Documentation/virt/kvm/api.rst,
+    /// `KVM_RUN`), without letting the guest run. An access that KVM makes in pieces exits once for each.
+    fn finish_io(&self, fd: &mut VcpuFd) -> Option<StopReason> {
+        fd.set_kvm_immediate_exit(1);
+        let ended = loop {
+            match self.run_once(fd) {
+                Ok(Exit::Handled) => {}
+                Ok(Exit::Interrupted) => break None,
+                Err(reason) => break Some(reason),
+            }
+        };
+        fd.set_kvm_immediate_exit(0);
+        ended
+    }
+
+    /// Runs the guest until its next exit, and does what it asks for.
+    fn run_once(&self, fd: &mut VcpuFd) -> Result<Exit, StopReason> {
+        let ended = match fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => self.bus.port_write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.bus.port_read(port, data);
+                None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => self.bus.memory_write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.bus.memory_read(address, data);
+                None
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Ok(Exit::Interrupted),
+            Ok(VcpuExit::Shutdown) => Some(StopReason::TripleFault),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Some(StopReason::Failed(format!(
+                "processor {cpu} refused to enter the guest, hardware reason {reason:#x}"
+            ))),
+            Ok(VcpuExit::InternalError) => {
+                let rip = fd.get_regs().map_or(0, |r| r.rip);
+                Some(StopReason::Failed(format!("KVM could not emulate what vCPU {} does at {rip:#x}", self.index)))
+            }
+            Ok(other) => Some(StopReason::Failed(format!("KVM left vCPU {} with {other:?}", self.index))),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+            Err(e) => Some(StopReason::Failed(format!("KVM_RUN of vCPU {}: {e}", self.index))),
+        };
+        ended.map_or(Ok(Exit::Handled), Err)
+    }
 }
 
-/// Completes the I/O of the last exit, whose second half KVM does at the next entry (Documentation/virt/kvm/api.rst,
-/// `KVM_RUN`), without letting the guest run.
-fn finish_io(fd: &mut VcpuFd) {
-    fd.set_kvm_immediate_exit(1);
-    let _ = fd.run();
-    fd.set_kvm_immediate_exit(0);
+/// What came of an entry into the guest that did not end it.
+enum Exit {
+    /// It asked for something and has it.
+    Handled,
+    /// Somebody wants the vCPU back.
+    Interrupted,
 }

@@ -1,5 +1,6 @@
 //! One VM: memory slots, in-kernel interrupt controllers and timer, dirty log.
 
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -12,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::sys::VmWithRam;
 use super::{KvmError, convert};
 use crate::arch::x86_64::state::VmState;
+use crate::devices::host::Interrupts;
 use crate::ram::{GuestRam, PageSet};
 
 /// Three pages that Intel processors need for real mode, below the BIOS area and out of RAM's way.
@@ -60,14 +62,6 @@ impl Vm {
     /// Guest RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         self.inner.ram()
-    }
-
-    /// Connects an eventfd to an interrupt line.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub fn register_irq(&self, event: &EventFd, line: u32) -> Result<(), KvmError> {
-        self.fd().register_irqfd(event, line).map_err(KvmError::call("KVM_IRQFD"))
     }
 
     /// Starts logging the guest's writes, all pages clean.
@@ -151,5 +145,13 @@ impl Vm {
             ..Default::default()
         };
         self.fd().set_clock(&clock).map_err(KvmError::call("KVM_SET_CLOCK"))
+    }
+}
+
+impl Interrupts for Vm {
+    fn line(&self, line: u32) -> io::Result<EventFd> {
+        let event = EventFd::new(libc::EFD_NONBLOCK)?;
+        self.fd().register_irqfd(&event, line).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        Ok(event)
     }
 }

@@ -5,6 +5,7 @@ mod state;
 pub use state::MachineState;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use memory_agent::{AgentError, AgentOptions};
 use serde::{Deserialize, Serialize};
@@ -14,13 +15,12 @@ use crate::arch::x86_64::state::{VcpuState, VmState};
 use crate::arch::x86_64::{Processor, cpuid};
 use crate::boot::{self, BootError, Kernel, pvh};
 use crate::bounded::at_most;
-use crate::devices::reset::{ACPI_PM1A_PORTS, KEYBOARD_PORTS, PowerControl, ResetLine};
-use crate::devices::serial::{COM1_IRQ, COM1_PORTS, Com1, ConsoleOutput, SavedSerial, SerialError};
-use crate::devices::{Bus, DeviceDescription, SharedDevice};
-use crate::kvm::{self, KvmError, VcpuExitReason, Vcpus, Vm};
+use crate::devices::host::{Backends, ConsolePort};
+use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason, table};
+use crate::kvm::{self, KvmError, Vcpus, Vm};
 use crate::migration::wire::RefusalReason;
 use crate::ram::{GuestRam, PageSet, RamError, RamLayout, RamWatch};
-use crate::record::{Record, RecordError, Records, Saved};
+use crate::record::{Record, RecordError, Records};
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -34,22 +34,19 @@ pub enum MachineError {
     /// Booting.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The serial port.
+    /// A device.
     #[error(transparent)]
-    Serial(#[from] SerialError),
+    Device(#[from] DeviceError),
     /// Saved state.
     #[error(transparent)]
     State(#[from] RecordError),
-    /// What was saved cannot be shown.
-    #[error("the machine's state cannot be written as JSON: {0}")]
-    Json(serde_json::Error),
 }
 
 impl MachineError {
     /// Whether saved state is what is wrong, rather than this host.
     pub fn is_of_state(&self) -> bool {
         match self {
-            Self::State(_) | Self::Serial(SerialError::Saved(_)) => true,
+            Self::State(_) | Self::Device(DeviceError::State(_)) => true,
             Self::Kvm(e) => matches!(e, KvmError::Msrs(_) | KvmError::Msr { .. } | KvmError::ExtendedState(_)),
             _ => false,
         }
@@ -73,14 +70,8 @@ pub struct MachineDescription {
 /// Most devices of a machine.
 const MAX_DEVICES: usize = 256;
 
-/// The devices that every machine has.
-fn devices() -> Result<Vec<DeviceDescription>, RecordError> {
-    Ok(vec![DeviceDescription {
-        id: state::SERIAL.try_into()?,
-        kind: SavedSerial::KIND.try_into()?,
-        version: SavedSerial::VERSION,
-    }])
-}
+/// How long vCPUs and devices have, each, to come to rest.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A machine. It stands still until [`Machine::resume`].
 #[derive(Debug)]
@@ -88,8 +79,7 @@ pub struct Machine {
     // vCPU threads end before what they use goes.
     vcpus: Vcpus,
     vm: Vm,
-    com1: Com1,
-    devices: Vec<DeviceDescription>,
+    devices: Devices,
     running: Mutex<bool>,
     watch: OnceLock<RamWatch>,
 }
@@ -103,16 +93,13 @@ impl Machine {
         ram: Arc<GuestRam>,
         cpus: u8,
         processor: Option<&Processor>,
-        console: ConsoleOutput,
+        devices: &[DeviceDescription],
+        backends: Backends,
     ) -> Result<Self, MachineError> {
         let vm = Vm::new(ram)?;
-        let (com1, irq) = Com1::new(console)?;
-        vm.register_irq(&irq, COM1_IRQ)?;
-        let reset: SharedDevice = Arc::new(Mutex::new(ResetLine));
-        let power: SharedDevice = Arc::new(Mutex::new(PowerControl));
-        let bus = Bus::new(vec![(COM1_PORTS, com1.device()), (KEYBOARD_PORTS, reset), (ACPI_PM1A_PORTS, power)]);
-        let vcpus = Vcpus::new(&vm, &bus, cpus, processor)?;
-        Ok(Self { vcpus, vm, com1, devices: devices()?, running: Mutex::new(false), watch: OnceLock::new() })
+        let devices = Devices::new(devices, &vm, backends)?;
+        let vcpus = Vcpus::new(&vm, devices.bus(), cpus, processor)?;
+        Ok(Self { vcpus, vm, devices, running: Mutex::new(false), watch: OnceLock::new() })
     }
 
     /// Loads a kernel and points the first vCPU at it.
@@ -152,9 +139,9 @@ impl Machine {
         self.watch.get()
     }
 
-    /// The console's port.
-    pub fn com1(&self) -> &Com1 {
-        &self.com1
+    /// The device at which somebody outside types, if there is one.
+    pub fn console(&self) -> Option<&Arc<dyn ConsolePort>> {
+        self.devices.console()
     }
 
     /// Number of vCPUs.
@@ -162,18 +149,24 @@ impl Machine {
         self.vcpus.len() as u8
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run: the devices, then the vCPUs.
     pub fn resume(&self) {
         let mut running = locked(&self.running);
+        self.devices.resume();
         self.vcpus.resume();
         *running = true;
     }
 
-    /// Stops the guest at an instruction boundary.
-    pub fn pause(&self) {
+    /// Stops the guest at an instruction boundary, then its devices; nothing touches its memory any more.
+    ///
+    /// # Errors
+    /// When something has not come to rest in time. It has been told to, and what could be stopped stands:
+    /// [`Machine::resume`] lets all of it go on.
+    pub fn pause(&self) -> Result<(), MachineError> {
         let mut running = locked(&self.running);
-        self.vcpus.pause();
         *running = false;
+        self.vcpus.pause(PAUSE_LIMIT)?;
+        Ok(self.devices.pause(PAUSE_LIMIT)?)
     }
 
     /// Whether the guest has been told to run.
@@ -187,7 +180,7 @@ impl Machine {
     }
 
     /// Why the guest stopped by itself.
-    pub fn end_reason(&self) -> Option<VcpuExitReason> {
+    pub fn end_reason(&self) -> Option<StopReason> {
         self.vcpus.end().reason()
     }
 
@@ -197,7 +190,7 @@ impl Machine {
             ram: self.ram().layout().clone(),
             cpus: self.cpus(),
             processor: self.vcpus.processor().clone(),
-            devices: self.devices.clone(),
+            devices: self.devices.describe(),
         }
     }
 
@@ -239,7 +232,7 @@ impl Machine {
         for (index, vcpu) in vcpus.iter().enumerate() {
             records.push(Record::of(&state::vcpu(index), vcpu)?);
         }
-        records.push(Record::of(state::SERIAL, &self.com1.save())?);
+        records.extend(self.devices.save()?);
         Ok(MachineState { running: self.is_running(), records: Records(records) })
     }
 
@@ -251,11 +244,11 @@ impl Machine {
         let mut parts = state.records.by_part()?;
         let vm: VmState = parts.read(state::VM)?;
         let vcpus: Result<Vec<VcpuState>, _> = (0..self.vcpus.len()).map(|i| parts.read(&state::vcpu(i))).collect();
-        let (vcpus, serial): (_, SavedSerial) = (vcpus?, parts.read(state::SERIAL)?);
+        let (vcpus, devices) = (vcpus?, self.devices.check(&mut parts)?);
         parts.finish()?;
         self.vm.restore(&vm)?;
         self.vcpus.restore(&vcpus)?;
-        Ok(self.com1.restore(&serial)?)
+        Ok(self.devices.restore(&devices)?)
     }
 }
 
@@ -279,16 +272,7 @@ pub fn obstacles(description: &MachineDescription) -> Result<Vec<(RefusalReason,
         let text = format!("it has {} vCPUs, this host's KVM allows {most}", description.cpus);
         reasons.push((RefusalReason::Cpu, text));
     }
-    for device in description.devices.iter().filter(|device| !is_known(device)) {
-        let DeviceDescription { id, kind, version } = device;
-        let text = format!(
-            "it has a device '{id}' of kind '{kind}' with state of version {version}, which this program does not know"
-        );
-        reasons.push((RefusalReason::Devices, text));
-    }
+    let unknown = table::unknown(&description.devices);
+    reasons.extend(unknown.into_iter().map(|e| (RefusalReason::Devices, e.to_string())));
     Ok(reasons)
-}
-
-fn is_known(device: &DeviceDescription) -> bool {
-    device.kind.as_str() == SavedSerial::KIND && device.version == SavedSerial::VERSION
 }

@@ -2,15 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::MachineError;
 use crate::arch::x86_64::state::{VcpuState, VmState};
-use crate::devices::serial::SavedSerial;
+use crate::devices::table;
 use crate::record::{Record, RecordError, Records, Saved};
 
 /// The part that KVM's own devices are.
 pub(super) const VM: &str = "kvm";
-/// The part that COM1 is.
-pub(super) const SERIAL: &str = "serial0";
 
 /// The part that a vCPU is.
 pub(super) fn vcpu(index: usize) -> String {
@@ -31,23 +28,18 @@ impl MachineState {
     ///
     /// # Errors
     /// When a part is not known here.
-    pub fn for_people(&self) -> Result<serde_json::Value, MachineError> {
-        let parts: Result<Vec<_>, MachineError> = self.records.0.iter().map(part_for_people).collect();
+    pub fn for_people(&self) -> Result<serde_json::Value, RecordError> {
+        let parts: Result<Vec<_>, RecordError> = self.records.0.iter().map(part_for_people).collect();
         Ok(serde_json::json!({ "running": self.running, "parts": parts? }))
     }
 }
 
-fn part_for_people(record: &Record) -> Result<serde_json::Value, MachineError> {
+fn part_for_people(record: &Record) -> Result<serde_json::Value, RecordError> {
     let Record { id, kind, version, .. } = record;
     let state = match kind.as_str() {
-        VmState::KIND => fields(&record.read::<VmState>()?)?,
-        VcpuState::KIND => fields(&record.read::<VcpuState>()?)?,
-        SavedSerial::KIND => fields(&record.read::<SavedSerial>()?)?,
-        _ => return Err(RecordError::Unknown { id: id.clone(), kind: kind.clone() }.into()),
+        VmState::KIND => record.show::<VmState>()?,
+        VcpuState::KIND => record.show::<VcpuState>()?,
+        _ => table::show(record)?,
     };
     Ok(serde_json::json!({ "id": id, "kind": kind, "version": version, "state": state }))
-}
-
-fn fields(state: &impl Serialize) -> Result<serde_json::Value, MachineError> {
-    serde_json::to_value(state).map_err(MachineError::Json)
 }

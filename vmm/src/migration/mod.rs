@@ -69,7 +69,10 @@ pub trait SourceMachine: Sync {
     /// When the host refuses.
     fn stop_dirty_log(&self) -> Result<(), MachineError>;
     /// Stops the guest; returns when it stands.
-    fn pause(&self);
+    ///
+    /// # Errors
+    /// When something of it runs on. It has been told to stop; what could be stopped stands.
+    fn pause(&self) -> Result<(), MachineError>;
     /// Lets the guest go on.
     fn resume(&self);
     /// Whether the guest runs.
@@ -93,7 +96,10 @@ pub trait DestinationMachine: Sync {
     /// Lets the guest run.
     fn resume(&self);
     /// Stops the guest.
-    fn pause(&self);
+    ///
+    /// # Errors
+    /// When something of it runs on. It has been told to stop; what could be stopped stands.
+    fn pause(&self) -> Result<(), MachineError>;
     /// Whether the guest runs.
     fn is_running(&self) -> bool;
 }
@@ -118,8 +124,8 @@ impl SourceMachine for Machine {
     fn stop_dirty_log(&self) -> Result<(), MachineError> {
         self.stop_dirty_log()
     }
-    fn pause(&self) {
-        self.pause();
+    fn pause(&self) -> Result<(), MachineError> {
+        self.pause()
     }
     fn resume(&self) {
         self.resume();
@@ -142,8 +148,8 @@ impl DestinationMachine for Machine {
     fn resume(&self) {
         self.resume();
     }
-    fn pause(&self) {
-        self.pause();
+    fn pause(&self) -> Result<(), MachineError> {
+        self.pause()
     }
     fn is_running(&self) -> bool {
         self.is_running()
@@ -160,8 +166,8 @@ impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
     fn resume(&self) {
         self.as_ref().resume();
     }
-    fn pause(&self) {
-        self.as_ref().pause();
+    fn pause(&self) -> Result<(), MachineError> {
+        self.as_ref().pause()
     }
     fn is_running(&self) -> bool {
         self.as_ref().is_running()

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use thermocline::arch::x86_64::Processor;
-use thermocline::devices::serial::SavedSerial;
+use thermocline::devices::legacy::serial::SavedSerial;
 use thermocline::machine::{MachineDescription, MachineError, MachineState};
 use thermocline::migration::destination::{Arrival, DestinationError, Reception, Terms};
 use thermocline::migration::link::Listener;
@@ -94,9 +94,10 @@ impl SourceMachine for Fake {
     fn stop_dirty_log(&self) -> Result<(), MachineError> {
         Ok(())
     }
-    fn pause(&self) {
+    fn pause(&self) -> Result<(), MachineError> {
         let _executing = self.executing.lock().unwrap();
         self.running.store(false, Ordering::SeqCst);
+        Ok(())
     }
     fn resume(&self) {
         self.running.store(true, Ordering::SeqCst);
@@ -121,8 +122,9 @@ impl DestinationMachine for Fake {
     fn resume(&self) {
         self.running.store(true, Ordering::SeqCst);
     }
-    fn pause(&self) {
+    fn pause(&self) -> Result<(), MachineError> {
         self.running.store(false, Ordering::SeqCst);
+        Ok(())
     }
     fn is_running(&self) -> bool {
         self.runs()

@@ -48,11 +48,13 @@ impl<'m> Guest<'m> {
         self.machine.take_dirty_log()
     }
 
-    pub(super) fn pause(&mut self) {
+    /// Stops it, as far as that is possible: it goes on when that failed, too.
+    pub(super) fn pause(&mut self) -> Result<(), MachineError> {
         let was_running = self.machine.is_running();
         let since = Instant::now();
-        self.machine.pause();
+        let paused = self.machine.pause();
         self.paused = Some(Paused { since, was_running, is_handed_over: false });
+        paused
     }
 
     /// Everything but its memory, while it is paused.

@@ -30,7 +30,7 @@ impl Session<'_> {
     /// Stops the guest and hands it over.
     pub(super) fn switch_over(&mut self) -> Result<(), SourceError> {
         self.enter(Phase::Switchover);
-        self.guest.pause();
+        self.guest.pause()?;
         self.peer.set_deadline(Some(Instant::now() + self.options.downtime_limit + READY_LIMIT));
         self.send_rest()?;
         self.let_rest_follow()?;

@@ -108,7 +108,7 @@ impl Receiver {
         }
         if tail.lock().missing.left() > 0 {
             // Given up: nobody is to see the zeros that are in place of what has not come.
-            machine.pause();
+            stop(machine);
         }
         // Before the channels end: the last words go over it.
         let writer = tail.lock().confirms.take();
@@ -146,7 +146,7 @@ impl Receiver {
                     status.missing,
                     status.first_missing,
                 );
-                machine.pause();
+                stop(machine);
             }
         };
         tail.lock().source_lost = false;
@@ -169,5 +169,12 @@ impl Receiver {
         self.faults.serve(faults)?;
         self.tail.lock().confirms = Some(writer);
         Ok(FrameReader::new(bulk))
+    }
+}
+
+/// Stops a guest that must not go on. What cannot stop now waits for what has not come, and stops when it can.
+fn stop(machine: &impl DestinationMachine) {
+    if let Err(e) = machine.pause() {
+        tracing::warn!("the guest stops as soon as it can: {e}");
     }
 }

@@ -1,0 +1,152 @@
+//! What every device is, and what the rest of the monitor may ask of it.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::StopReason;
+use crate::record::{Name, Record, RecordError};
+
+/// A device as the guest sees it: what another host must be able to make. It travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// Which one, such as `serial0`.
+    pub id: Name,
+    /// What it is, such as `serial-16550a`.
+    pub kind: Name,
+    /// The version of what it saves.
+    pub version: u16,
+}
+
+/// Why a device cannot be made, stopped or set up as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// This program has no such device.
+    #[error(
+        "the machine has a device '{id}' of kind '{kind}' with state of version {version}, which this program does not know"
+    )]
+    Unknown {
+        /// Which one.
+        id: Name,
+        /// What it would be.
+        kind: Name,
+        /// The version of what it saves.
+        version: u16,
+    },
+    /// Two devices have one name.
+    #[error("two devices are named '{0}'")]
+    Twice(Name),
+    /// Two devices answer at the same place.
+    #[error("the devices '{first}' and '{second}' both answer at {space} {start:#x} to {end:#x}")]
+    Overlap {
+        /// The one at the lower address.
+        first: Name,
+        /// The other.
+        second: Name,
+        /// `port` or `address`.
+        space: &'static str,
+        /// First port or address that both have.
+        start: u64,
+        /// First behind those.
+        end: u64,
+    },
+    /// A device answers nowhere.
+    #[error("the device '{id}' has {space} {start:#x} to {end:#x}, which are none")]
+    NoRange {
+        /// Which one.
+        id: Name,
+        /// `port` or `address`.
+        space: &'static str,
+        /// Where it would begin.
+        start: u64,
+        /// Where it would end.
+        end: u64,
+    },
+    /// The host does not give what the device takes.
+    #[error("the device '{id}' cannot be made: {source}")]
+    Host {
+        /// Which one.
+        id: Name,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It is still at work.
+    #[error("the device '{id}' has not come to rest within {limit:?}; nothing is lost, try again")]
+    Busy {
+        /// Which one.
+        id: Name,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// What was saved is not of this device.
+    #[error(transparent)]
+    State(#[from] RecordError),
+}
+
+/// A device. It is made at rest, and works between [`Device::resume`] and [`Device::pause`].
+///
+/// Registers are accessed by vCPU threads, of which there are many: every method takes `&self`, and a device locks what
+/// it must for as short as it can. What takes longer than a register, such as whatever touches guest memory, belongs
+/// into a thread of the device's own, which it starts when it is made, stops and lets run as it is told here, and joins
+/// when it is dropped. It never runs in the monitor's loop: where pages follow the guest, a thread that touches one
+/// which has not come waits for it, and the loop is what takes the connection over which it comes.
+pub trait Device: Send + Sync + Debug {
+    /// Which one it is, what it is, and the version of what it saves.
+    fn description(&self) -> &DeviceDescription;
+
+    /// Comes to rest: when this returns `Ok`, the device does nothing with guest memory and raises no interrupt until
+    /// [`Device::resume`], and what it has begun is finished or part of what it saves. The vCPUs stand already.
+    ///
+    /// # Errors
+    /// When it is still at work at `deadline`. It has been told, and comes to rest as soon as it can.
+    fn pause(&self, deadline: Instant) -> Result<(), StillBusy> {
+        let _ = deadline;
+        Ok(())
+    }
+
+    /// Goes on, whether or not it had come to rest. The vCPUs stand yet.
+    fn resume(&self) {}
+
+    /// Back to what it was when it was made. It is at rest.
+    fn reset(&self);
+
+    /// What it needs to be set up the same elsewhere. It is at rest.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    fn save(&self) -> Result<Record, RecordError>;
+
+    /// Becomes what was saved. It is at rest, and has not worked yet.
+    ///
+    /// # Errors
+    /// When the record is not of such a device, or says what cannot be.
+    fn restore(&self, saved: &Record) -> Result<(), DeviceError>;
+
+    /// The ports at which it answers.
+    fn ports(self: Arc<Self>) -> Vec<(Range<u64>, Arc<dyn RegisterAccess>)> {
+        Vec::new()
+    }
+
+    /// The guest physical addresses at which it answers.
+    fn memory(self: Arc<Self>) -> Vec<(Range<u64>, Arc<dyn RegisterAccess>)> {
+        Vec::new()
+    }
+}
+
+/// A device had not come to rest in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StillBusy;
+
+/// Registers in one range of ports or guest physical addresses.
+pub trait RegisterAccess: Send + Sync {
+    /// Fills `data` from the register at `offset` behind the range's start. At ports, `data` is longer than the register
+    /// where an instruction repeats: then each element comes from the same register.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes `data` for the register at `offset`, as [`RegisterAccess::read`] does. With a reason, the guest ends here.
+    fn write(&self, offset: u64, data: &[u8]) -> Option<StopReason>;
+}

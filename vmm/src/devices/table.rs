@@ -1,0 +1,96 @@
+//! The one table of devices: what a kind is called, in which version it is saved, and how one is made.
+
+use std::sync::Arc;
+
+use super::host::Host;
+use super::legacy::{reset, serial};
+use super::{Device, DeviceDescription, DeviceError};
+use crate::record::{Record, RecordError, Saved};
+
+/// Makes a device, at rest.
+type Make = fn(&DeviceDescription, &mut Host<'_>) -> Result<Arc<dyn Device>, DeviceError>;
+
+/// A kind of device.
+pub(super) struct Kind {
+    name: &'static str,
+    version: u16,
+    pub(super) make: Make,
+    /// Reads what one has saved, and shows it.
+    pub(super) show: fn(&Record) -> Result<serde_json::Value, RecordError>,
+    /// Reads what one has saved, and says whether it can be.
+    pub(super) check: fn(&Record) -> Result<(), RecordError>,
+}
+
+impl Kind {
+    const fn of<S: Saved>(make: Make) -> Self {
+        Self {
+            name: S::KIND,
+            version: S::VERSION,
+            make,
+            show: Record::show::<S>,
+            check: |record| record.read::<S>().map(drop),
+        }
+    }
+}
+
+/// Every kind that there is.
+const KINDS: [Kind; 3] = [
+    Kind::of::<serial::SavedSerial>(serial::make),
+    Kind::of::<reset::SavedResetLine>(reset::make_reset_line),
+    Kind::of::<reset::SavedPowerControl>(reset::make_power_control),
+];
+
+/// The devices of every machine, by id and kind.
+const STANDARD: [(&str, &str); 3] = [
+    ("serial0", serial::SavedSerial::KIND),
+    ("reset0", reset::SavedResetLine::KIND),
+    ("power0", reset::SavedPowerControl::KIND),
+];
+
+/// What a device of this description is.
+pub(super) fn kind_of(device: &DeviceDescription) -> Result<&'static Kind, DeviceError> {
+    let DeviceDescription { id, kind, version } = device;
+    let known = KINDS.iter().find(|known| known.name == kind.as_str() && known.version == *version);
+    let unknown = || DeviceError::Unknown { id: id.clone(), kind: kind.clone(), version: *version };
+    known.ok_or_else(unknown)
+}
+
+/// The devices of every machine.
+///
+/// # Errors
+/// None, as long as the table has names that can be.
+pub fn standard() -> Result<Vec<DeviceDescription>, RecordError> {
+    let described = STANDARD.iter().map(|(id, kind)| {
+        let version = KINDS.iter().find(|known| known.name == *kind).map_or(0, |known| known.version);
+        Ok(DeviceDescription { id: (*id).try_into()?, kind: (*kind).try_into()?, version })
+    });
+    described.collect()
+}
+
+/// Why this program cannot make one of these devices, each that it cannot.
+pub fn unknown(devices: &[DeviceDescription]) -> Vec<DeviceError> {
+    devices.iter().filter_map(|device| kind_of(device).err()).collect()
+}
+
+/// What a device has saved, for people.
+///
+/// # Errors
+/// When no device is of that kind and version, or it makes no sense.
+pub fn show(record: &Record) -> Result<serde_json::Value, RecordError> {
+    let known = KINDS.iter().find(|known| known.name == record.kind.as_str());
+    let unknown = || RecordError::Unknown { id: record.id.clone(), kind: record.kind.clone() };
+    (known.ok_or_else(unknown)?.show)(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_and_every_standard_device_a_kind() {
+        for (number, kind) in KINDS.iter().enumerate() {
+            assert!(KINDS[number + 1..].iter().all(|other| other.name != kind.name), "{}", kind.name);
+        }
+        assert!(unknown(&standard().unwrap()).is_empty());
+    }
+}
