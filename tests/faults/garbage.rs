@@ -165,7 +165,7 @@ fn a_slow_preamble() -> Result<()> {
         let destination = lab.receive(&Workload::default())?;
         let mut stream = connect(&destination.address)?;
         let preamble = own_preamble()?;
-        for byte in &preamble[..if whole { 16 } else { 11 }] {
+        for byte in &preamble[..if whole { preamble.len() } else { 11 }] {
             stream.write_all(&[*byte])?;
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -1,4 +1,4 @@
-//! Frames on the wire, read by what `docs/protocol.md` says and without the code that writes them: a preamble of 16
+//! Frames on the wire, read by what `docs/protocol.md` says and without the code that writes them: a preamble of 24
 //! bytes, then headers of 24 bytes with their payloads.
 
 use std::io::Read;
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use thermocline::migration::wire::Message;
 
 /// Bytes of a preamble.
-const PREAMBLE: usize = 16;
+const PREAMBLE: usize = 24;
 /// Bytes of a header: magic, kind, version, sequence, length, two checksums.
 pub const HEADER: usize = 24;
 /// No frame is longer.

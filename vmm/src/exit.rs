@@ -99,6 +99,7 @@ impl ExitCode {
             SourceError::Wire(e) => Self::of_wire(e),
             SourceError::Cancelled => Self::Cancelled,
             SourceError::Channel(_) => Self::Unreachable,
+            SourceError::NoPostCopy => Self::OtherVersion,
             SourceError::NotConverging { .. } => Self::NotConverging,
             SourceError::Unconfirmed(_) => Self::Unconfirmed,
             SourceError::Ram(_) | SourceError::Machine(_) => Self::Failure,

@@ -15,7 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::link::{Link, Listener};
 use super::wire::message::receive_message;
-use super::wire::{FrameReader, FrameWriter, MAX_INTRODUCTION, Message, Refusal, WireError, preamble};
+use super::wire::{Features, FrameReader, FrameWriter, MAX_INTRODUCTION, Message, Refusal, WireError, preamble};
 
 /// How long the other side may take to say who it is.
 pub(super) const INTRODUCTION: Duration = Duration::from_secs(5);
@@ -73,6 +73,8 @@ pub(super) struct Introduced {
     pub(super) reader: FrameReader<Link>,
     /// What is sent to it.
     pub(super) writer: FrameWriter<Link>,
+    /// What both sides can do.
+    pub(super) features: Features,
     /// Its first message.
     pub(super) first: Message,
     /// Where it comes from, for people.
@@ -136,11 +138,13 @@ fn introduce(mut link: Link, from: &str) -> Result<Introduced, WireError> {
     let mut writer = FrameWriter::new(link.try_clone()?);
     let mut reader = FrameReader::new(link);
     reader.set_limit(MAX_INTRODUCTION);
-    let first = preamble::send(writer.link())
+    let heard = preamble::send(writer.link())
         .and_then(|()| preamble::receive(reader.link()))
-        .and_then(|()| receive_message(&mut reader, "offer or join"));
-    match first {
-        Ok(first) => Ok(Introduced { reader, writer, first, from: from.to_owned() }),
+        .and_then(|agreed| Ok((agreed, receive_message(&mut reader, "offer or join")?)));
+    match heard {
+        Ok((agreed, first)) => {
+            Ok(Introduced { reader, writer, features: agreed.features, first, from: from.to_owned() })
+        }
         Err(e) => {
             refuse(&mut reader, &mut writer, Refusal::of_wire(&e));
             Err(e)

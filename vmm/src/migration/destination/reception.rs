@@ -14,7 +14,7 @@ use crate::migration::link::Listener;
 use crate::migration::listening::{Introduced, Over, Stranger, serve};
 use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
-use crate::migration::wire::{Message, Offer, Refusal, RefusalReason, WireError};
+use crate::migration::wire::{Features, Message, Offer, Refusal, RefusalReason, WireError};
 
 /// What becomes of a guest that comes in.
 #[derive(Debug)]
@@ -117,7 +117,8 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             Err(Stranger { from, error }) => return self.failed(&from, error.into()),
         };
         match &introduced.first {
-            Message::Offer(offer) => {
+            // What was not agreed upon is not understood.
+            Message::Offer(offer) if offer.session.is_none() || introduced.features.has(Features::POST_COPY) => {
                 let offer = offer.clone();
                 self.consider(&offer, introduced);
             }

@@ -27,6 +27,11 @@ pub enum SourceError {
     /// Somebody gave it up.
     #[error("the migration was cancelled")]
     Cancelled,
+    /// The destination's program has no post-copy.
+    #[error(
+        "the destination's program cannot take pages that follow the guest; use the same release on both hosts, or have all pages sent before the guest goes"
+    )]
+    NoPostCopy,
     /// No channel for the pages that follow the guest.
     #[error("no second connection to the destination, for pages that the guest waits for: {0}")]
     Channel(#[from] JoinError),

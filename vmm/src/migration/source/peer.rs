@@ -6,7 +6,7 @@ use super::SourceError;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::Link;
 use crate::migration::wire::message::receive_message;
-use crate::migration::wire::{FrameReader, FrameWriter, Message, Offer, WireError, preamble};
+use crate::migration::wire::{Agreed, Features, FrameReader, FrameWriter, Message, Offer, WireError, preamble};
 
 /// How long to wait for the destination's reason after its connection broke, and for our own to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -15,6 +15,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(super) struct Peer<'m> {
     pub(super) reader: FrameReader<Link>,
     pub(super) writer: FrameWriter<Link>,
+    /// What both sides can do.
+    features: Features,
     cancel: &'m Cancel,
 }
 
@@ -22,15 +24,18 @@ impl<'m> Peer<'m> {
     /// Says who we are, and hears who the other side is.
     pub(super) fn introduce(link: Link, cancel: &'m Cancel) -> Result<Self, SourceError> {
         cancel.watch(&link);
-        let reader = FrameReader::new(link.try_clone().map_err(WireError::from)?);
-        let mut peer = Self { reader, writer: FrameWriter::new(link), cancel };
-        preamble::send(peer.writer.link())?;
-        preamble::receive(peer.reader.link())?;
-        Ok(peer)
+        let mut reader = FrameReader::new(link.try_clone().map_err(WireError::from)?);
+        let mut writer = FrameWriter::new(link);
+        preamble::send(writer.link())?;
+        let Agreed { features, .. } = preamble::receive(reader.link())?;
+        Ok(Self { reader, writer, features, cancel })
     }
 
     /// Offers the machine, and hears whether the destination takes it.
     pub(super) fn offer(&mut self, offer: Offer) -> Result<(), SourceError> {
+        if offer.session.is_some() && !self.features.has(Features::POST_COPY) {
+            return Err(SourceError::NoPostCopy);
+        }
         self.send(&Message::Offer(offer))?;
         match self.receive("accept")? {
             Message::Accept(accepted) => {

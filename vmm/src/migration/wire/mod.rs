@@ -8,11 +8,9 @@ pub mod preamble;
 pub use frame::{Frame, FrameBuffer, FrameReader, FrameWriter, Kind};
 pub use message::{Accepted, Message, Offer, Refusal, RefusalReason};
 pub use pages::{Lane, PageBatch};
+pub use preamble::{Agreed, Features, Preamble, VERSIONS, Versions};
 
 use std::io;
-
-/// The version of the protocol that this program speaks.
-pub const VERSION: u16 = 1;
 
 /// Most pages in one batch: few enough that a batch is still in the processor's cache when it is written to guest RAM.
 pub const MAX_BATCH_PAGES: usize = 64;
@@ -40,16 +38,19 @@ pub enum WireError {
         /// Its first bytes, printable.
         began: String,
     },
-    /// The other side speaks another version.
+    /// The other side speaks other versions.
     #[error(
-        "the other side speaks version {theirs} of the migration protocol, this one {ours}; use the same release on both hosts"
+        "the other side speaks {theirs} of the migration protocol, this program {ours}; use the same release on both hosts, or releases that have a version in common"
     )]
     Version {
         /// Theirs.
-        theirs: u16,
+        theirs: Versions,
         /// Ours.
-        ours: u16,
+        ours: Versions,
     },
+    /// What the other side says of itself.
+    #[error("the stream is garbled: the preamble has a wrong checksum, or versions that cannot be")]
+    Preamble,
     /// A frame does not begin like one.
     #[error("the stream is garbled: frame {sequence} has a wrong header")]
     Header {
