@@ -8,12 +8,12 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::memory::Target;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, mapped};
 use crate::residency::Residency;
 use crate::swap;
 use crate::sys;
-use crate::target::Target;
 
 /// Pages looked at in one go, at first.
 const FIRST_SLICE: u64 = 1024;

@@ -5,11 +5,11 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::memory::{Target, TargetError};
 use crate::page_out::{PageOutError, Way, page_out_by};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{ProbeError, exact_probe, present, resident_runs};
 use crate::residency::Residency;
-use crate::target::{Target, TargetError};
 use crate::usage::counts_of;
 
 /// So many pages at the reader's front are left to it: what it has just read it may still be sending.

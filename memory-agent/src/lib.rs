@@ -3,6 +3,7 @@
 mod agent;
 mod byte_size;
 mod guard;
+mod memory;
 mod memory_group;
 mod metrics;
 mod missing;
@@ -14,7 +15,6 @@ mod residency;
 mod scan;
 mod swap;
 mod sys;
-mod target;
 mod usage;
 mod vmstat;
 mod zram;
@@ -22,6 +22,7 @@ mod zram;
 pub use agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Suspended};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use guard::{GuardError, GuardReport, ResidencyGuard};
+pub use memory::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory, SharedMemory, Target, TargetError};
 pub use memory_group::{MemoryGroup, SwapLimit};
 pub use metrics::Metrics;
 pub use missing::{FaultError, MissingFaults, Registered};
@@ -37,7 +38,6 @@ pub use scan::{
     scan, windows,
 };
 pub use swap::{SwapDevice, SwapError, SwapKind, active, zswap_is_enabled};
-pub use target::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory, SharedMemory, Target, TargetError};
 pub use usage::{UsageError, counts_of};
 pub use vmstat::{SwapCounters, VmstatError};
 pub use zram::{ScopedZram, ZramError};

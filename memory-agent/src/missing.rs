@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::memory::Mapping;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::uffd;
-use crate::target::Mapping;
 
 /// Why faults cannot be handled.
 #[derive(Debug, Error)]

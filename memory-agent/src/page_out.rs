@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::memory::{Target, TargetError};
 use crate::memory_group::{MemoryGroup, SwapLimit};
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
 use crate::swap::{self, SwapError};
 use crate::sys;
-use crate::target::{Target, TargetError};
 
 /// Why nothing was paged out.
 #[derive(Debug, Error)]

@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::fstat;
 use thiserror::Error;
 
+use crate::memory::Mapping;
 use crate::page_state::{Counts, PAGE_SIZE};
 use crate::probe::{ProbeError, exact_probe};
 use crate::sys::SharedMap;
-use crate::target::Mapping;
 
 /// Bytes of `/proc/self/smaps` read at a time: less than the text for one mapping, so that the kernel does not
 /// walk the next one's page tables as well.

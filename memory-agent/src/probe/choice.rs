@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::{ExactScan, Hint, HintProbe, Marker, PageCache, Probe, ProbeError, UffdMarker, trial};
+use crate::memory::Target;
 use crate::residency::Residency;
 use crate::sys::pagemap::Source;
 use crate::sys::{self, uffd};
-use crate::target::Target;
 
 /// The probes there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

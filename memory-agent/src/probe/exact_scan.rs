@@ -6,9 +6,9 @@ use rustix::io::Errno;
 
 use super::table_scan::{Kernel, entries};
 use super::{PageCache, Probe, ProbeError, check_range, trial};
+use crate::memory::Target;
 use crate::residency::Residency;
 use crate::sys::pagemap::Source;
-use crate::target::Target;
 
 /// Asks `PAGEMAP_SCAN` with `PM_SCAN_EXACT_SWAP` (host-kernel/patches): pages that are mapped cost nothing, the others a walk of
 /// the file's page cache, a page table's worth at a time.

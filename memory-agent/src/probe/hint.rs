@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::{Probe, ProbeError};
+use crate::memory::Target;
 use crate::page_state::{Counts, PageState};
 use crate::residency::{Residency, Run};
-use crate::target::Target;
 
 /// What pages may be: the answer of a probe that can be wrong.
 ///

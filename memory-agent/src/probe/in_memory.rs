@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::ProbeError;
+use crate::memory::{Mapping, PageTables, Target};
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys;
 use crate::sys::pagemap::{PAGE_IS_PRESENT, PageRegion, Source, Wanted};
-use crate::target::{Mapping, PageTables, Target};
 
 /// Pages asked about at a time: one page of answers, and some 500 us at most between a page's look and the
 /// next step of whoever asked.

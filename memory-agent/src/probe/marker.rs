@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::table_scan::{Kernel, entries};
 use super::{Hint, HintProbe, ProbeError, check_range};
+use crate::memory::Target;
 use crate::residency::Residency;
 use crate::sys::pagemap::Source;
-use crate::target::Target;
 
 /// Reads `PM_SWAP` from page tables: `PAGEMAP_SCAN` (Linux 6.7), or `/proc/PID/pagemap` entry by entry.
 ///

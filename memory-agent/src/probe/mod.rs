@@ -16,8 +16,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::memory::{Target, TargetError};
 use crate::residency::Residency;
-use crate::target::{Target, TargetError};
 pub use choice::{ChosenProbe, KernelOffer, ProbeChoice, ProbeKind, exact_probe};
 pub use exact_scan::ExactScan;
 pub use hint::Hint;

@@ -7,10 +7,10 @@ use rustix::io::Errno;
 
 use super::in_memory::InMemory;
 use super::{Probe, ProbeError, check_range};
+use crate::memory::{Mapping, Target};
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys::{self, Cachestat};
-use crate::target::{Mapping, Target};
 
 /// Looks every page up in the page cache: needs no preparation, no privileges, and works on any kernel.
 ///

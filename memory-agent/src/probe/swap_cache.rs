@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::ProbeError;
+use crate::memory::Mapping;
 use crate::sys;
-use crate::target::Mapping;
 
 /// Moves those of the resident `runs` that are in the swap cache out of them, and returns them. Where the kernel has no
 /// `cachestat`, none is.

@@ -5,10 +5,10 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use super::ProbeError;
+use crate::memory::PageTables;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::residency::Builder;
 use crate::sys::pagemap::{self, PAGE_IS_INCORE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
-use crate::target::PageTables;
 
 /// Regions that one call gives back: 12 KiB.
 const REGIONS: usize = 512;

@@ -12,13 +12,13 @@ use rustix::io::Errno;
 
 use super::table_scan::{Kernel, Scan, entries_from};
 use super::{HintProbe, Marker, PageCacheBySeek, Probe};
+use crate::memory::{Mapping, PageTables, Target};
 use crate::page_out::page_out;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::swap;
 use crate::sys::SharedMap;
 use crate::sys::pagemap::{self, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
-use crate::target::{Mapping, PageTables, Target};
 
 /// How long what could not be tried is not tried again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::table_scan::{Kernel, entries, failed};
 use super::{Hint, HintProbe, ProbeError, check_range};
+use crate::memory::{Mapping, PageTables, Target};
 use crate::sys::pagemap::Source;
 use crate::sys::{pagemap, uffd};
-use crate::target::{Mapping, PageTables, Target};
 
 /// Write-protects pages of this process's memory by userfaultfd, asynchronously, and reads the markers that such pages
 /// leave when they are paged out. Linux 6.7.

@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::memory::{FileView, Mapping, TargetError};
 use crate::page_out::{PageOutError, PageOutReport, page_out};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{ProbeError, evicted, exact_probe, take_swap_cache};
 use crate::residency::{Residency, Run};
 use crate::swap::{SwapError, all_frees_at_once};
-use crate::target::{FileView, Mapping, TargetError};
 pub use readers::{ContentHash, SparseDump, ZeroFinder};
 pub use view::ScanView;
 pub use walk::{Reader, ScanProgress, ScanReport, scan};

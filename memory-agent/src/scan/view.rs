@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::{ScanError, ScanGuard};
+use crate::memory::{FileView, TargetError};
 use crate::page_out::PageOutReport;
 use crate::page_state::PAGE_SIZE;
-use crate::target::{FileView, TargetError};
 
 /// A [`FileView`] of a file that is sealed against shrinking, which can therefore be read through its mapping: some 20 %
 /// quicker for swapped pages than through the file.

@@ -6,9 +6,9 @@ use std::ops::{ControlFlow, Range};
 use serde::{Deserialize, Serialize};
 
 use super::{ScanError, ScanGuard};
+use crate::memory::FileView;
 use crate::page_out::{PageOutError, PageOutReport};
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
-use crate::target::FileView;
 
 /// Pages read at a time.
 const BATCH: u64 = 64;

@@ -16,8 +16,8 @@ use std::ptr::without_provenance_mut;
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
+use crate::memory::Mapping;
 use crate::page_state::PAGE_SIZE;
-use crate::target::Mapping;
 pub(crate) use map::SharedMap;
 
 /// The error of the last call made through libc.
