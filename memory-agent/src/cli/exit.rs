@@ -3,7 +3,7 @@
 use command_line::End;
 use memory_agent::{AgentError, GuardError, PageOutError, ProbeError, ScanError, TargetError};
 
-use crate::idle::IdleError;
+use super::idle::IdleError;
 
 /// The codes this program exits with. `guard -- COMMAND` exits with the command's code instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 mod daemon;
 mod exit;
 mod guard;
+mod idle;
 mod map;
 mod map_file;
 mod metrics;

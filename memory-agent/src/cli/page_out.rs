@@ -11,10 +11,10 @@ use memory_agent::{
 };
 
 use super::exit::{ExitCode, end_of};
+use super::idle::Watched;
 use super::options::{Memory, duration};
 use super::output::size;
 use super::stop::Stop;
-use crate::idle::Watched;
 
 /// Options of `memory-agent page-out`.
 #[derive(Debug, Args)]

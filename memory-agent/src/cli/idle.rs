@@ -21,7 +21,7 @@ const BATCH: usize = 1 << 13;
 
 /// Why nobody knows which pages are idle.
 #[derive(Debug, Error)]
-pub(crate) enum IdleError {
+pub(super) enum IdleError {
     /// The kernel was built without.
     #[error(
         "this kernel cannot tell which pages were touched: it needs CONFIG_IDLE_PAGE_TRACKING; give --range or --all"
@@ -55,7 +55,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> IdleError {
 /// Only pages that the process maps are; of a huge page only its first part counts as idle, because the kernel keeps one
 /// bit for all of it. Pages that cannot be watched are taken for touched.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(super) struct Watched {
     bitmap: IdleBitmap,
     /// Page and page frame.
     frames: Vec<(u64, u64)>,
@@ -66,7 +66,7 @@ impl Watched {
     ///
     /// # Errors
     /// When this kernel has no such marks, or this user may not use them.
-    pub(crate) fn begin(memory: &ProcessMemory) -> Result<Self, IdleError> {
+    pub(super) fn begin(memory: &ProcessMemory) -> Result<Self, IdleError> {
         let bitmap = IdleBitmap::open(Path::new(BITMAP))?;
         let frames = frames(memory)?;
         bitmap.mark(frames.iter().map(|(_, frame)| *frame))?;
@@ -77,7 +77,7 @@ impl Watched {
     ///
     /// # Errors
     /// When the process has gone, or the kernel does not tell.
-    pub(crate) fn idle(self, memory: &ProcessMemory) -> Result<Vec<Range<u64>>, IdleError> {
+    pub(super) fn idle(self, memory: &ProcessMemory) -> Result<Vec<Range<u64>>, IdleError> {
         // A page that is elsewhere now was moved, or freed and read again.
         let now: BTreeMap<u64, u64> = frames(memory)?.into_iter().collect();
         let stayed: Vec<_> = self.frames.into_iter().filter(|(page, frame)| now.get(page) == Some(frame)).collect();
