@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory::{Target, TargetError};
+use crate::memory::{FileView, Target, TargetError};
 use crate::memory_group::{MemoryGroup, SwapLimit};
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
@@ -137,6 +137,21 @@ pub fn page_out_with(
         report.swapped += freed;
     }
     Ok(report)
+}
+
+impl FileView {
+    /// Pages out resident pages that nobody else has mapped, such as those just read or written through the file.
+    ///
+    /// # Errors
+    /// As [`page_out`], and when the pages cannot be mapped for it.
+    pub fn page_out(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
+        let report = page_out_by(&self.mapping(), ranges, Way::MapFirst);
+        if !matches!(report, Err(PageOutError::Probe(ProbeError::OutOfRange { .. }))) {
+            // What stays, because the owner wants it, is the owner's alone again.
+            self.unmap(ranges)?;
+        }
+        report
+    }
 }
 
 /// What is known of pages that are to be paged out.

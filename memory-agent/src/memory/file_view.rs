@@ -10,9 +10,7 @@ use std::sync::OnceLock;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 
 use super::{Mapping, Target, TargetError, io_error};
-use crate::page_out::{PageOutError, PageOutReport, Way, page_out_by};
 use crate::page_state::PAGE_SIZE;
-use crate::probe::check_range;
 use crate::sys::SharedMap;
 use crate::sys::pins::Pins;
 
@@ -76,20 +74,6 @@ impl FileView {
         read.map_err(io_error("read", "the shared memory file"))
     }
 
-    /// Pages out resident pages that nobody else has mapped, such as those just read or written through the file.
-    ///
-    /// # Errors
-    /// As [`page_out`](crate::page_out), and when the pages cannot be mapped for it.
-    pub fn page_out(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
-        for range in ranges {
-            check_range(&self.mapping(), range)?;
-        }
-        let report = page_out_by(&self.mapping(), ranges, Way::MapFirst);
-        // What stays, because the owner wants it, is the owner's alone again.
-        self.unmap(ranges)?;
-        report
-    }
-
     /// Pages out what another process has mapped and that holds data; `unmap` is to have that process's page tables let go of
     /// all pages that it can. Fails where pages cannot be pinned.
     ///
@@ -124,7 +108,7 @@ impl FileView {
 
     /// Takes pages out of this view's page tables, so that nobody but the owner maps them; and neighbours that the kernel has
     /// mapped with them (mm/memory.c `do_fault_around`: 64 KiB, aligned).
-    fn unmap(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+    pub(crate) fn unmap(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
         const AROUND: u64 = 16;
         let pages = self.mapping().pages();
         for range in ranges.iter().filter(|range| !range.is_empty()) {

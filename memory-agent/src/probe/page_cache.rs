@@ -6,11 +6,12 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::in_memory::InMemory;
+use super::swap_cache::cachestat;
 use super::{Probe, ProbeError, check_range};
 use crate::memory::{Mapping, Target};
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
-use crate::sys::{self, Cachestat};
+use crate::sys::Cachestat;
 
 /// Looks every page up in the page cache: needs no preparation, no privileges, and works on any kernel.
 ///
@@ -157,11 +158,7 @@ impl Look<'_> {
         if !self.cachestat {
             return Ok(None);
         }
-        let counts = sys::cachestat_pages(self.mapping, pages).map_err(|source| ProbeError::System {
-            call: "cachestat",
-            pages: pages.clone(),
-            source,
-        })?;
+        let counts = cachestat(self.mapping, pages)?;
         self.cachestat = counts.is_some();
         Ok(counts)
     }

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::ProbeError;
 use crate::memory::Mapping;
-use crate::sys;
+use crate::page_state::PAGE_SIZE;
+use crate::sys::{self, Cachestat};
 
 /// Moves those of the resident `runs` that are in the swap cache out of them, and returns them. Where the kernel has no
 /// `cachestat`, none is.
@@ -35,12 +36,18 @@ pub(crate) fn take_swap_cache(
 
 /// Pages whose entry in the page cache is a swap entry, wherever they are; 0 where the kernel does not tell.
 pub(crate) fn evicted(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<u64, ProbeError> {
-    let counts = sys::cachestat_pages(mapping, pages).map_err(|source| ProbeError::System {
-        call: "cachestat",
-        pages: pages.clone(),
-        source,
-    })?;
-    Ok(counts.map_or(0, |counts| counts.evicted))
+    Ok(cachestat(mapping, pages)?.map_or(0, |counts| counts.evicted))
+}
+
+/// What `cachestat` counts of pages; `None` where the kernel does not tell.
+pub(super) fn cachestat(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<Option<Cachestat>, ProbeError> {
+    let length = (pages.end - pages.start) * PAGE_SIZE;
+    if length == 0 {
+        // A length of 0 would mean up to the end of the file.
+        return Ok(Some(Cachestat::default()));
+    }
+    let counts = sys::cachestat(mapping.fd(), mapping.offset(pages.start), length);
+    counts.map_err(|source| ProbeError::System { call: "cachestat", pages: pages.clone(), source })
 }
 
 /// In order, as few ranges as possible.

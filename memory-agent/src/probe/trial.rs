@@ -13,16 +13,15 @@ use rustix::io::Errno;
 use super::table_scan::{Kernel, Scan, entries_from};
 use super::{HintProbe, Marker, PageCacheBySeek, Probe};
 use crate::memory::{Mapping, PageTables, Target};
-use crate::page_out::page_out;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::swap;
-use crate::sys::SharedMap;
 use crate::sys::pagemap::{self, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
+use crate::sys::{self, SharedMap};
 
 /// How long what could not be tried is not tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often a trial is repeated whose pages somebody else has moved.
+/// How often a trial is repeated whose pages stay, or are moved by somebody else.
 const ATTEMPTS: u32 = 4;
 
 /// Whether the kernel understands the call, asked about nothing.
@@ -140,7 +139,16 @@ impl Pages {
         if !swap::active().is_ok_and(|devices| devices.iter().any(|device| device.free_bytes() > 0)) {
             return None;
         }
-        page_out(&self.mapping(), std::slice::from_ref(&Self::PAGED_OUT)).ok()?;
+        for _ in 0..ATTEMPTS {
+            let mapping = self.mapping();
+            mapping.map_pages(&Self::PAGED_OUT).ok()?;
+            // What was only just written may wait in a batch. Refused by some seccomp filters, and unknown without NUMA.
+            let _ = sys::drain_lru_batches();
+            mapping.advise_page_out(std::slice::from_ref(&Self::PAGED_OUT)).ok()?;
+            if self.truth()?.counts().swapped > 0 {
+                break;
+            }
+        }
         let mut byte = [0];
         self.file.read_exact_at(&mut byte, Self::BROUGHT_IN.start * PAGE_SIZE).ok()?;
         self.unmap()?;

@@ -9,14 +9,12 @@ pub(crate) mod uffd;
 
 use std::ffi::c_void;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::without_provenance_mut;
 
 use rustix::io::Errno;
 use rustix::mm::Advice;
 
-use crate::memory::Mapping;
 use crate::page_state::PAGE_SIZE;
 pub(crate) use map::SharedMap;
 
@@ -110,16 +108,6 @@ pub(crate) fn has_cachestat() -> bool {
     let nothing = std::ptr::null::<u8>();
     // SAFETY: there is no such descriptor, and the kernel refuses null pointers; it can write nothing.
     was_understood(unsafe { libc::syscall(SYS_CACHESTAT, -1, nothing, nothing, 0) })
-}
-
-/// [`cachestat`] of pages of a mapping.
-pub(crate) fn cachestat_pages(mapping: &Mapping<'_>, pages: &Range<u64>) -> io::Result<Option<Cachestat>> {
-    let length = (pages.end - pages.start) * PAGE_SIZE;
-    if length == 0 {
-        // A length of 0 would mean up to the end of the file.
-        return Ok(Some(Cachestat::default()));
-    }
-    cachestat(mapping.fd(), mapping.offset(pages.start), length)
 }
 
 /// The calling thread runs only when no other has anything to do (`SCHED_IDLE`, sched(7)).
