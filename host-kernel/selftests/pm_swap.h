@@ -19,8 +19,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <linux/falloc.h>
+#include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
 
 /* What the headers of an older distribution do not have. */
@@ -401,6 +403,34 @@ static inline int page_out(struct memory *m, size_t first, size_t count)
 	}
 	free(states);
 	return left ? because(FAIL, "%zu pages will not go out", left) : PASS;
+}
+
+/* --- Pinning ------------------------------------------------------------------------------------------------------- */
+
+/*
+ * Pins pages for DMA, as buffers of an io_uring that does no I/O, `count` ranges. They are in memory then. Gives the ring,
+ * whose end is theirs, or -1 with errno.
+ */
+static inline int pin(const struct iovec *ranges, unsigned int count)
+{
+	struct io_uring_params params = {};
+	int error, ring = syscall(SYS_io_uring_setup, 1, &params);
+
+	if (ring >= 0 && syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, ranges, count)) {
+		error = errno;
+		close(ring);
+		errno = error;
+		return -1;
+	}
+	return ring;
+}
+
+static inline void unpin(int ring)
+{
+	/* At once: a ring that is closed lets go of them later, in its own time. */
+	if (syscall(SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, NULL, 0))
+		die("IORING_UNREGISTER_BUFFERS");
+	close(ring);
 }
 
 /* --- userfaultfd ------------------------------------------------------------------------------------------------ */

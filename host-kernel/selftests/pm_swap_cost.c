@@ -644,6 +644,24 @@ static const char *swap_off_and_on(struct memory *m)
 	return NULL;
 }
 
+static int pinned = -1; /* io_uring that has pages of the memory for buffers, closed with it */
+
+/* The blocks that stayed in memory are pinned, as a device's or an io_uring's, and reclaim comes by. */
+static const char *pinned_pages(struct memory *m)
+{
+	struct iovec ranges[ASKED / BLOCK];
+	unsigned int count = 0;
+
+	for (size_t block = 3; block < ASKED / BLOCK; block += 4)
+		ranges[count++] = (struct iovec){ m->at + block * BLOCK * PAGE, BLOCK * PAGE };
+	pinned = pin(ranges, count);
+	if (pinned < 0)
+		return "pages cannot be pinned by io_uring";
+	if (madvise(m->at, ASKED * PAGE, MADV_PAGEOUT))
+		die("MADV_PAGEOUT");
+	return NULL;
+}
+
 static const char *collapse(struct memory *m)
 {
 	/* Half of the huge pages are made, and every second of those goes out again. */
@@ -719,6 +737,7 @@ static const struct {
 	{ "uffd-wp-after", nothing, arm, false },
 	{ "swapoff-on", nothing, swap_off_and_on, false },
 	{ "collapse", nothing, collapse, false },
+	{ "pinned", nothing, pinned_pages, false },
 	{ "random", nothing, random_history, false },
 };
 
@@ -761,6 +780,9 @@ static void judge(void)
 		if (tracked >= 0)
 			close(tracked);
 		tracked = -1;
+		if (pinned >= 0)
+			unpin(pinned);
+		pinned = -1;
 		memory_drop(&m);
 	}
 }

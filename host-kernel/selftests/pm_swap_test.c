@@ -16,7 +16,6 @@
 #include <signal.h>
 #include <sys/shm.h>
 #include <sys/swap.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "pm_swap.h"
@@ -754,6 +753,85 @@ static int test_fallocate(void)
 	return PASS;
 }
 
+/*
+ * What somebody holds is unmapped by reclaim, and stays in memory: nothing may look as if it had gone. Half of the pages
+ * are held, one way or another, and the others go. What is let go goes too.
+ */
+static int held_test(struct memory *m, bool (*hold)(struct memory *, size_t), void (*let_go)(void))
+{
+	size_t half = m->pages / 2;
+
+	write_pages(m, 0, m->pages, 1);
+	if (!hold(m, half))
+		return because(errno == ENOSYS ? SKIP : FAIL, "cannot be held: %s", strerror(errno));
+	/* Each pass finds them mapped again. */
+	for (int pass = 0; pass < 3; pass++) {
+		CHECK(!madvise(m->at, half * PAGE, MADV_PAGEOUT));
+		for (size_t i = 0; i < half; i++)
+			CHECK(oracle_of(m, i) == RESIDENT && !(entry_of(m, i) & PM_SWAP), "page %zu, pass %d: %#llx", i, pass,
+			      (long long)entry_of(m, i));
+		PROPAGATE(agree(m));
+		CHECK(content_is(m, 0, half, 1));
+	}
+	PROPAGATE(page_out(m, half, half));
+	for (size_t i = half; i < m->pages; i++)
+		CHECK(SWAPPED_HERE(*m, i), "page %zu", i);
+	let_go();
+	PROPAGATE(page_out(m, 0, half));
+	PROPAGATE(entries_agree(m, kernel.marker));
+	PROPAGATE(agree(m));
+	CHECK(content_is(m, 0, m->pages, 1));
+	return PASS;
+}
+
+static int holder[2];
+
+static bool hold_pinned(struct memory *m, size_t pages)
+{
+	struct iovec range = { m->at, pages * PAGE };
+
+	return (holder[0] = pin(&range, 1)) >= 0;
+}
+
+static void let_go_pinned(void)
+{
+	unpin(holder[0]);
+}
+
+/* Pages in a pipe are referenced, and not pinned. */
+static bool hold_in_pipe(struct memory *m, size_t pages)
+{
+	struct iovec range = { m->at, pages * PAGE };
+
+	if (pipe(holder) || fcntl(holder[1], F_SETPIPE_SZ, pages * PAGE) < 0)
+		return false;
+	return vmsplice(holder[1], &range, 1, SPLICE_F_NONBLOCK) == (ssize_t)(pages * PAGE);
+}
+
+static void let_go_in_pipe(void)
+{
+	close(holder[0]);
+	close(holder[1]);
+}
+
+static int test_pinned(void)
+{
+	struct memory m = memory_new(64);
+	int result = held_test(&m, hold_pinned, let_go_pinned);
+
+	memory_drop(&m);
+	return result;
+}
+
+static int test_in_pipe(void)
+{
+	struct memory m = memory_new(64);
+	int result = held_test(&m, hold_in_pipe, let_go_in_pipe);
+
+	memory_drop(&m);
+	return result;
+}
+
 static long smaps_swap(const char *file, const void *at)
 {
 	char line[512], key[32];
@@ -984,6 +1062,86 @@ static int test_exact_refusals(void)
 	CHECK(status == 0 || status == 77 << 8, "status %#x", status);
 	munmap(anonymous, 16 * PAGE);
 	munmap(private, 16 * PAGE);
+	memory_drop(&m);
+	return PASS;
+}
+
+static bool is_not_supported(char *at, size_t pages)
+{
+	struct region r[64];
+
+	return scan(at, pages * PAGE, SCAN_EXACT, 0, 0, IS_INCORE | IS_SWAPPED, r, 64, NULL) < 0 && errno == EOPNOTSUPP;
+}
+
+/* What lies between two parts of a file's mapping is not a hole of the file's. */
+static int beside_test(struct memory *m, char *between, size_t pages)
+{
+	size_t before = (between - m->at) / PAGE, behind = m->pages - before - pages;
+	char told[64];
+
+	CHECK(is_not_supported(between, pages));
+	CHECK(is_not_supported(between, 1));
+	CHECK(is_not_supported(m->at, m->pages));
+	CHECK(is_not_supported(between - PAGE, 2) && is_not_supported(between + (pages - 1) * PAGE, 2));
+	/*
+	 * Before it and behind it all is as ever, also where the call stops for want of room before it gets there. The
+	 * page before it is one that would be told by the call that fails.
+	 */
+	PROPAGATE(agree_at(m->fd, m->at, 0, before));
+	PROPAGATE(agree_at(m->fd, m->at + (before + pages) * PAGE, before + pages, behind));
+	CHECK(exact_states(m->at, m->pages, told, 1) == FAIL && errno == EOPNOTSUPP);
+	why_text[0] = 0;
+	for (size_t i = 0; i < before - 1; i++)
+		CHECK(told[i] == oracle_of(m, i), "page %zu is told '%c'", i, told[i]);
+	return PASS;
+}
+
+static struct memory mixed_memory(void)
+{
+	struct memory m = memory_new(64);
+
+	write_pages(&m, 0, 64, 2);
+	for (size_t i = 0; i < 64; i += 8)
+		if (page_out(&m, i, 1) != PASS)
+			die(why_text);
+	return m;
+}
+
+static int test_exact_gap(void)
+{
+	struct memory m;
+	char *between;
+
+	SKIP_UNLESS(kernel.exact);
+	m = mixed_memory();
+	between = m.at + 24 * PAGE;
+	CHECK(!munmap(between, 8 * PAGE));
+	PROPAGATE(beside_test(&m, between, 8));
+	/* Behind the last page too. */
+	CHECK(!munmap(m.at + 56 * PAGE, 8 * PAGE));
+	CHECK(is_not_supported(m.at + 48 * PAGE, 16));
+	PROPAGATE(agree_at(m.fd, m.at + 48 * PAGE, 48, 8));
+	memory_drop(&m);
+	return PASS;
+}
+
+/* A driver's mapping, which has frames and no pages: the firmware's memory. */
+static int test_exact_pfnmap(void)
+{
+	struct memory m;
+	char *between;
+	int device;
+
+	SKIP_UNLESS(kernel.exact);
+	m = mixed_memory();
+	between = m.at + 24 * PAGE;
+	device = open("/dev/mem", O_RDONLY | O_CLOEXEC);
+	if (device < 0)
+		return because(SKIP, "/dev/mem: %s", strerror(errno));
+	if (mmap(between, 8 * PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, device, 0xf0000) == MAP_FAILED)
+		return because(SKIP, "mapping of /dev/mem: %s", strerror(errno));
+	PROPAGATE(beside_test(&m, between, 8));
+	close(device);
 	memory_drop(&m);
 	return PASS;
 }
@@ -1229,8 +1387,9 @@ static const struct {
 	TEST(ftruncate), TEST(madv_dontneed), TEST(mremap), TEST(mprotect), TEST(fork), TEST(uffd_wp_then_pageout),
 	TEST(pageout_then_uffd_wp), TEST(uffd_wp_punch), TEST(uffd_wp_hole), TEST(uffd_wp_async), TEST(uffd_missing),
 	TEST(uffd_minor), TEST(uffd_poison), TEST(hwpoison), TEST(madv_collapse), TEST(madv_collapse_marked_table), TEST(swapoff),
-	TEST(zero_pages), TEST(clean_pages), TEST(fallocate), TEST(smaps), TEST(private_mapping), TEST(anonymous_shared),
-	TEST(sysv_shm), TEST(reclaim_two_mappings), TEST(exact_ranges), TEST(exact_refusals),
+	TEST(zero_pages), TEST(clean_pages), TEST(fallocate), TEST(pinned), TEST(in_pipe), TEST(smaps), TEST(private_mapping),
+	TEST(anonymous_shared), TEST(sysv_shm), TEST(reclaim_two_mappings), TEST(exact_ranges), TEST(exact_refusals),
+	TEST(exact_gap), TEST(exact_pfnmap),
 };
 
 int main(int argc, char **argv)
