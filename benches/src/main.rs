@@ -12,7 +12,6 @@ mod guest_ram;
 mod lazy;
 mod lines;
 mod migration;
-mod network;
 mod peer;
 mod probe;
 mod process;

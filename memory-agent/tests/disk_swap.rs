@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::host::skip;
 use memory_agent::{
     Agent, AgentOptions, ExactScan, MemoryGroup, PAGE_SIZE, PageCache, PageCacheBySeek, PageOutError, PageOutOptions,
     PageState, Probe, ResidencyGuard, Target, active, page_out, page_out_with,
@@ -30,10 +31,7 @@ fn with_disk_swap(test: &str, body: impl Fn(&LimitedGroup, &DiskSwap)) {
     let set_up = LimitedGroup::enter(1 << 30).and_then(|group| Ok((DiskSwap::new(64 << 20)?, group)));
     match set_up {
         Ok((disk, group)) => support::undisturbed(test, Path::new(disk.device()), || body(&group, &disk)),
-        Err(why) => {
-            assert!(!support::must_run(), "swap on a loop device is needed: {why}");
-            eprintln!("skipped {test}: {why}");
-        }
+        Err(why) => skip(test, why),
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 use std::process::Command;
 
+use harness::host::skip;
 use memory_agent::{MemoryGroup, PageOutError, page_out};
 use support::group::LimitedGroup;
 use support::{Memory, with_swap};
@@ -18,11 +19,7 @@ fn what_a_group_may_not_swap_is_told() {
     with_swap(TEST, || {
         let group = match LimitedGroup::enter(1 << 30) {
             Ok(group) => group,
-            Err(why) => {
-                assert!(!support::must_run(), "a control group is needed: {why}");
-                eprintln!("skipped {TEST}: {why}");
-                return;
-            }
+            Err(why) => return skip(TEST, why),
         };
         let memory = Memory::new("may-not-swap", PAGES);
         (0..PAGES).for_each(|page| memory.write(page, page + 1));

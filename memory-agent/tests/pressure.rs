@@ -5,6 +5,7 @@ mod support;
 
 use std::thread;
 
+use harness::host::skip;
 use memory_agent::{ExactScan, PAGE_SIZE, PageCache, PageCacheBySeek, Probe};
 use support::group::LimitedGroup;
 use support::hints::{Errors, check, probes};
@@ -21,11 +22,7 @@ fn agrees_with_the_kernel_after_reclaim() {
     with_swap("agrees_with_the_kernel_after_reclaim", || {
         let group = match LimitedGroup::enter(LIMIT) {
             Ok(group) => group,
-            Err(why) => {
-                assert!(!support::must_run(), "a control group is needed: {why}");
-                eprintln!("skipped agrees_with_the_kernel_after_reclaim: {why}");
-                return;
-            }
+            Err(why) => return skip("agrees_with_the_kernel_after_reclaim", why),
         };
         let memory = Memory::new("pressure", THREADS * PAGES);
         let probes = probes(&memory);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::network::{Network, SECOND};
 use rustix::process::Signal;
 use thermocline::control::RunState;
 use thermocline::dump::DumpReport;
@@ -10,7 +11,6 @@ use thermocline::migration::progress::Phase;
 use thermocline_tests::console::eventually;
 use thermocline_tests::cutter::Cutter;
 use thermocline_tests::group::PressedGroup;
-use thermocline_tests::network::{Network, SECOND};
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::random::Random;
 use thermocline_tests::residency::{GuestMemory, must_be_near};

@@ -1,7 +1,7 @@
 //! Two hosts with a network between them that is slower than memory.
 
 use anyhow::{Result, ensure};
-use thermocline_tests::network::{Network, SECOND};
+use harness::network::{Network, SECOND};
 use thermocline_tests::owner::{destination_only, source_only};
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
 

@@ -1,7 +1,8 @@
 //! What this host offers, and what a trial needs of it.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
+
+use harness::host::is_root;
 
 /// Something that not every host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +31,4 @@ pub(crate) fn missing(need: Need) -> Option<String> {
             found.err().map(|e| format!("no `{program}` (package iproute2): {e}"))
         }),
     }
-}
-
-/// Whether nothing may be left out: a CI machine that has what it takes.
-pub(crate) fn must_run_everything() -> bool {
-    std::env::var("CI").is_ok_and(|ci| ci == "true") && Path::new("/dev/kvm").exists() && is_root()
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }

@@ -13,7 +13,7 @@
 //! | which side runs the guest | `owner.rs` |
 //! | pages of a machine as the host sees them | `residency.rs`, `swap.rs` |
 //! | faults on the wire | `wire_frame.rs`, `proxy.rs`, `peer.rs` |
-//! | two hosts | `network.rs` |
+//! | two hosts, and what may be done to this one | the crate `harness` |
 //! | a person's terminal | `terminal.rs` |
 
 pub mod agent;
@@ -24,7 +24,6 @@ pub mod group;
 pub mod host;
 pub mod machine;
 pub mod migration;
-pub mod network;
 pub mod owner;
 pub mod peer;
 pub mod process;

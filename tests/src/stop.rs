@@ -34,7 +34,7 @@ pub(crate) fn on_signals() {
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             kill_all();
-            crate::network::remove_all();
+            harness::network::remove_all();
             let _ = crate::swap::close();
             std::process::exit(128 + signal);
         }

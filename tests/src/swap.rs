@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use harness::disturbance::{damon_is_on, swap_of_others};
 use memory_agent::ScopedZram;
 
 /// Room for what any one trial pages out, on both sides, twice over.
@@ -59,16 +60,15 @@ pub fn close() -> Result<(), String> {
 /// Who else moves pages in and out here. When the owner of other swap ends it, the kernel brings in all pages that are
 /// there, ours too; and a host with DAMON's proactive reclaim pages out whatever idles, ours too.
 fn disturbed() -> Option<&'static str> {
-    let own = match &*device() {
+    let device = device();
+    let own = match &*device {
         Device::There(zram) => Some(zram.path()),
         _ => None,
     };
-    if memory_agent::active().is_ok_and(|devices| devices.iter().any(|device| Some(&device.path) != own.as_ref())) {
+    if !swap_of_others(own.as_deref()).is_empty() {
         return Some("others have swap of their own here");
     }
-    let monitors = std::fs::read_dir("/sys/kernel/mm/damon/admin/kdamonds").into_iter().flatten().flatten();
-    let mut states = monitors.filter_map(|monitor| std::fs::read_to_string(monitor.path().join("state")).ok());
-    states.any(|state| state.trim() == "on").then_some("DAMON is on here and may page out what idles")
+    damon_is_on().then_some("DAMON is on here and may page out what idles")
 }
 
 /// Runs a body that is about residency, and again, a few times, if it fails while somebody else moves pages.

@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::host::{self, Need};
 use crate::process::{EMULATED, SLOWER};
 use crate::stop::{self, locked};
-use crate::{network, process, swap};
+use crate::{process, swap};
 
 /// How long a trial may take.
 pub const LIMIT: Duration = Duration::from_secs(60 * SLOWER);
@@ -40,7 +40,7 @@ impl Trials {
         let shown = name.clone();
         self.0.push(Trial::ignorable_test(name, move || {
             if let Some(why) = needs.iter().find_map(|need| host::missing(*need)) {
-                if host::must_run_everything() {
+                if harness::host::must_run_with_kvm() {
                     return Err(Failed::from(format!("nothing may be left out with CI=true on this machine: {why}")));
                 }
                 eprintln!("ignored {shown}: {why}");
@@ -126,7 +126,7 @@ fn within_limit(body: fn() -> Result<()>) -> Result<(), Failed> {
             stop::kill_all();
             if waits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("a trial hangs though its processes are gone; what they said:\n{}", process::transcripts());
-                network::remove_all();
+                harness::network::remove_all();
                 let _ = swap::close();
                 std::process::exit(101);
             }

@@ -102,7 +102,7 @@ fn measure_all(
             let values = measure(subject, &machine, Before::PageOut, folder.path()).with_context(what)?;
             PROGRAM.say(format_args!("{} of {}: {:.0} ms", what(), arguments.common.runs, values["total_ms"]));
             rows.push(Row { subject: subject.name().to_owned(), mode: mode.to_owned(), values });
-            disturbances.look(&zram.path())?;
+            disturbances.look(&zram.path());
         }
         for (mode, reader) in [(READ, Reader::Cat), (SCAN, Reader::Scan(agent, arguments.window))] {
             if wanted(mode) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use harness::network::{Network, SECOND};
 use workload_guest::Options;
 
 use crate::migration::{MIB, WORK, ms, of_switchover};
-use crate::network::{Network, SECOND};
 use crate::stop;
 use crate::subject::thermocline::{Outcome, Thermocline};
 use crate::subject::{Machine, Subject};

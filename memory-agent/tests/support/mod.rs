@@ -16,17 +16,14 @@ use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use memory_agent::{KernelOffer, Mapping, PAGE_SIZE, PageState, Residency, ScopedZram, ZramError, active};
+use harness::disturbance::{damon_is_on, swap_of_others};
+use harness::host::skip;
+use memory_agent::{KernelOffer, Mapping, PAGE_SIZE, PageState, Residency, ScopedZram};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bytes of swap that the tests of one process share.
 const SWAP_BYTES: u64 = 1 << 30;
-
-/// Whether a test that this machine could run must run.
-pub(crate) fn must_run() -> bool {
-    rustix::process::geteuid().is_root() && std::env::var("CI").is_ok_and(|ci| ci == "true")
-}
 
 /// Whether what waits in the swap cache can be told here; says in a line that `test` is skipped where it cannot.
 pub(crate) fn tells_swap_cache(test: &str) -> bool {
@@ -46,11 +43,7 @@ pub(crate) fn tells_swap_cache(test: &str) -> bool {
 pub(crate) fn with_swap(test: &str, body: impl Fn()) {
     let zram = match shared_zram() {
         Ok(zram) => zram,
-        Err(error) => {
-            assert!(!must_run(), "{test} needs swap: {error}");
-            eprintln!("skipped {test}: {error}");
-            return;
-        }
+        Err(why) => return skip(test, why),
     };
     undisturbed(test, &zram.path(), body);
 }
@@ -61,7 +54,7 @@ pub(crate) fn undisturbed(test: &str, own: &Path, body: impl Fn()) {
     const ATTEMPTS: u32 = 6;
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let disturbed = || damon_is_on() || active().unwrap().iter().any(|device| device.path != own);
+    let disturbed = || damon_is_on() || !swap_of_others(Some(own)).is_empty();
     for attempt in 1.. {
         let before = disturbed();
         let Err(failure) = catch_unwind(AssertUnwindSafe(&body)) else { return };
@@ -72,14 +65,6 @@ pub(crate) fn undisturbed(test: &str, own: &Path, body: impl Fn()) {
     }
 }
 
-/// Whether the kernel's monitor of memory accesses (Documentation/admin-guide/mm/damon/usage.rst) works on this host.
-fn damon_is_on() -> bool {
-    let monitors = std::fs::read_dir("/sys/kernel/mm/damon/admin/kdamonds").into_iter().flatten().flatten();
-    monitors
-        .map(|entry| entry.path().join("state"))
-        .any(|state| std::fs::read_to_string(state).is_ok_and(|state| state.trim() == "on"))
-}
-
 /// Whether memory files get huge pages without asking for them (Documentation/admin-guide/mm/transhuge.rst).
 pub(crate) fn huge_pages() -> bool {
     let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
@@ -87,13 +72,13 @@ pub(crate) fn huge_pages() -> bool {
 }
 
 /// The device that all tests of this process share; it is gone with the last of them.
-fn shared_zram() -> Result<Arc<ScopedZram>, ZramError> {
+fn shared_zram() -> Result<Arc<ScopedZram>, String> {
     static ZRAM: Mutex<Weak<ScopedZram>> = Mutex::new(Weak::new());
     let mut shared = ZRAM.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(zram) = shared.upgrade() {
         return Ok(zram);
     }
-    let zram = Arc::new(ScopedZram::new(SWAP_BYTES)?);
+    let zram = Arc::new(ScopedZram::new(SWAP_BYTES).map_err(|e| e.to_string())?);
     *shared = Arc::downgrade(&zram);
     Ok(zram)
 }

@@ -1,24 +1,24 @@
 //! Two hosts on one machine: two network namespaces, a pair of interfaces between them, and a limit on its rate.
 
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::stop::locked;
-
 /// Names of namespaces that are there.
 static THERE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Address of the first host.
+const FIRST: &str = "10.177.0.1";
+/// Address of the second host. Nobody sees either outside of the two namespaces.
+pub const SECOND: &str = "10.177.0.2";
 
 /// Two namespaces, gone when this is dropped.
 #[derive(Debug)]
 pub struct Network {
     names: [String; 2],
 }
-
-/// Address of the second host.
-pub const SECOND: &str = "10.177.0.2";
 
 impl Network {
     /// Two hosts, the first of which sends no faster than this.
@@ -31,12 +31,12 @@ impl Network {
         let network = Self { names: [format!("{own}a"), format!("{own}b")] };
         let [first, second] = &network.names;
         for name in &network.names {
-            locked(&THERE).push(name.clone());
+            there().push(name.clone());
             run(&format!("ip netns add {name}"))?;
         }
         // Made inside, so that nothing of it is ever in the host's own namespace.
         run(&format!("ip -n {first} link add v0 type veth peer name v0 netns {second}"))?;
-        for (name, address) in [(first, "10.177.0.1"), (second, SECOND)] {
+        for (name, address) in [(first, FIRST), (second, SECOND)] {
             run(&format!("ip -n {name} address add {address}/24 dev v0"))?;
             run(&format!("ip -n {name} link set v0 up"))?;
             run(&format!("ip -n {name} link set lo up"))?;
@@ -59,16 +59,25 @@ impl Drop for Network {
     }
 }
 
-/// For when the tests end in the middle.
-pub(crate) fn remove_all() {
-    let names = locked(&THERE).clone();
+/// For when the program ends in the middle.
+pub fn remove_all() {
+    let names = there().clone();
     names.iter().for_each(|name| remove(name));
 }
 
+/// A list is whole, whoever panicked beside it.
+fn there() -> MutexGuard<'static, Vec<String>> {
+    THERE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn remove(name: &str) {
+    if !there().iter().any(|there| there == name) {
+        return;
+    }
     // The interfaces go with it.
-    if run(&format!("ip netns del {name}")).is_ok() {
-        locked(&THERE).retain(|there| there != name);
+    match run(&format!("ip netns del {name}")) {
+        Ok(()) => there().retain(|there| there != name),
+        Err(e) => eprintln!("the network namespace {name} is left behind: {e:#}"),
     }
 }
 

@@ -1,0 +1,16 @@
+//! What tests and benchmarks share: what they ask of the host, and what they set up on it. All of it is taken down when it is
+//! dropped.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | what may be left out, and saying so | `host.rs` |
+//! | who else moves pages in and out | `disturbance.rs` |
+//! | two hosts on one machine | `network.rs` |
+//! | a control group of one's own | `group.rs` |
+//!
+//! Processes and consoles are not here: tests keep all that was said, for when one fails, and benchmarks when it was said.
+
+pub mod disturbance;
+pub mod group;
+pub mod host;
+pub mod network;
