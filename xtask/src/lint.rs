@@ -1,12 +1,18 @@
 //! `cargo xtask lint`
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 
 use crate::host;
-use crate::step::{cargo, program, run};
+use crate::step::{cargo, program, root, run};
 
 /// The guest's image: a crate of its own that its package's build script compiles, so that cargo knows nothing of it.
 const IMAGE: &str = "guest-images/workload/image/main.rs";
+/// The oldest compiler that is promised to do: the workspace's `rust-version`, which this package has too.
+const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
+/// What checks the dependencies. Newer ones may need a newer compiler.
+const CARGO_DENY: &str = "0.20.2";
 
 pub(crate) fn main() -> Result<()> {
     let missing = ["rustfmt", "clippy"].into_iter().filter(|component| !has(component)).collect::<Vec<_>>();
@@ -16,21 +22,107 @@ pub(crate) fn main() -> Result<()> {
         }
         run(program("rustup").args(["component", "add"]).args(&missing))?;
     }
-    let mut steps = [cargo(), program("rustfmt"), cargo(), cargo()];
+    let mut steps = vec![cargo(), program("rustfmt"), cargo(), cargo()];
     steps[0].args(["fmt", "--all", "--check"]);
     steps[1].args(["--check", "--edition", "2024", IMAGE]);
     steps[2].args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     steps[3].args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    steps.extend(oldest_compiler()?);
+    steps.extend(dependencies()?);
     // All of them, so that one run tells everything.
     let failed: Vec<String> = steps.iter_mut().filter_map(|step| run(step).err()).map(|e| format!("{e:#}")).collect();
     if !failed.is_empty() {
         bail!(failed.join("\n"));
     }
-    println!("Formatting, lints and documentation are clean.");
+    println!("Formatting, lints, documentation and dependencies are clean.");
     Ok(())
 }
 
 fn has(component: &str) -> bool {
     let name = if component == "clippy" { "clippy" } else { "fmt" };
     cargo().args([name, "--version"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Checks everything with the oldest compiler, unless that is the one that does so anyway.
+///
+/// # Errors
+/// In CI, when there is none.
+fn oldest_compiler() -> Result<Option<Command>> {
+    let version = program("rustc").arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    if is_version(&String::from_utf8_lossy(&version), OLDEST) {
+        return Ok(None);
+    }
+    let toolchain = format!("{OLDEST}.0");
+    let rustup = |words: &[&str]| {
+        let mut rustup = program("rustup");
+        rustup.args(words);
+        rustup
+    };
+    let is_there = || rustup(&["run", &toolchain, "rustc", "--version"]).output().is_ok_and(|o| o.status.success());
+    if !is_there() && host::is_ci() {
+        let _ = run(&mut rustup(&["toolchain", "install", &toolchain, "--profile", "minimal"]));
+    }
+    if !is_there() {
+        let text = format!(
+            "Rust {OLDEST}, the oldest that Cargo.toml promises, is not here: `rustup toolchain install {toolchain}`"
+        );
+        if host::is_ci() {
+            bail!(text);
+        }
+        eprintln!("{text}; whether it will do is not checked.");
+        return Ok(None);
+    }
+    let mut check = rustup(&["run", &toolchain, "cargo", "check", "--workspace", "--all-targets"]);
+    // Its own, and this one's would be compiled again; and this process's cargo has told its children who it is.
+    check
+        .args(["--target-dir", "target/oldest"])
+        .env_remove("CARGO")
+        .env_remove("RUSTC")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    Ok(Some(check))
+}
+
+/// Whether `rustc --version` says that it is this one, whose last number may be left out.
+fn is_version(said: &str, version: &str) -> bool {
+    let number = said.split_whitespace().nth(1).unwrap_or_default();
+    number == version || number.strip_prefix(version).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Checks licences, sources, and what may be there only once, by `deny.toml`.
+///
+/// # Errors
+/// In CI, when cargo-deny cannot be installed.
+fn dependencies() -> Result<Option<Command>> {
+    let folder = root().join(format!("target/tools/cargo-deny-{CARGO_DENY}"));
+    let deny = folder.join("bin/cargo-deny");
+    if !deny.is_file() {
+        // In this folder and not among the user's programs; quickly built, for it has little to do.
+        let mut install = cargo();
+        install.args(["install", "--locked", "--debug", "--quiet", "cargo-deny", "--version", CARGO_DENY, "--root"]);
+        install.arg(&folder);
+        if let Err(e) = run(&mut install) {
+            if host::is_ci() {
+                return Err(e);
+            }
+            eprintln!("{e:#}; dependencies are not checked.");
+            return Ok(None);
+        }
+    }
+    let mut check = program(deny);
+    check.args(["check", "bans", "licenses", "sources"]);
+    Ok(Some(check))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        assert!(is_version("rustc 1.95.0 (59807616e 2026-04-14)", "1.95"));
+        assert!(is_version("rustc 1.95.0 (59807616e 2026-04-14)", "1.95.0"));
+        assert!(!is_version("rustc 1.95.0 (59807616e 2026-04-14)", "1.9"));
+        assert!(!is_version("rustc 1.96.0-nightly (abc 2026-04-14)", "1.95"));
+        assert!(!is_version("", "1.95"));
+    }
 }
