@@ -30,7 +30,7 @@ pub fn print(text: &str) -> Result<(), OutputError> {
 /// Prints one JSON object as a line.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(object: &impl Serialize) -> Result<(), OutputError> {
     print(&json_line(object)?)
 }
