@@ -9,6 +9,13 @@ use crate::console::SerialTarget;
 use crate::host;
 use crate::ram::layout::MAX_RAM;
 
+/// Guest memory, where nobody says how much.
+pub const DEFAULT_MEMORY: ByteSize = ByteSize::mib(256);
+/// Number of vCPUs, where nobody says how many.
+pub const DEFAULT_CPUS: u8 = 1;
+/// What boots, where nobody says what.
+pub const DEFAULT_KERNEL: &str = "workload";
+
 /// The least memory: what the boot structures and a small kernel need.
 const MIN_RAM: ByteSize = ByteSize::mib(16);
 /// The most vCPUs.

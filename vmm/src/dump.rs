@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use memory_agent::{PAGE_SIZE, PageOutError, PageState};
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Machine, MachineDescription, MachineError};
+use crate::machine::{Machine, MachineError, MachineSpec};
 use crate::ram::RamError;
 
 /// Pages remembered at a time, and read at a time.
@@ -52,7 +52,7 @@ pub struct DumpReport {
 /// What lies beside the image.
 #[derive(Serialize)]
 struct Companion<'a> {
-    machine: MachineDescription,
+    machine: MachineSpec,
     state: serde_json::Value,
     /// First page and number of pages, in RAM page numbers.
     missing: Vec<(u64, u64)>,

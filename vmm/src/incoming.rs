@@ -10,13 +10,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::host::{Backends, ConsoleOutput};
 use crate::host;
-use crate::kvm::KvmError;
-use crate::machine::{self, Machine, MachineError};
+use crate::machine::{BuildError, Builder, Incompatibility, Machine, MachineError};
 use crate::migration::destination::{Arrival, Reception, Terms};
 use crate::migration::link::Listener;
 use crate::migration::wire::{Offer, Refusal, RefusalReason};
-use crate::ram::GuestRam;
-use crate::ram::layout::{MAX_RAM, RamLayout};
+use crate::ram::layout::MAX_RAM;
 
 /// What this host allows a guest that comes in.
 #[derive(Clone, Copy, Debug)]
@@ -119,38 +117,22 @@ impl Write for SharedConsole {
 
 /// Makes the machine that is offered, or says why not.
 fn prepare(offer: &Offer, most: ByteSize, console: ConsoleOutput) -> Result<Machine, Refusal> {
-    let refuse = |reason, text: String| Refusal { reason, text };
-    let description = &offer.machine;
-    let bytes = description.ram.bytes();
-    if ByteSize(bytes) > most {
-        let text = format!("the machine has {} of memory, this host takes {} at most", ByteSize(bytes), most);
-        return Err(refuse(RefusalReason::Memory, text));
+    let builder = Builder::new(Backends { console: Some(console) });
+    builder.described(&offer.machine, most).map_err(|e| Refusal { reason: reason_of(&e), text: e.to_string() })
+}
+
+/// What to tell the source: the class of the first reason.
+fn reason_of(error: &BuildError) -> RefusalReason {
+    match error {
+        BuildError::Incompatible(reasons) => match reasons.first() {
+            Some(Incompatibility::Memory { .. } | Incompatibility::Layout) => RefusalReason::Memory,
+            Some(Incompatibility::NoCpu | Incompatibility::Cpus { .. } | Incompatibility::Processor(_)) => {
+                RefusalReason::Cpu
+            }
+            Some(Incompatibility::Device(_)) => RefusalReason::Devices,
+            None => RefusalReason::Host,
+        },
+        BuildError::Machine(MachineError::Ram(_)) => RefusalReason::Memory,
+        BuildError::Machine(_) => RefusalReason::Host,
     }
-    if bytes == 0 || description.ram != RamLayout::new(bytes) {
-        return Err(refuse(
-            RefusalReason::Memory,
-            "the machine's memory is laid out in a way that cannot be here".into(),
-        ));
-    }
-    if description.cpus == 0 {
-        return Err(refuse(RefusalReason::Cpu, "the machine has no vCPU".into()));
-    }
-    let obstacles = machine::obstacles(description).map_err(|e| refuse(RefusalReason::Host, e.to_string()))?;
-    if let Some((reason, _)) = obstacles.first() {
-        let text = obstacles.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
-        return Err(refuse(*reason, text));
-    }
-    let ram = GuestRam::new(bytes).map_err(|e| refuse(RefusalReason::Memory, e.to_string()))?;
-    let machine = Machine::new(
-        Arc::new(ram),
-        description.cpus,
-        Some(&description.processor),
-        &description.devices,
-        Backends { console: Some(console) },
-    );
-    machine.map_err(|e| match e {
-        MachineError::Device(_) => refuse(RefusalReason::Devices, e.to_string()),
-        MachineError::Kvm(KvmError::TscFrequency { .. }) => refuse(RefusalReason::Cpu, e.to_string()),
-        _ => refuse(RefusalReason::Host, e.to_string()),
-    })
 }

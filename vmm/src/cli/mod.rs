@@ -20,7 +20,7 @@ use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
 use crate::PROGRAM;
 use crate::exit::ExitCode;
 use crate::migration::plan::ColdPolicy;
-use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
+use crate::migration::source::{Options, Switchover};
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.
@@ -62,22 +62,22 @@ struct ApiSocket {
 struct MigrationOptions {
     /// What happens to pages that the host has swapped out: `paced` reads them a window at a time and pages each window
     /// out again, `lazy` leaves them until the guest runs at the destination, `eager` reads them like all others.
-    #[arg(long, value_enum, default_value = "paced")]
+    #[arg(long, value_enum, default_value_t = Options::default().cold)]
     cold: ColdPolicy,
     /// How much of the cold memory may be awake at a time.
-    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = Options::default().window)]
     window: ByteSize,
     /// How long the guest may stand at switchover, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 300)]
+    #[arg(long, value_name = "MS", default_value_t = Options::default().downtime_limit.as_millis() as u64)]
     downtime_limit: u64,
     /// After how many rounds of pre-copy to give up when the guest writes faster than the connection carries.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = Options::default().max_rounds)]
     max_rounds: u32,
     /// When the guest goes: once it `converged`, or `now`, after one round, with the rest to follow it.
-    #[arg(long, value_enum, default_value = "converged")]
+    #[arg(long, value_enum, default_value_t = Options::default().switchover)]
     switchover: Switchover,
     /// How much follows the guest a second that it does not wait for; 0 for as much as goes.
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_COLD_RATE)]
+    #[arg(long, value_name = "SIZE", default_value_t = Options::default().cold_rate)]
     cold_rate: ByteSize,
 }
 

@@ -10,28 +10,26 @@ use memory_agent::ByteSize;
 
 use super::{AgentArguments, end};
 use crate::boot::Kernel;
-use crate::config::VmConfig;
+use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, VmConfig};
 use crate::console::{Console, SerialTarget};
 use crate::control::vmm::Vmm;
 use crate::devices::host::Backends;
-use crate::devices::table;
 use crate::exit::ExitCode;
-use crate::machine::Machine;
+use crate::machine::Builder;
 use crate::monitor::Monitor;
-use crate::ram::GuestRam;
 
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Guest memory.
-    #[arg(long, short = 'm', value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, short = 'm', value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: ByteSize,
     /// Number of vCPUs.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CPUS)]
     cpus: u8,
     /// What to boot: `workload`, the embedded guest, with its options, such as
     /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of an ELF with a PVH entry point.
-    #[arg(long, value_name = "KERNEL", default_value = "workload")]
+    #[arg(long, value_name = "KERNEL", default_value = DEFAULT_KERNEL)]
     kernel: String,
     /// Where the serial port goes: `stdio`, `file=PATH` or `pty`.
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
@@ -57,10 +55,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
 
     let mut console = Console::open(&config.serial).context("no console")?;
     super::announce_pty(&console);
-    let ram = GuestRam::new(config.memory.bytes()).context("no guest RAM")?;
-    let devices = table::standard().context("no machine")?;
-    let backends = Backends { console: Some(console.take_output()) };
-    let machine = Machine::new(Arc::new(ram), config.cpus, None, &devices, backends).context("no machine")?;
+    let builder = Builder::new(Backends { console: Some(console.take_output()) });
+    let machine = builder.new_machine(config.memory, config.cpus).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);

@@ -8,6 +8,7 @@ mod tail_metrics;
 pub mod vmm;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use crate::dump::DumpReport;
 use crate::migration::destination::TailStatus;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
-use crate::migration::source::{DEFAULT_COLD_RATE, Switchover};
+use crate::migration::source::{Options, Switchover};
 use crate::ram::RamWatch;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
@@ -83,12 +84,16 @@ pub struct MigrateRequest {
     /// Where to, as `tcp:HOST:PORT` or `unix:PATH`.
     pub to: String,
     /// What happens to cold pages.
+    #[serde(default = "default_cold")]
     pub cold: ColdPolicy,
     /// How many bytes of cold pages may be awake at a time.
+    #[serde(default = "default_window")]
     pub window: ByteSize,
     /// How long the guest may stand, milliseconds.
+    #[serde(default = "default_downtime_limit_ms")]
     pub downtime_limit_ms: u64,
     /// How many rounds to try.
+    #[serde(default = "default_max_rounds")]
     pub max_rounds: u32,
     /// Whether the process stays, with the guest's memory, until [`Request::Quit`].
     #[serde(default)]
@@ -101,8 +106,37 @@ pub struct MigrateRequest {
     pub cold_rate: ByteSize,
 }
 
+fn default_cold() -> ColdPolicy {
+    Options::default().cold
+}
+
+fn default_window() -> ByteSize {
+    Options::default().window
+}
+
+fn default_downtime_limit_ms() -> u64 {
+    Options::default().downtime_limit.as_millis() as u64
+}
+
+fn default_max_rounds() -> u32 {
+    Options::default().max_rounds
+}
+
 fn default_cold_rate() -> ByteSize {
-    DEFAULT_COLD_RATE
+    Options::default().cold_rate
+}
+
+impl From<&MigrateRequest> for Options {
+    fn from(request: &MigrateRequest) -> Self {
+        Self {
+            cold: request.cold,
+            window: request.window,
+            downtime_limit: Duration::from_millis(request.downtime_limit_ms),
+            max_rounds: request.max_rounds,
+            switchover: request.switchover,
+            cold_rate: request.cold_rate,
+        }
+    }
 }
 
 /// What the machine is doing.
@@ -241,10 +275,10 @@ mod tests {
         let request: Request = serde_json::from_str(text).unwrap();
         assert_eq!(request, Request::PageOut { ranges: Some(vec![(4096, 8192)]) });
         assert_eq!(serde_json::from_str::<Request>(r#"{"command":"status"}"#).unwrap(), Request::Status {});
-        let text =
-            r#"{"command":"migrate","to":"unix:/x","cold":"lazy","window":1,"downtime_limit_ms":1,"max_rounds":1}"#;
+        let text = r#"{"command":"migrate","to":"unix:/x"}"#;
         let Request::Migrate(request) = serde_json::from_str(text).unwrap() else { panic!("another request") };
-        assert_eq!((request.switchover, request.cold_rate), (Switchover::Converged, DEFAULT_COLD_RATE));
+        assert_eq!(Options::from(&request), Options::default());
+        assert!(!request.stay);
         assert!(serde_json::from_str::<Request>(r#"{"command":"format-disk"}"#).is_err());
         assert!(serde_json::from_str::<Request>(r#"{"command":"status","more":1}"#).is_err());
     }

@@ -310,14 +310,7 @@ impl Vmm {
         observer: &mut dyn Observer,
     ) -> Result<Report, VmmError> {
         let address: Address = request.to.parse()?;
-        let options = source::Options {
-            cold: request.cold,
-            window: request.window,
-            downtime_limit: Duration::from_millis(request.downtime_limit_ms),
-            max_rounds: request.max_rounds,
-            switchover: request.switchover,
-            cold_rate: request.cold_rate,
-        };
+        let options = source::Options::from(request);
         let following = match options.follows() {
             true => Some(Arc::new(Following::new(Rendezvous::new(Session::new()?), Some(address.clone())))),
             false => None,

@@ -1,25 +1,32 @@
 //! A machine: RAM, KVM and devices put together.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | what the guest sees, and why a host cannot be it | `spec.rs` |
+//! | how one is made for `run`, `receive` and whoever restores one | `builder.rs` |
+//! | everything but RAM, as it travels | `state.rs` |
 
+mod builder;
+mod spec;
 mod state;
 
+pub use builder::{BuildError, Builder};
+pub use spec::{Incompatibility, MachineSpec};
 pub use state::MachineState;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use memory_agent::{AgentError, AgentOptions};
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::x86_64::Processor;
 use crate::arch::x86_64::state::{VcpuState, VmState};
-use crate::arch::x86_64::{Processor, cpuid};
 use crate::boot::{self, BootError, Kernel, pvh};
-use crate::bounded::at_most;
 use crate::devices::host::{Backends, ConsolePort};
-use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason, table};
-use crate::kvm::{self, KvmError, Vcpus, Vm};
-use crate::migration::wire::RefusalReason;
-use crate::ram::{GuestRam, PageSet, RamError, RamLayout, RamWatch};
+use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
+use crate::kvm::{KvmError, Vcpus, Vm};
+use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
 use crate::record::{Record, RecordError, Records};
 
 /// What can go wrong with a machine.
@@ -53,23 +60,6 @@ impl MachineError {
     }
 }
 
-/// What another host must be able to offer to take this machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MachineDescription {
-    /// RAM.
-    pub ram: RamLayout,
-    /// Number of vCPUs.
-    pub cpus: u8,
-    /// What the guest was told of its processor.
-    pub processor: Processor,
-    /// The devices.
-    #[serde(deserialize_with = "at_most::<_, _, MAX_DEVICES>")]
-    pub devices: Vec<DeviceDescription>,
-}
-
-/// Most devices of a machine.
-const MAX_DEVICES: usize = 256;
-
 /// How long vCPUs and devices have, each, to come to rest.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -89,7 +79,7 @@ impl Machine {
     ///
     /// # Errors
     /// When the host cannot offer what it takes.
-    pub fn new(
+    fn new(
         ram: Arc<GuestRam>,
         cpus: u8,
         processor: Option<&Processor>,
@@ -185,8 +175,8 @@ impl Machine {
     }
 
     /// What another host must offer.
-    pub fn describe(&self) -> MachineDescription {
-        MachineDescription {
+    pub fn describe(&self) -> MachineSpec {
+        MachineSpec {
             ram: self.ram().layout().clone(),
             cpus: self.cpus(),
             processor: self.vcpus.processor().clone(),
@@ -255,24 +245,4 @@ impl Machine {
 /// A lock whose holder panicked still guards data that is whole: every update here is one assignment.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Why this host cannot take a machine: class and line for each reason, none when it can.
-///
-/// # Errors
-/// When KVM does not say what it can do.
-pub fn obstacles(description: &MachineDescription) -> Result<Vec<(RefusalReason, String)>, KvmError> {
-    let kvm = kvm_ioctls::Kvm::new().map_err(KvmError::Open)?;
-    let mut reasons: Vec<_> = cpuid::obstacles(&description.processor.cpuid, &kvm::supported_cpuid(&kvm)?)
-        .into_iter()
-        .map(|text| (RefusalReason::Cpu, text))
-        .collect();
-    let most = kvm.get_max_vcpus();
-    if usize::from(description.cpus) > most {
-        let text = format!("it has {} vCPUs, this host's KVM allows {most}", description.cpus);
-        reasons.push((RefusalReason::Cpu, text));
-    }
-    let unknown = table::unknown(&description.devices);
-    reasons.extend(unknown.into_iter().map(|e| (RefusalReason::Devices, e.to_string())));
-    Ok(reasons)
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use memory_agent::Hint;
 
-use crate::machine::{Machine, MachineDescription, MachineError, MachineState};
+use crate::machine::{Machine, MachineError, MachineSpec, MachineState};
 use crate::ram::{GuestRam, PageSet};
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
@@ -52,7 +52,7 @@ pub trait SourceMachine: Sync {
         None
     }
     /// What the other host must offer.
-    fn describe(&self) -> MachineDescription;
+    fn describe(&self) -> MachineSpec;
     /// Starts logging writes; all pages are clean.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl SourceMachine for Machine {
         let watch = self.ram_watch()?;
         Some(Belief { hint: watch.hint()?, probe: watch.probe() })
     }
-    fn describe(&self) -> MachineDescription {
+    fn describe(&self) -> MachineSpec {
         self.describe()
     }
     fn start_dirty_log(&self) -> Result<(), MachineError> {

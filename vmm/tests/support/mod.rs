@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thermocline::arch::x86_64::Processor;
 use thermocline::devices::legacy::serial::SavedSerial;
-use thermocline::machine::{MachineDescription, MachineError, MachineState};
+use thermocline::machine::{MachineError, MachineSpec, MachineState};
 use thermocline::migration::destination::{Arrival, DestinationError, Reception, Terms};
 use thermocline::migration::link::Listener;
 use thermocline::migration::wire::{Offer, Refusal};
@@ -76,8 +76,8 @@ impl SourceMachine for Fake {
     fn believed(&self) -> Option<Belief> {
         self.believed.lock().unwrap().clone()
     }
-    fn describe(&self) -> MachineDescription {
-        MachineDescription {
+    fn describe(&self) -> MachineSpec {
+        MachineSpec {
             ram: self.ram.layout().clone(),
             cpus: 1,
             processor: Processor { cpuid: Vec::new(), tsc_khz: 1 },

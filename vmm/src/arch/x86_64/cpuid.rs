@@ -90,7 +90,7 @@ impl Register {
 }
 
 /// Why a guest with the CPUID `guest` cannot run on a host that supports `host`: one line a reason, none when it can.
-pub fn obstacles(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
+pub fn incompatibilities(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
     let mut reasons = Vec::new();
     let host: BTreeMap<_, _> = host.iter().map(|e| ((e.function, e.index), e)).collect();
     let guest: BTreeMap<_, _> = guest.iter().map(|e| ((e.function, e.index), e)).collect();
@@ -133,30 +133,30 @@ mod tests {
 
     #[test]
     fn a_host_can_run_what_it_offers() {
-        assert_eq!(obstacles(&for_vcpu(&host(), 1, 2), &host()), Vec::<String>::new());
+        assert_eq!(incompatibilities(&for_vcpu(&host(), 1, 2), &host()), Vec::<String>::new());
     }
 
     #[test]
     fn a_feature_that_is_missing_is_named() {
         let mut guest = host();
         guest[2].ebx |= 1 << 16;
-        let reasons = obstacles(&guest, &host());
+        let reasons = incompatibilities(&guest, &host());
         assert_eq!(reasons.len(), 1);
         assert!(reasons[0].contains("0x00010000 of CPUID 7.0.ebx"), "{reasons:?}");
     }
 
     #[test]
-    fn what_only_the_host_has_is_no_obstacle() {
+    fn what_only_the_host_has_is_no_incompatibility() {
         let mut richer = host();
         richer[1].ecx |= 0xff00;
-        assert!(obstacles(&host(), &richer).is_empty());
+        assert!(incompatibilities(&host(), &richer).is_empty());
     }
 
     #[test]
     fn another_vendor_is_refused() {
         let mut intel = host();
         (intel[0].ebx, intel[0].edx, intel[0].ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
-        let reasons = obstacles(&intel, &host());
+        let reasons = incompatibilities(&intel, &host());
         assert!(reasons[0].contains("GenuineIntel") && reasons[0].contains("AuthenticAMD"), "{reasons:?}");
     }
 

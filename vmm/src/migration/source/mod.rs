@@ -52,7 +52,7 @@ pub enum Switchover {
 }
 
 /// How to migrate.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// What happens to cold pages.
     pub cold: ColdPolicy,

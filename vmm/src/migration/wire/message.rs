@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
 use super::pages::PageBatch;
 use super::{WireError, pages};
-use crate::machine::{MachineDescription, MachineState};
+use crate::machine::{MachineSpec, MachineState};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::FaultFigures;
 use crate::migration::rendezvous::{Attempt, Channel, Session};
@@ -19,7 +19,7 @@ use crate::migration::rendezvous::{Attempt, Channel, Session};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
     /// The machine.
-    pub machine: MachineDescription,
+    pub machine: MachineSpec,
     /// What happens to cold pages.
     pub cold: ColdPolicy,
     /// How many bytes of cold pages may be awake at a time.
