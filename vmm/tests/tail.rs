@@ -19,8 +19,9 @@ use thermocline::migration::cancel::Cancel;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
-use thermocline::migration::rendezvous::{Rendezvous, Session};
+use thermocline::migration::rendezvous::Rendezvous;
 use thermocline::migration::source::{self, Following, Options, SourceError, Switchover};
+use thermocline::migration::wire::Session;
 use thermocline::migration::{Belief, SourceMachine};
 use vm_memory::{Bytes, GuestAddress};
 

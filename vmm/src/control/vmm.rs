@@ -17,8 +17,9 @@ use crate::migration::cancel::Cancel;
 use crate::migration::destination::Tail;
 use crate::migration::link::{Address, AddressError, Link, LinkError, Listener};
 use crate::migration::progress::{Observer, Report};
-use crate::migration::rendezvous::{Channel, JoinError, Rendezvous, Session};
+use crate::migration::rendezvous::{JoinError, Rendezvous};
 use crate::migration::source::{self, Following, SourceError};
+use crate::migration::wire::{Channel, Session};
 use crate::ram::RamWatch;
 
 /// Most parts that a picture may have.

@@ -22,9 +22,9 @@ use super::cancel::Cancel;
 use super::link::Link;
 use super::listening::refuse;
 use super::plan::ColdPolicy;
-use super::rendezvous::{Channel, Rendezvous};
+use super::rendezvous::Rendezvous;
 use super::wire::message::{Incoming, check_ranges, receive as receive_frame, receive_message};
-use super::wire::{Accepted, FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, WireError};
+use super::wire::{Accepted, Channel, FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, WireError};
 use crate::machine::MachineState;
 use crate::ram::why_no_faults;
 

@@ -17,8 +17,8 @@ use crate::migration::cancel::Cancel;
 use crate::migration::link::Link;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Observer, Phase, Tracker};
-use crate::migration::rendezvous::{Channel, JoinError};
-use crate::migration::wire::{Message, Offer};
+use crate::migration::rendezvous::JoinError;
+use crate::migration::wire::{Channel, Message, Offer};
 use crate::ram::GuestRam;
 
 /// How long the destination may take to land what was sent in a round.

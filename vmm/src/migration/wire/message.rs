@@ -7,12 +7,12 @@ use memory_agent::{ByteSize, Counts};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
+use super::join::{Attempt, Channel, Session};
 use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineSpec, MachineState};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::FaultFigures;
-use crate::migration::rendezvous::{Attempt, Channel, Session};
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.

@@ -1,11 +1,13 @@
 //! Bytes on the wire, and nothing else: `docs/protocol.md` describes them.
 
 pub mod frame;
+mod join;
 pub mod message;
 pub mod pages;
 pub mod preamble;
 
 pub use frame::{Frame, FrameBuffer, FrameReader, FrameWriter, Kind};
+pub use join::{Attempt, Channel, Session};
 pub use message::{Accepted, Message, Offer, Refusal, RefusalReason};
 pub use pages::{Lane, PageBatch};
 pub use preamble::{Agreed, Features, Preamble, VERSIONS, Versions};

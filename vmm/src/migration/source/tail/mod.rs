@@ -21,14 +21,18 @@ use super::SourceError;
 use crate::migration::link::Link;
 use crate::migration::plan::Tail;
 use crate::migration::progress::{Phase, TailReport};
-use crate::migration::rendezvous::Channel;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
-use crate::migration::wire::{FrameReader, FrameWriter, Message, WireError};
+use crate::migration::wire::{Channel, FrameReader, FrameWriter, Message, WireError};
 use crate::ram::{GuestRam, PageSet};
 
 /// How often a connection that broke is tried anew.
 const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// The channel for pages that nobody waits for.
+type Bulk = (FrameReader<Link>, FrameWriter<Link>);
+/// Whoever is told the phase, what has followed, and how many bytes that was.
+type Show<'s> = dyn FnMut(Phase, TailReport, u64) + 's;
 
 /// What has followed the guest.
 pub(super) struct Followed {
@@ -46,6 +50,10 @@ pub(super) struct Follower {
     /// Serves what the guest waits for, over one connection.
     channel: Option<Stoppable>,
     pages: u64,
+    /// When the guest went.
+    started: Instant,
+    /// How often the connection broke.
+    cuts: u32,
 }
 
 impl Follower {
@@ -64,96 +72,117 @@ impl Follower {
         let pages = tail.left();
         let shared = Arc::new(Shared::new(ram, following, tail));
         let channel = Some(shared.spawn_faults(faults)?);
-        Ok(Self { shared, channel, pages })
+        Ok(Self { shared, channel, pages, started: Instant::now(), cuts: 0 })
     }
 
     /// The guest runs at the destination: sends what it needs until it needs nothing any more, over as many connections as that
-    /// takes. `show` is told the phase, what has followed, and how many bytes that was.
-    pub(super) fn follow(
-        mut self,
-        bulk: (FrameReader<Link>, FrameWriter<Link>),
-        rate: ByteSize,
-        show: &mut dyn FnMut(Phase, TailReport, u64),
-    ) -> Followed {
-        let started = Instant::now();
-        let (mut reader, mut writer) = bulk;
-        let mut cuts = 0;
-        let shared = Arc::clone(&self.shared);
-        shared.following.keeps(self.pages);
-        if shared.following.is_confirmed() {
-            shared.give_back_sent();
-        }
-        let pages = self.pages;
-        let report = |state: &State, cuts| TailReport {
-            pages,
-            wanted: state.totals.wanted,
-            neighbours: state.totals.neighbours,
-            background: state.totals.background,
-            given_back: state.totals.given_back,
-            needless: 0,
-            cuts,
-            ms: started.elapsed().as_millis() as u64,
-            faults: state.totals.faults,
-        };
-        loop {
-            shared.following.has_connection(true);
-            let hearer = Arc::clone(&shared);
-            // A connection that cannot be read in a thread of its own is one that has broken.
-            let spawned = reader.link().wait_for_ever().and_then(|()| {
-                Builder::new().name("hear-landed".into()).spawn(move || hearer.end(hearer.hear(reader)))
-            });
-            match &spawned {
-                Ok(_) => shared.send_unasked(&mut writer, Rate(rate), &mut |state| {
-                    show(Phase::Tail, report(state, cuts), shared.bytes.load(Ordering::Relaxed));
-                }),
-                Err(_) => shared.end(End::Broken(WireError::Closed)),
-            }
-            writer.link().shutdown(std::net::Shutdown::Both);
-            self.channel = None;
-            if let Ok(thread) = spawned {
-                // It has said why it ended, if this end did not.
-                let _ = thread.join();
-            }
-            let (end, lost, left) = {
-                let mut state = shared.lock();
-                let lost = state.tail.cut();
-                (state.totals.end.take(), lost, state.tail.left())
-            };
-            let broken = match end {
-                Some(End::Broken(e)) if left > 0 => e,
-                _ => break,
-            };
-            cuts += 1;
-            shared.following.has_connection(false);
-            tracing::warn!("{left} pages of the guest are still here, and the connection to it is gone: {broken}");
-            // They were read for nothing, and sleep again until they are needed.
-            if let Err(e) = shared.ram.page_out(&lost) {
-                tracing::warn!("pages that were on their way stay in memory: {e}");
-            }
-            match self
-                .reconnect(&mut |state| show(Phase::Cut, report(state, cuts), shared.bytes.load(Ordering::Relaxed)))
-            {
-                Some(again) => (reader, writer) = again,
+    /// takes, at `rate` bytes a second beside what it waits for. `show` is told the phase, what has followed, and how many bytes
+    /// that was.
+    pub(super) fn follow(mut self, mut bulk: Bulk, rate: ByteSize, show: &mut Show<'_>) -> Followed {
+        self.begin();
+        while let Some(broken) = self.serve(bulk, Rate(rate), show) {
+            self.put_back(&broken);
+            match self.reconnect(show) {
+                Some(again) => bulk = again,
                 None => break,
             }
         }
-        shared.following.rendezvous.close();
-        let state = shared.lock();
+        self.finish()
+    }
+
+    /// What went before the guest did is given back, if the guest is known to have gone.
+    fn begin(&mut self) {
+        self.started = Instant::now();
+        self.shared.following.keeps(self.pages);
+        if self.shared.following.is_confirmed() {
+            self.shared.give_back_sent();
+        }
+    }
+
+    /// Serves the guest over one connection until that ends; why it broke, if there is anything left to follow.
+    fn serve(&mut self, (mut reader, mut writer): Bulk, rate: Rate, show: &mut Show<'_>) -> Option<WireError> {
+        let shared = Arc::clone(&self.shared);
+        shared.following.has_connection(true);
+        let hearer = Arc::clone(&shared);
+        // A connection that cannot be read in a thread of its own is one that has broken.
+        let spawned = reader
+            .link()
+            .wait_for_ever()
+            .and_then(|()| Builder::new().name("hear-landed".into()).spawn(move || hearer.end(hearer.hear(reader))));
+        match &spawned {
+            Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::Tail, state, show)),
+            Err(_) => shared.end(End::Broken(WireError::Closed)),
+        }
+        writer.link().shutdown(std::net::Shutdown::Both);
+        self.channel = None;
+        if let Ok(thread) = spawned {
+            // It has said why it ended, if this end did not.
+            let _ = thread.join();
+        }
+        let mut state = shared.lock();
+        match state.totals.end.take() {
+            Some(End::Broken(e)) if state.tail.left() > 0 => Some(e),
+            _ => None,
+        }
+    }
+
+    /// What was on its way was read for nothing, and is paged out again until it is needed.
+    fn put_back(&mut self, broken: &WireError) {
+        self.cuts += 1;
+        self.shared.following.has_connection(false);
+        let (lost, left) = {
+            let mut state = self.shared.lock();
+            (state.tail.cut(), state.tail.left())
+        };
+        tracing::warn!("{left} pages of the guest are still here, and the connection to it is gone: {broken}");
+        if let Err(e) = self.shared.ram.page_out(&lost) {
+            tracing::warn!("pages that were on their way stay in memory: {e}");
+        }
+    }
+
+    /// Nothing follows any more.
+    fn finish(self) -> Followed {
+        let following = &self.shared.following;
+        following.rendezvous.close();
+        let state = self.shared.lock();
         let left = state.tail.left();
-        let is_confirmed = shared.following.is_confirmed();
+        let is_confirmed = following.is_confirmed();
         if left > 0 && is_confirmed {
             tracing::info!("the guest has ended at the destination, which needs {left} pages no more");
         }
-        shared.following.keeps(0);
-        let (tail, destination) = (TailReport { needless: left, ..report(&state, cuts) }, state.totals.settled);
-        Followed { tail, destination, bytes: shared.bytes.load(Ordering::Relaxed), is_confirmed }
+        following.keeps(0);
+        Followed {
+            tail: TailReport { needless: left, ..self.report(&state) },
+            destination: state.totals.settled,
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+            is_confirmed,
+        }
+    }
+
+    fn show(&self, phase: Phase, state: &State, show: &mut Show<'_>) {
+        show(phase, self.report(state), self.shared.bytes.load(Ordering::Relaxed));
+    }
+
+    fn report(&self, state: &State) -> TailReport {
+        let totals = &state.totals;
+        TailReport {
+            pages: self.pages,
+            wanted: totals.wanted,
+            neighbours: totals.neighbours,
+            background: totals.background,
+            given_back: totals.given_back,
+            needless: 0,
+            cuts: self.cuts,
+            ms: self.started.elapsed().as_millis() as u64,
+            faults: totals.faults,
+        }
     }
 
     /// Waits until the two sides have met again; `None` when they will not.
-    fn reconnect(&mut self, show: &mut dyn FnMut(&State)) -> Option<(FrameReader<Link>, FrameWriter<Link>)> {
+    fn reconnect(&mut self, show: &mut Show<'_>) -> Option<Bulk> {
         let following = Arc::clone(&self.shared.following);
         loop {
-            show(&self.shared.lock());
+            self.show(Phase::Cut, &self.shared.lock(), show);
             if following.rendezvous.is_closed() {
                 return None;
             }
@@ -174,7 +203,7 @@ impl Follower {
     }
 
     /// Hears what is missing, and serves the guest over the new connection.
-    fn resume(&mut self, bulk: Link, faults: Link) -> Result<(FrameReader<Link>, FrameWriter<Link>), SourceError> {
+    fn resume(&mut self, bulk: Link, faults: Link) -> Result<Bulk, SourceError> {
         let writer = FrameWriter::new(bulk.try_clone().map_err(WireError::from)?);
         let mut reader = FrameReader::new(bulk);
         let mut missing = PageSet::new(self.shared.ram.pages());
