@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::memory::Target;
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, mapped};
 use crate::residency::Residency;
@@ -233,23 +234,23 @@ impl Agent {
         self.changed.notify_all();
         let (found, woken, put_back) = looked?;
         for run in found.runs() {
-            state.maps[number].set(slice.start + run.pages.start..slice.start + run.pages.end, run.state);
+            state.maps[number].set(run.pages.moved_up(slice.start), run.state);
         }
         state.cost.pages += found.len();
         let cpu = thread_time().saturating_sub(before);
         state.cost.cpu_ns += cpu.as_nanos() as u64;
-        state.cost.woken += woken.iter().map(|range| range.end - range.start).sum::<u64>();
+        state.cost.woken += woken.page_count();
         state.cost.put_back += put_back;
         Ok(Some(cpu))
     }
 
     /// Pages of a slice that were swapped at the last look and are in memory now.
-    fn woken(&self, number: usize, slice: &Range<u64>, found: &Residency) -> Vec<Range<u64>> {
+    fn woken(&self, number: usize, slice: &Range<u64>, found: &Residency) -> PageRanges {
         let state = self.lock();
         let map = &state.maps[number];
         let resident = found.ranges_of(PageState::Resident);
         resident
-            .flat_map(|range| map.runs_in(slice.start + range.start..slice.start + range.end))
+            .flat_map(|range| map.runs_in(range.moved_up(slice.start)))
             .filter(|run| run.state == PageState::Swapped)
             .map(|run| run.pages)
             .collect()
@@ -341,15 +342,15 @@ impl Pace {
 }
 
 /// Pages out again what readers have woken: pages that are in memory and that the owner does not map. How many.
-fn put_back(target: &dyn Target, woken: &[Range<u64>]) -> u64 {
-    let mut unwanted = Vec::new();
+fn put_back(target: &dyn Target, woken: &PageRanges) -> u64 {
+    let mut unwanted = PageRanges::new();
     let first = target.mapping().offset(0) / PAGE_SIZE;
     for range in woken {
         // Where that cannot be told, nobody's page is touched.
         let Ok(mapped) = mapped(target, range) else { return 0 };
         let start = first + range.start;
         let others = mapped.runs().filter(|run| run.state != PageState::Resident);
-        unwanted.extend(others.map(|run| start + run.pages.start..start + run.pages.end));
+        unwanted.extend(others.map(|run| run.pages.moved_up(start)));
     }
     if unwanted.is_empty() {
         return 0;

@@ -1,12 +1,11 @@
 //! Keeping a process's memory as warm and as cold as it was, while somebody reads all of it.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::memory::{Target, TargetError};
 use crate::page_out::{PageOutError, Way, page_out_by};
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{ProbeError, exact_probe, present, resident_runs};
 use crate::residency::Residency;
@@ -69,7 +68,7 @@ pub struct ResidencyGuard<'t> {
     /// Pages put back, as swapped ones: to see who comes again.
     done: Residency,
     /// What was awake at the last look.
-    awake: Vec<Range<u64>>,
+    awake: PageRanges,
     /// Resident pages that no page table explained at the start.
     unexplained: u64,
     report: GuardReport,
@@ -100,7 +99,7 @@ impl<'t> ResidencyGuard<'t> {
             window: window_pages.max(1),
             done: Residency::uniform(memory, PageState::Hole),
             owed: map,
-            awake: Vec::new(),
+            awake: PageRanges::new(),
             unexplained: 0,
             report,
         };
@@ -117,13 +116,13 @@ impl<'t> ResidencyGuard<'t> {
     /// When the host does not tell, nothing can be paged out, or the target has gone.
     pub fn step(&mut self) -> Result<GuardReport, GuardError> {
         let awake = self.look()?;
-        let count = page_count(&awake);
+        let count = awake.page_count();
         self.report.awake_peak = self.report.awake_peak.max(count);
         // What was awake at the last look already is behind the reader; with more than half of the window awake all is
         // put back but the reader's front.
-        let due = if count > self.window / 2 { without_last(&awake, FRONT) } else { intersection(&awake, &self.awake) };
+        let due = if count > self.window / 2 { awake.without_last(FRONT) } else { awake.intersection(&self.awake) };
         let left = self.put_back(&due)?;
-        self.report.awake = count - page_count(&due) + left;
+        self.report.awake = count - due.page_count() + left;
         self.awake = awake;
         Ok(self.report)
     }
@@ -134,10 +133,10 @@ impl<'t> ResidencyGuard<'t> {
     /// As [`ResidencyGuard::step`].
     pub fn finish(mut self) -> Result<GuardReport, GuardError> {
         for _ in 0..LAST_ATTEMPTS {
-            let mut awake = Vec::new();
+            let mut awake = PageRanges::new();
             resident_runs(self.target, &(0..self.owed.len()), &mut awake)?;
             let awake = self.should_sleep(&awake);
-            self.report.awake = page_count(&awake);
+            self.report.awake = awake.page_count();
             if self.report.awake == 0 {
                 break;
             }
@@ -147,8 +146,8 @@ impl<'t> ResidencyGuard<'t> {
     }
 
     /// The pages that are awake and owed, in order.
-    fn look(&mut self) -> Result<Vec<Range<u64>>, GuardError> {
-        let mut runs = Vec::new();
+    fn look(&mut self) -> Result<PageRanges, GuardError> {
+        let mut runs = PageRanges::new();
         // In this order: what is woken between the two looks is mapped as a rule, and only in the second.
         let resident = self.resident();
         match self.mapped()? {
@@ -173,41 +172,33 @@ impl<'t> ResidencyGuard<'t> {
     }
 
     /// The parts of ranges whose pages should not be in memory.
-    fn should_sleep(&self, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
-        let mut found: Vec<Range<u64>> = Vec::new();
-        for range in ranges {
-            for run in self.owed.runs_in(range.clone()).filter(|run| run.state != PageState::Resident) {
-                match found.last_mut() {
-                    Some(last) if last.end == run.pages.start => last.end = run.pages.end,
-                    _ => found.push(run.pages),
-                }
-            }
-        }
-        found
+    fn should_sleep(&self, ranges: &PageRanges) -> PageRanges {
+        let runs = ranges.iter().flat_map(|range| self.owed.runs_in(range.clone()));
+        runs.filter(|run| run.state != PageState::Resident).map(|run| run.pages).collect()
     }
 
     /// The pages of the ranges that should be holes, and the others.
-    fn split(&self, ranges: &[Range<u64>]) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
-        let (mut holes, mut cold) = (Vec::new(), Vec::new());
+    fn split(&self, ranges: &PageRanges) -> (PageRanges, PageRanges) {
+        let (mut holes, mut cold) = (PageRanges::new(), PageRanges::new());
         for run in ranges.iter().flat_map(|range| self.owed.runs_in(range.clone())) {
             if run.state == PageState::Hole { holes.push(run.pages) } else { cold.push(run.pages) }
         }
         (holes, cold)
     }
 
-    fn count_wanted(&mut self, resident: &[Range<u64>]) {
+    fn count_wanted(&mut self, resident: &PageRanges) {
         for range in resident {
             let again: Vec<_> =
                 self.done.runs_in(range.clone()).filter(|run| run.state == PageState::Swapped).collect();
             for run in again {
-                self.report.wanted += run.pages.end - run.pages.start;
+                self.report.wanted += run.pages.page_count();
                 self.done.set(run.pages, PageState::Resident);
             }
         }
     }
 
     /// Pages out, and tells how many pages stayed. Those that left memory are not owed any more.
-    fn put_back(&mut self, ranges: &[Range<u64>]) -> Result<u64, GuardError> {
+    fn put_back(&mut self, ranges: &PageRanges) -> Result<u64, GuardError> {
         if ranges.is_empty() {
             return Ok(0);
         }
@@ -220,93 +211,24 @@ impl<'t> ResidencyGuard<'t> {
                 Err(e) => return Err(e.into()),
             }
         }
-        let mut stayed = Vec::new();
+        let mut stayed = PageRanges::new();
         for range in ranges {
             resident_runs(self.target, range, &mut stayed)?;
         }
         for range in ranges {
-            self.report.woken += range.end - range.start;
-            self.report.put_back += range.end - range.start;
+            self.report.woken += range.page_count();
+            self.report.put_back += range.page_count();
             self.owed.set(range.clone(), PageState::Resident);
             self.done.set(range.clone(), PageState::Swapped);
         }
         for range in &stayed {
             // Not put back; asked for again.
-            self.report.woken -= range.end - range.start;
-            self.report.put_back -= range.end - range.start;
+            self.report.woken -= range.page_count();
+            self.report.put_back -= range.page_count();
             self.owed.set(range.clone(), PageState::Swapped);
             self.done.set(range.clone(), PageState::Hole);
         }
-        intersection(&stayed, &holes).into_iter().for_each(|range| self.owed.set(range, PageState::Hole));
-        Ok(page_count(&stayed))
-    }
-}
-
-fn page_count(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end - range.start).sum()
-}
-
-/// The ranges without their last `pages` pages.
-fn without_last(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
-    let mut left = page_count(ranges).saturating_sub(pages);
-    let mut kept = Vec::new();
-    for range in ranges {
-        let length = left.min(range.end - range.start);
-        if length == 0 {
-            break;
-        }
-        kept.push(range.start..range.start + length);
-        left -= length;
-    }
-    kept
-}
-
-/// The pages in both of two lists in order.
-fn intersection(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    let mut both = Vec::new();
-    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
-        let (start, end) = (x.start.max(y.start), x.end.min(y.end));
-        if start < end {
-            both.push(start..end);
-        }
-        if x.end < y.end {
-            a.next()
-        } else {
-            b.next()
-        };
-    }
-    both
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
-        prop::collection::vec((1..5u64, 1..6u64), 0..10).prop_map(|parts| {
-            let mut end = 0;
-            parts
-                .into_iter()
-                .map(|(gap, length)| {
-                    let start = end + gap;
-                    end = start + length;
-                    start..end
-                })
-                .collect()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn lists_of_ranges_are_sets_of_pages(a in ranges(), b in ranges(), last in 0..40u64) {
-            let pages = |list: &[Range<u64>]| list.iter().cloned().flatten().collect::<Vec<u64>>();
-            let both: Vec<_> = pages(&a).into_iter().filter(|page| pages(&b).contains(page)).collect();
-            prop_assert_eq!(pages(&intersection(&a, &b)), both);
-            let all = pages(&a);
-            prop_assert_eq!(pages(&without_last(&a, last)), &all[..all.len().saturating_sub(last as usize)]);
-        }
+        stayed.intersection(&holes).into_iter().for_each(|range| self.owed.set(range, PageState::Hole));
+        Ok(stayed.page_count())
     }
 }

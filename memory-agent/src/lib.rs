@@ -8,6 +8,7 @@ mod memory_group;
 mod metrics;
 mod missing;
 mod page_out;
+mod page_range;
 mod page_state;
 pub mod picture;
 mod probe;
@@ -27,6 +28,7 @@ pub use memory_group::{MemoryGroup, SwapLimit};
 pub use metrics::Metrics;
 pub use missing::{FaultError, MissingFaults, Registered};
 pub use page_out::{PageOutError, PageOutOptions, PageOutReport, no_room, page_out, page_out_with};
+pub use page_range::{PageRange, PageRanges};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};
 pub use probe::{
     ChosenProbe, ExactScan, Hint, HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeChoice,

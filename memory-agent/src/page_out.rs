@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::memory::{FileView, Target, TargetError};
 use crate::memory_group::{MemoryGroup, SwapLimit};
+use crate::page_range::PageRanges;
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
 use crate::swap::{self, SwapError};
@@ -170,12 +171,12 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
     for range in ranges {
         check_range(target, range)?;
     }
-    let ranges = merged(ranges);
-    let mut left = Vec::new();
+    let ranges = PageRanges::from_unordered(ranges);
+    let mut left = PageRanges::new();
     for range in &ranges {
         resident_runs(target, range, &mut left)?;
     }
-    let mut report = PageOutReport { asked: page_count(&left), ..PageOutReport::default() };
+    let mut report = PageOutReport { asked: left.page_count(), ..PageOutReport::default() };
     if report.asked == 0 {
         return Ok(report);
     }
@@ -199,7 +200,7 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
         if left.is_empty() || report.attempts == ATTEMPTS {
             break;
         }
-        if page_count(&left) == report.asked
+        if left.page_count() == report.asked
             && let Some(error) = no_room(target.pid())?
         {
             // Asking again would take the CPUs' time for nothing.
@@ -215,30 +216,12 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
         target.advise_page_out(&left)?;
         report.attempts += 1;
     }
-    report.left = page_count(&left) + report.queued;
+    report.left = left.page_count() + report.queued;
     report.swapped = report.asked - report.left;
     if report.swapped == 0 && report.queued == 0 {
         return Err(no_room(target.pid())?.unwrap_or(PageOutError::Kept(report.asked)));
     }
     Ok(report)
-}
-
-fn page_count(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end - range.start).sum()
-}
-
-/// The same pages in order, with as few ranges as possible.
-fn merged(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut sorted: Vec<_> = ranges.iter().filter(|range| !range.is_empty()).cloned().collect();
-    sorted.sort_unstable_by_key(|range| range.start);
-    sorted.dedup_by(|next, kept| {
-        let touches = next.start <= kept.end;
-        if touches {
-            kept.end = kept.end.max(next.end);
-        }
-        touches
-    });
-    sorted
 }
 
 /// Joins near runs where all pages between them belong to the same range: walking over pages that are not mapped
@@ -267,15 +250,15 @@ fn spans(runs: &[Range<u64>], ranges: &[Range<u64>]) -> Vec<Range<u64>> {
 /// take their place in swap from them, and they would be written once more.
 ///
 /// Where all swap frees at once, what is in the swap cache was read ahead, and goes once it is mapped.
-fn take_queued(target: &dyn Target, left: &mut Vec<Range<u64>>) -> Result<u64, PageOutError> {
+fn take_queued(target: &dyn Target, left: &mut PageRanges) -> Result<u64, PageOutError> {
     if left.is_empty() || swap::all_frees_at_once()? {
         return Ok(0);
     }
-    Ok(page_count(&take_swap_cache(&target.mapping(), left)?))
+    Ok(take_swap_cache(&target.mapping(), left)?.page_count())
 }
 
-fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<u64>>, ProbeError> {
-    let mut left = Vec::new();
+fn still_resident(target: &dyn Target, runs: &PageRanges) -> Result<PageRanges, ProbeError> {
+    let mut left = PageRanges::new();
     for run in runs {
         resident_runs(target, run, &mut left)?;
     }
@@ -286,7 +269,7 @@ fn still_resident(target: &dyn Target, runs: &[Range<u64>]) -> Result<Vec<Range<
 /// that; how many pages left memory.
 fn free_queued(target: &dyn Target, ranges: &[Range<u64>], report: &PageOutReport) -> Result<u64, PageOutError> {
     let Some(group) = MemoryGroup::of_process(target.pid()).filter(MemoryGroup::can_reclaim) else { return Ok(0) };
-    let ranges = merged(ranges);
+    let ranges = PageRanges::from_unordered(ranges);
     let mut freed = 0;
     for attempt in 0..RECLAIM_ATTEMPTS {
         if attempt > 0 {
@@ -297,7 +280,7 @@ fn free_queued(target: &dyn Target, ranges: &[Range<u64>], report: &PageOutRepor
         if group.reclaim((report.queued - freed) * PAGE_SIZE).is_err() {
             break;
         }
-        let stay = page_count(&still_resident(target, &ranges)?);
+        let stay = still_resident(target, &ranges)?.page_count();
         freed = report.left.saturating_sub(stay).min(report.queued);
         if freed == report.queued {
             break;
@@ -325,8 +308,6 @@ pub fn no_room(pid: u32) -> Result<Option<PageOutError>, SwapError> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -335,18 +316,5 @@ mod tests {
         assert_eq!(spans(&[0..2, 4..6, 600..700], &[0..800]), [0..6, 600..700]);
         assert_eq!(spans(&[0..2, 4..6], &[0..3, 4..8]), [0..2, 4..6]);
         assert_eq!(spans(&[1..2, 5..6, 8..9], &[0..3, 4..9]), [1..2, 5..9]);
-    }
-
-    proptest! {
-        #[test]
-        fn merging_keeps_the_pages(ranges in prop::collection::vec((0..60u64, 0..8u64), 0..12)) {
-            let ranges: Vec<_> = ranges.into_iter().map(|(start, length)| start..start + length).collect();
-            let merged = merged(&ranges);
-            prop_assert!(merged.windows(2).all(|pair| pair[0].end < pair[1].start));
-            for page in 0..80 {
-                let has = |list: &[Range<u64>]| list.iter().any(|range| range.contains(&page));
-                prop_assert_eq!(has(&merged), has(&ranges));
-            }
-        }
     }
 }

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use memory_agent::{PAGE_SIZE, ProcessMemory, Target, TargetError};
+use memory_agent::{PAGE_SIZE, PageRanges, ProcessMemory, Target, TargetError};
 use thiserror::Error;
 
 /// One bit a page frame of the host, in words of 64.
@@ -77,17 +76,14 @@ impl Watched {
     ///
     /// # Errors
     /// When the process has gone, or the kernel does not tell.
-    pub(super) fn idle(self, memory: &ProcessMemory) -> Result<Vec<Range<u64>>, IdleError> {
+    pub(super) fn idle(self, memory: &ProcessMemory) -> Result<PageRanges, IdleError> {
         // A page that is elsewhere now was moved, or freed and read again.
         let now: BTreeMap<u64, u64> = frames(memory)?.into_iter().collect();
         let stayed: Vec<_> = self.frames.into_iter().filter(|(page, frame)| now.get(page) == Some(frame)).collect();
         let idle = self.bitmap.marked(stayed.iter().map(|(_, frame)| *frame))?;
-        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let mut ranges = PageRanges::new();
         for (page, _) in stayed.iter().filter(|(_, frame)| is_marked(&idle, *frame)) {
-            match ranges.last_mut() {
-                Some(last) if last.end == *page => last.end += 1,
-                _ => ranges.push(*page..page + 1),
-            }
+            ranges.push(*page..page + 1);
         }
         Ok(ranges)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use command_line::{End, print, print_json};
-use memory_agent::{KernelOffer, ProbeChoice, picture};
+use memory_agent::{KernelOffer, PageRange, ProbeChoice, picture};
 
 use super::exit::ExitCode;
 use super::map_file::{MapFile, MemoryMap};
@@ -74,7 +74,7 @@ fn runs(memory: &MemoryMap) -> String {
     for run in memory.runs.runs() {
         let state = format!("{:?}", run.state).to_lowercase();
         // Writing to a String does not fail.
-        let _ = writeln!(text, "{:>15} {:>11}  {state}", run.pages.start, run.pages.end - run.pages.start);
+        let _ = writeln!(text, "{:>15} {:>11}  {state}", run.pages.start, run.pages.page_count());
     }
     text
 }

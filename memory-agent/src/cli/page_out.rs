@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use command_line::{End, Output};
 use memory_agent::{
-    PAGE_SIZE, PageOutError, PageOutOptions, PageOutReport, ProcessMemory, Target, no_room, page_out_with,
+    PAGE_SIZE, PageOutError, PageOutOptions, PageOutReport, PageRange, PageRanges, ProcessMemory, Target, no_room,
+    page_out_with,
 };
 
 use super::exit::{ExitCode, end_of};
@@ -68,7 +69,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let What { range, all: _, idle } = &arguments.what;
     let chosen = match idle {
         Some(time) => idle_pages(memories, *time)?,
-        None if range.is_empty() => memories.iter().map(|memory| vec![0..memory.mapping().pages()]).collect(),
+        None if range.is_empty() => {
+            memories.iter().map(|memory| PageRanges::from_iter([0..memory.mapping().pages()])).collect()
+        }
         None => by_memory(memories, range)?,
     };
     let report = page_out_all(memories, &chosen, arguments.reclaim)?;
@@ -85,7 +88,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
 }
 
 /// Pages out of each memory what was chosen of it. Memory that the kernel keeps whole does not keep others from it.
-fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>], reclaim: bool) -> Result<PageOutReport, End> {
+fn page_out_all(memories: &[ProcessMemory], chosen: &[PageRanges], reclaim: bool) -> Result<PageOutReport, End> {
     let mut report = PageOutReport::default();
     let mut options = PageOutOptions::default();
     options.reclaim_group = reclaim;
@@ -106,7 +109,7 @@ fn page_out_all(memories: &[ProcessMemory], chosen: &[Vec<Range<u64>>], reclaim:
 }
 
 /// Which pages of each memory the pages of the file are that they are all of.
-fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<Vec<Range<u64>>>, End> {
+fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<PageRanges>, End> {
     if memories.windows(2).any(|two| !Arc::ptr_eq(&two[0].file(), &two[1].file())) {
         let names: Vec<_> = memories.iter().map(ProcessMemory::name).collect();
         let text = format!("a range is of one memory file and there are several, {}: use --name", names.join(" and "));
@@ -114,16 +117,16 @@ fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<Ve
     }
     let offsets: Vec<_> = memories.iter().map(pages_in_file).collect();
     for range in ranges {
-        let there: u64 = offsets.iter().map(|offsets| page_count(&intersection(range, offsets))).sum();
-        if there < page_count(range) {
+        let there: u64 = offsets.iter().map(|offsets| range.intersection(offsets).page_count()).sum();
+        if there < range.page_count() {
             let has: Vec<_> = offsets.iter().map(bytes).collect();
             let text = format!("the process has {} of the file, not all of {}", has.join(" and "), bytes(range));
             return Err(End::text(ExitCode::Usage, text));
         }
     }
     let of_memory = |offsets: &Range<u64>| {
-        let own = ranges.iter().map(|range| intersection(range, offsets)).filter(|range| !range.is_empty());
-        own.map(|range| range.start - offsets.start..range.end - offsets.start).collect()
+        let own = ranges.iter().map(|range| range.intersection(offsets));
+        own.map(|range| range.moved_down(offsets.start)).collect()
     };
     Ok(offsets.iter().map(of_memory).collect())
 }
@@ -134,20 +137,11 @@ pub(super) fn pages_in_file(memory: &ProcessMemory) -> Range<u64> {
     first..first + memory.mapping().pages()
 }
 
-fn intersection(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
-    let start = a.start.max(b.start);
-    start..a.end.min(b.end).max(start)
-}
-
-fn page_count(range: &Range<u64>) -> u64 {
-    range.end - range.start
-}
-
 fn bytes(pages: &Range<u64>) -> String {
-    format!("{:#x}+{:#x}", pages.start * PAGE_SIZE, page_count(pages) * PAGE_SIZE)
+    format!("{:#x}+{:#x}", pages.start * PAGE_SIZE, pages.byte_count())
 }
 
-fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<Vec<Range<u64>>>, End> {
+fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<PageRanges>, End> {
     let stop = Stop::on_signals()?;
     let watched: Vec<_> = memories.iter().map(Watched::begin).collect::<Result<_, _>>().map_err(end_of)?;
     if stop.wait(time) {

@@ -9,7 +9,8 @@ use clap::{Args, Subcommand};
 use command_line::{End, Output};
 use indicatif::{ProgressBar, ProgressStyle};
 use memory_agent::{
-    ByteSize, ContentHash, PAGE_SIZE, ProcessMemory, Reader, ScanReport, SparseDump, Target, ZeroFinder, scan,
+    ByteSize, ContentHash, PAGE_SIZE, PageRange, ProcessMemory, Reader, ScanReport, SparseDump, Target, ZeroFinder,
+    scan,
 };
 use serde_json::json;
 
@@ -87,7 +88,7 @@ fn zero(options: &Options, stop: &Stop) -> Result<(), End> {
         let report = read(memory, options, &mut zeros, stop)?;
         let pages = zeros.pages();
         if options.json {
-            let ranges: Vec<_> = zeros.ranges().iter().map(|range| (range.start, range.end - range.start)).collect();
+            let ranges: Vec<_> = zeros.ranges().iter().map(|range| (range.start, range.page_count())).collect();
             let object = json!({
                 "name": memory.name(), "pages": pages, "bytes": pages * PAGE_SIZE, "ranges": ranges, "scan": report,
             });

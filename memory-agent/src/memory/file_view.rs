@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 
 use super::{Mapping, Target, TargetError, io_error};
+use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::SharedMap;
 use crate::sys::pins::Pins;
@@ -66,8 +67,7 @@ impl FileView {
     /// # Errors
     /// [`TargetError::Io`] when not all pages are in the file, or the buffer is of another size.
     pub fn read(&self, pages: &Range<u64>, buffer: &mut [u8]) -> Result<(), TargetError> {
-        let length = pages.end.saturating_sub(pages.start).saturating_mul(PAGE_SIZE);
-        if length != buffer.len() as u64 {
+        if pages.byte_count() != buffer.len() as u64 {
             return Err(io_error("read", "the shared memory file")(std::io::ErrorKind::InvalidInput.into()));
         }
         let read = self.file.read_exact_at(buffer, pages.start.saturating_mul(PAGE_SIZE));

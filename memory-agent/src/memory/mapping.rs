@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{fstat, fstatfs};
 
 use super::{FileView, PageTables, Target, TargetError, io_error};
+use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::{self, SharedMap};
 
@@ -114,7 +115,7 @@ impl<'fd> Mapping<'fd> {
     /// Address and length in bytes of pages that exist.
     pub(crate) fn bytes(&self, pages: &Range<u64>) -> (usize, usize) {
         let address = self.address + (pages.start * PAGE_SIZE) as usize;
-        (address, ((pages.end - pages.start) * PAGE_SIZE) as usize)
+        (address, pages.byte_count() as usize)
     }
 
     /// Offset in the file of a page, or of the end.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::maps::SharedFileMapping;
 use super::{FileView, Mapping, PageTables, Process, Target, TargetError, io_error};
+use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys;
 use crate::sys::pins::MOST_RANGES;
@@ -32,7 +33,7 @@ impl ProcessMemory {
     ) -> Result<Self, TargetError> {
         let whole = view.mapping().length();
         // What a process maps behind the end of a file are no pages.
-        let length = whole.saturating_sub(mapped.offset).min(mapped.addresses.end - mapped.addresses.start);
+        let length = whole.saturating_sub(mapped.offset).min(mapped.length());
         if length == 0 {
             return Err(TargetError::PastEnd { needed: mapped.offset + PAGE_SIZE, size: whole });
         }
@@ -99,7 +100,7 @@ impl ProcessMemory {
 impl Target for ProcessMemory {
     fn mapping(&self) -> Mapping<'_> {
         let first = self.mapped.offset / PAGE_SIZE;
-        let pages = (self.mapped.addresses.end - self.mapped.addresses.start) / PAGE_SIZE;
+        let pages = self.mapped.length() / PAGE_SIZE;
         self.view.mapping().part(&(first..first + pages))
     }
 
@@ -146,7 +147,7 @@ impl Target for ProcessMemory {
     fn advise_put_back(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
         let first = self.mapped.offset / PAGE_SIZE;
         for ranges in ranges.chunks(MOST_RANGES) {
-            let in_file: Vec<_> = ranges.iter().map(|pages| first + pages.start..first + pages.end).collect();
+            let in_file: Vec<_> = ranges.iter().map(|pages| pages.moved_up(first)).collect();
             match self.view.page_out_of(&in_file, || self.advise_page_out(ranges)) {
                 // Not permitted, too many, or no io_uring: as for pages that nothing is known of.
                 Err(TargetError::Io { .. }) => self.advise_page_out(ranges)?,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{Probe, ProbeError};
 use crate::memory::Target;
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{Counts, PageState};
 use crate::residency::{Residency, Run};
 
@@ -69,13 +70,13 @@ impl Hint {
     /// # Errors
     /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
     pub fn resolve(self, target: &dyn Target, first: u64, exact: &dyn Probe) -> Result<Residency, ProbeError> {
-        let open: Vec<_> = self.open_ranges().collect();
+        let open: PageRanges = self.open_ranges().collect();
         let mut resolved = self.believed;
-        for open in spans(&open) {
-            let found = exact.residency(target, first + open.start..first + open.end)?;
+        for open in open.joined(NEAR) {
+            let found = exact.residency(target, open.moved_up(first))?;
             // A span has pages in it that were not open: what is certain of them is welcome.
             for run in found.runs() {
-                resolved.set(open.start + run.pages.start..open.start + run.pages.end, run.state);
+                resolved.set(run.pages.moved_up(open.start), run.state);
             }
         }
         Ok(resolved)
@@ -84,14 +85,3 @@ impl Hint {
 
 /// Open ranges this near to one another are asked about in one go: a look at some pages costs less than beginning anew.
 const NEAR: u64 = 16;
-
-fn spans(open: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut spans: Vec<Range<u64>> = Vec::new();
-    for range in open {
-        match spans.last_mut() {
-            Some(span) if range.start - span.end <= NEAR => span.end = range.end,
-            _ => spans.push(range.clone()),
-        }
-    }
-    spans
-}

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::ProbeError;
 use crate::memory::{Mapping, PageTables, Target};
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys;
@@ -40,7 +41,7 @@ impl<'t> InMemory<'t> {
         mut each: impl FnMut(Range<u64>, bool) -> Result<(), ProbeError>,
     ) -> Result<u64, ProbeError> {
         let end = pages.end.min(pages.start + CHUNK as u64);
-        let length = (end - pages.start) as usize;
+        let length = (pages.start..end).page_count() as usize;
         for gap in self.not_mapped(&(pages.start..end)) {
             let first = pages.start + gap.start as u64;
             let (address, _) = self.mapping.bytes(&(first..first));
@@ -61,7 +62,7 @@ impl<'t> InMemory<'t> {
 
     /// The parts of the answers that another process's page tables leave open; the others are filled in.
     fn not_mapped(&mut self, pages: &Range<u64>) -> Vec<Range<usize>> {
-        let length = (pages.end - pages.start) as usize;
+        let length = pages.page_count() as usize;
         let Some(tables) = &self.tables else { return vec![0..length] };
         let addresses = tables.addresses(pages);
         let mut regions = [PageRegion::default(); 512];
@@ -141,27 +142,19 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
         }
         asked = until;
     }
-    found.fill(pages.end - pages.start, PageState::Hole);
+    found.fill(pages.page_count(), PageState::Hole);
     target.check()?;
     Ok(Some(found.build()))
 }
 
-/// Appends the runs of pages of the range that are in memory to `runs`.
-pub(crate) fn resident_runs(
-    target: &dyn Target,
-    pages: &Range<u64>,
-    runs: &mut Vec<Range<u64>>,
-) -> Result<(), ProbeError> {
-    let own = runs.len();
+/// Appends the pages of the range that are in memory to `runs`, which has none behind it.
+pub(crate) fn resident_runs(target: &dyn Target, pages: &Range<u64>, runs: &mut PageRanges) -> Result<(), ProbeError> {
     let mut in_memory = InMemory::new(target);
     let mut page = pages.start;
     while page < pages.end {
         page = in_memory.chunk(page..pages.end, |run, resident| {
             if resident {
-                match runs[own..].last_mut() {
-                    Some(last) if last.end == run.start => last.end = run.end,
-                    _ => runs.push(run),
-                }
+                runs.push(run);
             }
             Ok(())
         })?;

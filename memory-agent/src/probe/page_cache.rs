@@ -9,6 +9,7 @@ use super::in_memory::InMemory;
 use super::swap_cache::cachestat;
 use super::{Probe, ProbeError, check_range};
 use crate::memory::{Mapping, Target};
+use crate::page_range::PageRange;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
 use crate::sys::Cachestat;
@@ -71,7 +72,7 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
             look.absent(run)
         })?;
     }
-    look.found.fill(pages.end - pages.start, PageState::Hole);
+    look.found.fill(pages.page_count(), PageState::Hole);
     target.check()?;
     Ok(look.found.build())
 }
@@ -97,7 +98,7 @@ impl Look<'_> {
         let Some(now) = self.count(&pages)? else {
             return self.absent_without_cachestat(pages);
         };
-        if now.evicted == pages.end - pages.start {
+        if now.evicted == pages.page_count() {
             self.set(pages, PageState::Swapped);
             return Ok(());
         }
@@ -117,7 +118,7 @@ impl Look<'_> {
 
     /// Decides on pages that probably are all swapped, and halves the run until it is certain.
     fn changing(&mut self, pages: Range<u64>) -> Result<(), ProbeError> {
-        let length = pages.end - pages.start;
+        let length = pages.page_count();
         let Some(now) = self.count(&pages)? else {
             return self.absent_without_cachestat(pages);
         };

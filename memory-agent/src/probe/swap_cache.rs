@@ -5,24 +5,20 @@ use std::ops::Range;
 
 use super::ProbeError;
 use crate::memory::Mapping;
-use crate::page_state::PAGE_SIZE;
+use crate::page_range::{PageRange, PageRanges};
 use crate::sys::{self, Cachestat};
 
 /// Moves those of the resident `runs` that are in the swap cache out of them, and returns them. Where the kernel has no
 /// `cachestat`, none is.
-pub(crate) fn take_swap_cache(
-    mapping: &Mapping<'_>,
-    runs: &mut Vec<Range<u64>>,
-) -> Result<Vec<Range<u64>>, ProbeError> {
-    let (mut kept, mut taken) = (Vec::new(), Vec::new());
-    let mut todo: Vec<_> = std::mem::take(runs);
-    todo.reverse();
+pub(crate) fn take_swap_cache(mapping: &Mapping<'_>, runs: &mut PageRanges) -> Result<PageRanges, ProbeError> {
+    let (mut kept, mut taken) = (PageRanges::new(), PageRanges::new());
+    let mut todo: Vec<_> = std::mem::take(runs).into_iter().rev().collect();
     while let Some(run) = todo.pop() {
-        let length = run.end - run.start;
+        let length = run.page_count();
         match evicted(mapping, &run)? {
-            0 => push(&mut kept, run),
+            0 => kept.push(run),
             // What the page cache has a swap entry for is in memory all the same.
-            evicted if evicted == length => push(&mut taken, run),
+            evicted if evicted == length => taken.push(run),
             _ => {
                 let middle = run.start + length / 2;
                 todo.push(middle..run.end);
@@ -41,19 +37,11 @@ pub(crate) fn evicted(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<u64, 
 
 /// What `cachestat` counts of pages; `None` where the kernel does not tell.
 pub(super) fn cachestat(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<Option<Cachestat>, ProbeError> {
-    let length = (pages.end - pages.start) * PAGE_SIZE;
+    let length = pages.byte_count();
     if length == 0 {
         // A length of 0 would mean up to the end of the file.
         return Ok(Some(Cachestat::default()));
     }
     let counts = sys::cachestat(mapping.fd(), mapping.offset(pages.start), length);
     counts.map_err(|source| ProbeError::System { call: "cachestat", pages: pages.clone(), source })
-}
-
-/// In order, as few ranges as possible.
-fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
-    }
 }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::table_scan::{Kernel, Scan, entries_from};
 use super::{HintProbe, Marker, PageCacheBySeek, Probe};
 use crate::memory::{Mapping, PageTables, Target};
+use crate::page_range::PageRange;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::Residency;
 use crate::swap;
@@ -105,14 +106,14 @@ impl Pages {
         let map = SharedMap::new(file.as_fd(), length as usize).ok()?;
         for pages in [Self::MAPPED, Self::NOT_MAPPED, Self::DISCARDED, Self::PAGED_OUT] {
             // Not zeros: those need no place in swap.
-            let bytes = vec![0xa5; ((pages.end - pages.start) * PAGE_SIZE) as usize];
+            let bytes = vec![0xa5; pages.byte_count() as usize];
             file.write_all_at(&bytes, pages.start * PAGE_SIZE).ok()?;
         }
         let pages = Self { file, map };
         for mapped in [Self::MAPPED, Self::DISCARDED, Self::PAGED_OUT] {
             pages.mapping().map_pages(&mapped).ok()?;
         }
-        let (offset, length) = (Self::DISCARDED.start * PAGE_SIZE, 2 * PAGE_SIZE);
+        let (offset, length) = (Self::DISCARDED.start * PAGE_SIZE, Self::DISCARDED.byte_count());
         fallocate(&pages.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length).ok()?;
         pages.unmap()?;
         Some(pages)
@@ -264,7 +265,7 @@ mod tests {
             (Pages::NOT_MAPPED, PageState::Resident, false),
             (Pages::DISCARDED, PageState::Hole, false),
         ] {
-            assert_eq!(truth.counts_in(range.clone()).of(state), range.end - range.start, "{range:?}: {truth:?}");
+            assert_eq!(truth.counts_in(range.clone()).of(state), range.page_count(), "{range:?}: {truth:?}");
             assert_eq!(mapped.counts_in(range.clone()).resident > 0, is_mapped, "{range:?}: {mapped:?}");
         }
         assert_eq!(truth.counts_in(Pages::PAGED_OUT).hole, 0);

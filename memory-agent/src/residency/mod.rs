@@ -12,6 +12,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::page_range::PageRange;
 use crate::page_state::{Counts, PageState};
 pub(crate) use builder::Builder;
 use chunk::{CHUNK_PAGES, Chunk};
@@ -93,7 +94,7 @@ impl Residency {
             if pages.start != builder.len() {
                 return Err(ResidencyError::NotConsecutive { expected: builder.len(), found: pages.start });
             }
-            push_bounded(&mut builder, pages.end.saturating_sub(pages.start), state)?;
+            push_bounded(&mut builder, pages.page_count(), state)?;
         }
         Ok(builder.build())
     }
@@ -110,7 +111,7 @@ impl Residency {
     /// Appends all pages of `other`.
     pub fn append(&mut self, other: &Self) {
         for run in other.runs() {
-            self.push(run.pages.end - run.pages.start, run.state);
+            self.push(run.pages.page_count(), run.state);
         }
     }
 
@@ -118,7 +119,7 @@ impl Residency {
     #[must_use]
     pub fn part(&self, pages: Range<u64>) -> Self {
         let mut part = Builder::new();
-        self.runs_in(pages).for_each(|run| part.push(run.pages.end - run.pages.start, run.state));
+        self.runs_in(pages).for_each(|run| part.push(run.pages.page_count(), run.state));
         part.build()
     }
 
@@ -198,7 +199,7 @@ impl fmt::Debug for Residency {
 
 impl From<Residency> for Vec<(u64, PageState)> {
     fn from(residency: Residency) -> Self {
-        residency.runs().map(|run| (run.pages.end - run.pages.start, run.state)).collect()
+        residency.runs().map(|run| (run.pages.page_count(), run.state)).collect()
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::chunk::CHUNK_PAGES;
 use super::{Builder, Residency, chunk_of};
+use crate::page_range::PageRange;
 use crate::page_state::PageState;
 
 /// Neighbouring pages in one state.
@@ -91,7 +92,7 @@ impl Residency {
     #[must_use]
     pub fn combine(&self, other: &Self, state: impl Fn(PageState, PageState) -> PageState) -> Self {
         let mut combined = Builder::new();
-        self.zip(other).for_each(|(pages, a, b)| combined.push(pages.end - pages.start, state(a, b)));
+        self.zip(other).for_each(|(pages, a, b)| combined.push(pages.page_count(), state(a, b)));
         combined.build()
     }
 

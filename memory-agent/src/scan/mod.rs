@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::memory::{FileView, Mapping, TargetError};
 use crate::page_out::{PageOutError, PageOutReport, page_out};
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{Counts, PageState};
 use crate::probe::{ProbeError, evicted, exact_probe, take_swap_cache};
 use crate::residency::{Residency, Run};
@@ -104,9 +105,7 @@ impl Remembered<'_> {
     /// The runs of pages in one state, in the mapping's page numbers and in the order of the ranges given.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.parts.iter().flat_map(|(first, residency)| {
-            residency
-                .runs()
-                .map(move |Run { pages, state }| Run { pages: first + pages.start..first + pages.end, state })
+            residency.runs().map(move |Run { pages, state }| Run { pages: pages.moved_up(*first), state })
         })
     }
 
@@ -123,23 +122,19 @@ impl Remembered<'_> {
     /// These pages of the ranges are in memory and nobody wants them there: they go too.
     pub fn also(&mut self, pages: Range<u64>) {
         for (first, residency) in &mut self.parts {
-            let local = |page: u64| page.saturating_sub(*first).min(residency.len());
-            let part = local(pages.start)..local(pages.end);
-            if !part.is_empty() {
-                residency.set(part, PageState::Swapped);
-            }
+            residency.set(pages.moved_down(*first), PageState::Swapped);
         }
     }
 
     /// What waits in the swap cache goes too, where nothing that was paged out waits there.
     fn also_read_ahead(&mut self) -> Result<(), ProbeError> {
-        let mut read_ahead = Vec::new();
+        let mut read_ahead = PageRanges::new();
         for (first, residency) in &self.parts {
             // One call tells of all pages, as a rule.
-            if evicted(&self.mapping, &(*first..first + residency.len()))? > residency.counts().swapped {
+            if evicted(&self.mapping, &(0..residency.len()).moved_up(*first))? > residency.counts().swapped {
                 let resident = residency.ranges_of(PageState::Resident);
-                let mut resident = resident.map(|pages| first + pages.start..first + pages.end).collect();
-                read_ahead.append(&mut take_swap_cache(&self.mapping, &mut resident)?);
+                let mut resident = resident.map(|pages| pages.moved_up(*first)).collect();
+                read_ahead.extend(take_swap_cache(&self.mapping, &mut resident)?);
             }
         }
         read_ahead.into_iter().for_each(|pages| self.also(pages));
@@ -158,8 +153,7 @@ impl Remembered<'_> {
     fn page_out(&mut self) -> Result<PageOutReport, ScanError> {
         for (first, residency) in &mut self.parts {
             for kept in &self.kept {
-                let local = |page: u64| page.saturating_sub(*first);
-                residency.set(local(kept.start)..local(kept.end), PageState::Hole);
+                residency.set(kept.moved_down(*first), PageState::Hole);
             }
         }
         let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
@@ -197,7 +191,7 @@ pub fn windows(
                 break;
             };
             let end = run.end.min(run.start + room);
-            room -= end - run.start;
+            room -= (run.start..end).page_count();
             if end < run.end {
                 rest = Some(end..run.end);
             }
@@ -224,7 +218,7 @@ mod tests {
                 residency.push(pages, if swapped { PageState::Swapped } else { PageState::Hole });
             }
             let windows: Vec<_> = windows(&residency, PageState::Swapped, size).collect();
-            let pages = |window: &Vec<Range<u64>>| window.iter().map(|r| r.end - r.start).sum::<u64>();
+            let pages = |window: &Vec<Range<u64>>| window.iter().map(PageRange::page_count).sum::<u64>();
             let (last, full) = windows.split_last().map_or((0, &windows[..0]), |(l, f)| (pages(l), f));
             prop_assert!(last <= size.max(1) && full.iter().all(|w| pages(w) == size.max(1)));
             let listed: Vec<u64> = windows.into_iter().flatten().flatten().collect();

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::Reader;
+use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{PAGE_SIZE, is_zero};
 
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
@@ -23,7 +24,7 @@ impl ContentHash {
 
 impl Reader for ContentHash {
     fn hole(&mut self, pages: Range<u64>) -> io::Result<()> {
-        let mut left = (pages.end - pages.start) * PAGE_SIZE;
+        let mut left = pages.byte_count();
         while left > 0 {
             let length = left.min(ZEROS.len() as u64);
             self.0.update(&ZEROS[..length as usize]);
@@ -41,7 +42,7 @@ impl Reader for ContentHash {
 /// Finds pages that take memory or swap and hold nothing but zeros: discarding them would change nothing.
 #[derive(Clone, Debug, Default)]
 pub struct ZeroFinder {
-    ranges: Vec<Range<u64>>,
+    ranges: PageRanges,
 }
 
 impl ZeroFinder {
@@ -52,7 +53,7 @@ impl ZeroFinder {
 
     /// How many there are.
     pub fn pages(&self) -> u64 {
-        self.ranges.iter().map(|range| range.end - range.start).sum()
+        self.ranges.page_count()
     }
 }
 
@@ -64,10 +65,7 @@ impl Reader for ZeroFinder {
     fn content(&mut self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()> {
         for (page, bytes) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
             if is_zero(bytes) {
-                match self.ranges.last_mut() {
-                    Some(last) if last.end == page => last.end += 1,
-                    _ => self.ranges.push(page..page + 1),
-                }
+                self.ranges.push(page..page + 1);
             }
         }
         Ok(())
@@ -89,7 +87,7 @@ impl SparseDump {
     /// When the file cannot get that size.
     pub fn new(file: File, pages: &Range<u64>) -> io::Result<Self> {
         file.set_len(0)?;
-        file.set_len((pages.end - pages.start) * PAGE_SIZE)?;
+        file.set_len(pages.byte_count())?;
         Ok(Self { file, first: pages.start, written: 0 })
     }
 

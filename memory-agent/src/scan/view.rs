@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use super::{ScanError, ScanGuard};
 use crate::memory::{FileView, TargetError};
 use crate::page_out::PageOutReport;
-use crate::page_state::PAGE_SIZE;
+use crate::page_range::PageRange;
 
 /// A [`FileView`] of a file that is sealed against shrinking, which can therefore be read through its mapping: some 20 %
 /// quicker for swapped pages than through the file.
@@ -38,8 +38,7 @@ impl ScanView {
     /// # Errors
     /// [`ScanError::OutOfRange`] when not all pages are in the file, or the buffer is of another size.
     pub fn read(&self, pages: &Range<u64>, buffer: &mut [u8]) -> Result<(), ScanError> {
-        let fits = pages.end.checked_sub(pages.start).is_some_and(|n| n * PAGE_SIZE == buffer.len() as u64);
-        if !fits || !self.0.mapping().contains(pages) {
+        if pages.byte_count() != buffer.len() as u64 || !self.0.mapping().contains(pages) {
             return Err(ScanError::OutOfRange(pages.clone()));
         }
         self.0.map().read(pages, buffer);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ScanError, ScanGuard};
 use crate::memory::FileView;
 use crate::page_out::{PageOutError, PageOutReport};
+use crate::page_range::PageRange;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 
 /// Pages read at a time.
@@ -80,13 +81,13 @@ pub fn scan(
                     page = run.pages.end;
                 } else {
                     let batch = page..run.pages.end.min(page + BATCH);
-                    let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
+                    let bytes = &mut buffer[..batch.byte_count() as usize];
                     view.read(&batch, bytes)?;
                     reader.content(batch.clone(), bytes)?;
                     page = batch.end;
                 }
                 read_up_to = page;
-                if show(ScanProgress { done: page - pages.start, pages: pages.end - pages.start }).is_break() {
+                if show(ScanProgress { done: page - pages.start, pages: pages.page_count() }).is_break() {
                     report.complete = false;
                     break 'window;
                 }

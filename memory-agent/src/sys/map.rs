@@ -8,6 +8,7 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 
 /// A mapping of bytes of a file, the first ones as a rule, shared; unmapped on drop. Nothing is ever written through it.
@@ -105,7 +106,7 @@ impl SharedMap {
     fn bytes(&self, pages: &Range<u64>) -> (usize, usize) {
         let whole = self.length as u64 / PAGE_SIZE;
         assert!(pages.start <= pages.end && pages.end <= whole, "pages {pages:?} of {whole}");
-        ((pages.start * PAGE_SIZE) as usize, ((pages.end - pages.start) * PAGE_SIZE) as usize)
+        ((pages.start * PAGE_SIZE) as usize, pages.byte_count() as usize)
     }
 }
 
