@@ -159,6 +159,60 @@ impl Monitor {
         }
     }
 
+    /// SIGINT or SIGTERM. Whoever ends this process ends a guest that runs elsewhere, too, as long as pages of it are only here:
+    /// not by the first signal.
+    fn interrupted(&mut self) {
+        let only_here = self.vmm.only_here();
+        if only_here > 0 && !self.was_warned {
+            self.was_warned = true;
+            // A byte a signal.
+            let _ = io::Read::read(&mut &self.signals, &mut [0]);
+            return PROGRAM.say(format_args!(
+                "the guest runs elsewhere, and {only_here} pages that it may need are only here; interrupt again to give them and with them the guest up"
+            ));
+        }
+        self.vmm.end(Farewell::Quit);
+        if let Some(incoming) = &self.incoming {
+            incoming.cancel();
+        }
+        self.end(Outcome::Interrupted);
+    }
+
+    fn serve_api(&self) {
+        if let Some(Err(e)) = self.api.as_ref().map(Server::accept) {
+            tracing::warn!("an API client could not be served: {e}");
+        }
+    }
+
+    fn guest_ended(&self) {
+        if let Some(reason) = self.vmm.machine().and_then(|machine| machine.end_reason()) {
+            self.end(Outcome::Guest(reason));
+        }
+    }
+
+    /// What has become of a guest that comes in.
+    fn hear_of_guest(&mut self, ops: &mut EventOps) {
+        match self.incoming.as_ref().and_then(Incoming::news) {
+            Some(Arrival::Running(machine, tail)) => {
+                self.vmm.set_machine(Arc::clone(&machine), tail);
+                self.attach(&machine, ops);
+            }
+            Some(Arrival::Whole) => self.vmm.set_whole(),
+            Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
+            None => {}
+        }
+    }
+
+    /// The guest has read what it had: there is room for more.
+    fn read_on(&self, ops: &mut EventOps) {
+        if let Some(drained) = &self.drained {
+            let _ = drained.read();
+        }
+        if let Some(input) = &self.input {
+            let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::IN));
+        }
+    }
+
     fn read_input(&mut self, ops: &mut EventOps) {
         let (Some(input), Some(machine)) = (&self.input, self.vmm.machine()) else { return };
         let Some(console) = machine.console() else { return };
@@ -204,56 +258,16 @@ impl MutEventSubscriber for Monitor {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match Source::of(events.data()) {
-            // Whoever ends this process ends a guest that runs elsewhere: not by the first signal.
-            Some(Source::Signal) if self.vmm.only_here() > 0 && !self.was_warned => {
-                self.was_warned = true;
-                let mut signal = [0];
-                // A byte a signal.
-                let _ = io::Read::read(&mut &self.signals, &mut signal);
-                PROGRAM.say(format_args!(
-                    "the guest runs elsewhere, and {} pages that it may need are only here; interrupt again to give them and with them the guest up",
-                    self.vmm.only_here()
-                ));
-            }
-            Some(Source::Signal) => {
-                self.vmm.end(Farewell::Quit);
-                if let Some(incoming) = &self.incoming {
-                    incoming.cancel();
-                }
-                self.end(Outcome::Interrupted);
-            }
+            Some(Source::Signal) => self.interrupted(),
             Some(Source::Ended) => self.end(match self.vmm.farewell() {
                 Some(Farewell::Migrated) => Outcome::Migrated,
                 _ => Outcome::Quit,
             }),
-            Some(Source::Api) => {
-                if let Some(Err(e)) = self.api.as_ref().map(Server::accept) {
-                    tracing::warn!("an API client could not be served: {e}");
-                }
-            }
-            Some(Source::Guest) => {
-                if let Some(reason) = self.vmm.machine().and_then(|machine| machine.end_reason()) {
-                    self.end(Outcome::Guest(reason));
-                }
-            }
+            Some(Source::Api) => self.serve_api(),
+            Some(Source::Guest) => self.guest_ended(),
             Some(Source::Input) => self.read_input(ops),
-            Some(Source::Drained) => {
-                if let Some(drained) = &self.drained {
-                    let _ = drained.read();
-                }
-                if let Some(input) = &self.input {
-                    let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::IN));
-                }
-            }
-            Some(Source::Arrival) => match self.incoming.as_ref().and_then(Incoming::news) {
-                Some(Arrival::Running(machine, tail)) => {
-                    self.vmm.set_machine(Arc::clone(&machine), tail);
-                    self.attach(&machine, ops);
-                }
-                Some(Arrival::Whole) => self.vmm.set_whole(),
-                Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
-                None => {}
-            },
+            Some(Source::Drained) => self.read_on(ops),
+            Some(Source::Arrival) => self.hear_of_guest(ops),
             None => {}
         }
     }

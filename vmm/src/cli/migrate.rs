@@ -31,12 +31,12 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let options = &arguments.options;
     let request = Request::Migrate(MigrateRequest {
         to: arguments.to.clone(),
-        cold: options.cold,
+        cold: options.cold.into(),
         window: options.window,
         downtime_limit_ms: options.downtime_limit,
         max_rounds: options.max_rounds,
         stay: arguments.stay,
-        switchover: options.switchover,
+        switchover: options.switchover.into(),
         cold_rate: options.cold_rate,
     });
     let mut shown = Shown::new(arguments.json);
@@ -47,7 +47,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
             Ok(output.print_json(&serde_json::json!({ "migrated": report }))?)
         }
         Answer::Migrated(report) => {
-            Ok(output.print(&format!("{}\n", table::of_reports(&[(arguments.options.cold, report, None)])))?)
+            Ok(output.print(&format!("{}\n", table::of_reports(&[(arguments.options.cold.into(), report, None)])))?)
         }
         other => Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?} to a migration"))),
     }

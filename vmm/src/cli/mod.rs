@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
 
+mod choices;
 mod ctl;
 mod demo;
 mod doctor;
@@ -13,14 +14,14 @@ mod table;
 
 use std::path::PathBuf;
 
+use choices::{Cold, When};
 use clap::{Args, Parser, Subcommand};
 use command_line::End;
 use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
 
 use crate::PROGRAM;
 use crate::exit::ExitCode;
-use crate::migration::plan::ColdPolicy;
-use crate::migration::source::{Options, Switchover};
+use crate::migration::source::Options;
 
 /// A KVM virtual machine monitor that knows which guest pages the host has swapped out, and migrates a running guest
 /// without waking them.
@@ -62,8 +63,8 @@ struct ApiSocket {
 struct MigrationOptions {
     /// What happens to pages that the host has swapped out: `paced` reads them a window at a time and pages each window
     /// out again, `lazy` leaves them until the guest runs at the destination, `eager` reads them like all others.
-    #[arg(long, value_enum, default_value_t = Options::default().cold)]
-    cold: ColdPolicy,
+    #[arg(long, value_enum, default_value_t = Options::default().cold.into())]
+    cold: Cold,
     /// How much of the cold memory may be awake at a time.
     #[arg(long, value_name = "SIZE", default_value_t = Options::default().window)]
     window: ByteSize,
@@ -74,8 +75,8 @@ struct MigrationOptions {
     #[arg(long, value_name = "N", default_value_t = Options::default().max_rounds)]
     max_rounds: u32,
     /// When the guest goes: once it `converged`, or `now`, after one round, with the rest to follow it.
-    #[arg(long, value_enum, default_value_t = Options::default().switchover)]
-    switchover: Switchover,
+    #[arg(long, value_enum, default_value_t = Options::default().switchover.into())]
+    switchover: When,
     /// How much follows the guest a second that it does not wait for; 0 for as much as goes.
     #[arg(long, value_name = "SIZE", default_value_t = Options::default().cold_rate)]
     cold_rate: ByteSize,

@@ -5,8 +5,10 @@
 //! | what the guest sees, and why a host cannot be it | `spec.rs` |
 //! | how one is made for `run`, `receive` and whoever restores one | `builder.rs` |
 //! | everything but RAM, as it travels | `state.rs` |
+//! | what migration sees of one | `migrate.rs` |
 
 mod builder;
+mod migrate;
 mod spec;
 mod state;
 

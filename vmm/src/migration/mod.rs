@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use memory_agent::Hint;
 
-use crate::machine::{Machine, MachineError, MachineSpec, MachineState};
+use crate::machine::{MachineError, MachineSpec, MachineState};
 use crate::ram::{GuestRam, PageSet};
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
@@ -102,58 +102,6 @@ pub trait DestinationMachine: Sync {
     fn pause(&self) -> Result<(), MachineError>;
     /// Whether the guest runs.
     fn is_running(&self) -> bool;
-}
-
-impl SourceMachine for Machine {
-    fn ram(&self) -> &Arc<GuestRam> {
-        self.ram()
-    }
-    fn believed(&self) -> Option<Belief> {
-        let watch = self.ram_watch()?;
-        Some(Belief { hint: watch.hint()?, probe: watch.probe() })
-    }
-    fn describe(&self) -> MachineSpec {
-        self.describe()
-    }
-    fn start_dirty_log(&self) -> Result<(), MachineError> {
-        self.start_dirty_log()
-    }
-    fn take_dirty_log(&self) -> Result<PageSet, MachineError> {
-        self.take_dirty_log()
-    }
-    fn stop_dirty_log(&self) -> Result<(), MachineError> {
-        self.stop_dirty_log()
-    }
-    fn pause(&self) -> Result<(), MachineError> {
-        self.pause()
-    }
-    fn resume(&self) {
-        self.resume();
-    }
-    fn is_running(&self) -> bool {
-        self.is_running()
-    }
-    fn save(&self) -> Result<MachineState, MachineError> {
-        self.save()
-    }
-}
-
-impl DestinationMachine for Machine {
-    fn ram(&self) -> &Arc<GuestRam> {
-        self.ram()
-    }
-    fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        self.restore(state)
-    }
-    fn resume(&self) {
-        self.resume();
-    }
-    fn pause(&self) -> Result<(), MachineError> {
-        self.pause()
-    }
-    fn is_running(&self) -> bool {
-        self.is_running()
-    }
 }
 
 impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {

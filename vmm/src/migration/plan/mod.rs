@@ -14,7 +14,7 @@ pub use tail::{BLOCK, Fault, Missing, Tail};
 use crate::ram::PageSet;
 
 /// What happens to pages that the host has swapped out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColdPolicy {
     /// Read a window at a time, sent, and paged out again before the next: the source never grows by more than a window.

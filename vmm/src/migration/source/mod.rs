@@ -41,7 +41,7 @@ use super::progress::{Observer, Report};
 pub const DEFAULT_COLD_RATE: ByteSize = ByteSize::mib(64);
 
 /// When the guest goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Switchover {
     /// Once so little is left that it need not stand for long.

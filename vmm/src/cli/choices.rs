@@ -1,0 +1,64 @@
+//! Choices as they are written on the command line.
+
+use clap::ValueEnum;
+
+use crate::migration::plan::ColdPolicy;
+use crate::migration::source::Switchover;
+
+/// [`ColdPolicy`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Cold {
+    /// Read a window at a time, sent, and paged out again before the next: the source never grows by more than a window.
+    Paced,
+    /// Read like all others, and left in memory on both sides.
+    Eager,
+    /// Left where they are until the guest runs at the destination: they come when it touches them, and at a bounded rate.
+    Lazy,
+}
+
+impl From<Cold> for ColdPolicy {
+    fn from(choice: Cold) -> Self {
+        match choice {
+            Cold::Paced => Self::Paced,
+            Cold::Eager => Self::Eager,
+            Cold::Lazy => Self::Lazy,
+        }
+    }
+}
+
+impl From<ColdPolicy> for Cold {
+    fn from(policy: ColdPolicy) -> Self {
+        match policy {
+            ColdPolicy::Paced => Self::Paced,
+            ColdPolicy::Eager => Self::Eager,
+            ColdPolicy::Lazy => Self::Lazy,
+        }
+    }
+}
+
+/// [`Switchover`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum When {
+    /// Once so little is left that it need not stand for long.
+    Converged,
+    /// After one round: what the guest has written meanwhile follows it. For guests that write faster than the link carries.
+    Now,
+}
+
+impl From<When> for Switchover {
+    fn from(choice: When) -> Self {
+        match choice {
+            When::Converged => Self::Converged,
+            When::Now => Self::Now,
+        }
+    }
+}
+
+impl From<Switchover> for When {
+    fn from(switchover: Switchover) -> Self {
+        match switchover {
+            Switchover::Converged => Self::Converged,
+            Switchover::Now => Self::Now,
+        }
+    }
+}
