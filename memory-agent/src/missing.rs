@@ -28,14 +28,14 @@ pub enum FaultError {
         all: u64,
     },
     /// A call failed.
-    #[error("{call} failed on pages {pages:?}: {source}")]
+    #[error("{call} failed on pages {pages:?}: {cause}")]
     System {
         /// The call.
         call: &'static str,
         /// What it was asked for.
         pages: Range<u64>,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -161,5 +161,5 @@ impl Registered {
 
 fn failed(call: &'static str, pages: &Range<u64>) -> impl FnOnce(Errno) -> FaultError {
     let pages = pages.clone();
-    move |e| FaultError::System { call, pages, source: e.into() }
+    move |e| FaultError::System { call, pages, cause: e.into() }
 }

@@ -44,14 +44,14 @@ pub enum PageOutError {
     #[error(transparent)]
     Swap(#[from] SwapError),
     /// A system call failed.
-    #[error("{call} failed on pages {pages:?}: {source}; check that the file is still mapped there, whole")]
+    #[error("{call} failed on pages {pages:?}: {cause}; check that the file is still mapped there, whole")]
     System {
         /// The call.
         call: &'static str,
         /// What it was asked for.
         pages: Range<u64>,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 

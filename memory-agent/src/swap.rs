@@ -12,7 +12,7 @@ use thiserror::Error;
 pub enum SwapError {
     /// `/proc/swaps` cannot be read.
     #[error("cannot read /proc/swaps: {0}; mount /proc, and use a kernel with CONFIG_SWAP")]
-    Read(#[from] io::Error),
+    Read(io::Error),
     /// A line of `/proc/swaps` is not as `proc(5)` describes it.
     #[error("cannot understand the line {0:?} of /proc/swaps: please report it with the kernel's version")]
     Malformed(String),
@@ -82,7 +82,7 @@ fn is_yes(parameter: &Path) -> bool {
 /// [`SwapError`] when the kernel does not tell, or tells something unknown.
 pub fn active() -> Result<Vec<SwapDevice>, SwapError> {
     // Bytes: a path need not be UTF-8.
-    parse(&String::from_utf8_lossy(&read("/proc/swaps")?))
+    parse(&String::from_utf8_lossy(&read("/proc/swaps").map_err(SwapError::Read)?))
 }
 
 fn parse(text: &str) -> Result<Vec<SwapDevice>, SwapError> {

@@ -20,12 +20,12 @@ const PIECE: usize = 256;
 #[derive(Debug, Error)]
 pub enum UsageError {
     /// A file or a system call failed.
-    #[error("cannot {what}: {source}; check that /proc is mounted and that the file is still open")]
+    #[error("cannot {what}: {cause}; check that /proc is mounted and that the file is still open")]
     System {
         /// What was tried.
         what: &'static str,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// `/proc/self/smaps` does not tell.
     #[error("/proc/self/smaps does not tell what is swapped: use a kernel with CONFIG_PROC_PAGE_MONITOR")]
@@ -36,7 +36,7 @@ pub enum UsageError {
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> UsageError {
-    move |source| UsageError::System { what, source }
+    move |cause| UsageError::System { what, cause }
 }
 
 /// How many pages of the mapping are in each state, for sampling often.

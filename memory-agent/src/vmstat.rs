@@ -11,7 +11,7 @@ use thiserror::Error;
 pub enum VmstatError {
     /// `/proc/vmstat` cannot be read.
     #[error("cannot read /proc/vmstat: {0}; mount /proc")]
-    Read(#[from] io::Error),
+    Read(io::Error),
     /// A counter is missing.
     #[error("/proc/vmstat has no number for {0}: use a kernel with CONFIG_VM_EVENT_COUNTERS and CONFIG_SWAP")]
     Missing(&'static str),
@@ -32,7 +32,7 @@ impl SwapCounters {
     /// # Errors
     /// [`VmstatError`] when the kernel does not tell.
     pub fn read() -> Result<Self, VmstatError> {
-        Self::parse(&read_to_string("/proc/vmstat")?)
+        Self::parse(&read_to_string("/proc/vmstat").map_err(VmstatError::Read)?)
     }
 
     /// What was added since `earlier`.

@@ -26,22 +26,22 @@ pub enum ZramError {
     #[error("setting up zram swap needs root: run as root, or with CAP_SYS_ADMIN and write access to /sys")]
     NoRights,
     /// A file in `/sys`, `/dev` or `/run` could not be read or written.
-    #[error("cannot {what} {path}: {source}; check `zramctl` and `dmesg`")]
+    #[error("cannot {what} {path}: {cause}; check `zramctl` and `dmesg`")]
     Io {
         /// What was tried.
         what: &'static str,
         /// Which file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// mkswap, swapon or swapoff cannot be started.
-    #[error("cannot run {program}: {source}; install util-linux (mount on Debian), with /sbin or /usr/sbin")]
+    #[error("cannot run {program}: {cause}; install util-linux (mount on Debian), with /sbin or /usr/sbin")]
     NoProgram {
         /// Which.
         program: &'static str,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// mkswap, swapon or swapoff failed.
     #[error("{program} {device} failed: {message}; check `zramctl`, `swapon --show` and free memory")]
@@ -60,9 +60,9 @@ pub enum ZramError {
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ZramError {
     let path = path.to_owned();
-    move |source| match source.kind() {
+    move |cause| match cause.kind() {
         io::ErrorKind::PermissionDenied => ZramError::NoRights,
-        _ => ZramError::Io { what, path, source },
+        _ => ZramError::Io { what, path, cause },
     }
 }
 
@@ -248,7 +248,7 @@ fn run(program: &'static str, options: &[&str], device: &Path) -> Result<(), Zra
     // Root's tools are not on every caller's path.
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin")).args(options).arg(device);
-    let output = command.output().map_err(|source| ZramError::NoProgram { program, source })?;
+    let output = command.output().map_err(|cause| ZramError::NoProgram { program, cause })?;
     if output.status.success() {
         return Ok(());
     }

@@ -40,8 +40,8 @@ fn options_that_cannot_be() -> Result<()> {
     let lab = Lab::new()?;
     refused(&lab, &["run", "--kernel", "workload:working-set=5"], 2, &["working-set"])?;
     refused(&lab, &["run", "--kernel", "workload:colour=red"], 2, &["options are"])?;
-    refused(&lab, &["run", "--cpus", "0"], 2, &["--cpus 0"])?;
-    refused(&lab, &["run", "--cpus", "3"], 2, &["--cpus 3"])?;
+    refused(&lab, &["run", "--cpus", "0"], 2, &["0 vCPUs"])?;
+    refused(&lab, &["run", "--cpus", "3"], 2, &["3 vCPUs"])?;
     refused(&lab, &["run", "--serial", "modem"], 2, &["modem", "stdio"])?;
     refused(&lab, &["run", "--serial", "file=/no/such/folder/log"], 1, &["/no/such/folder/log"])
 }

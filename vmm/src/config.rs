@@ -27,13 +27,13 @@ const WORKLOAD_CPUS: u8 = 2;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// Not whole pages.
-    #[error("--memory {0} is not a multiple of the page size, 4096 bytes")]
+    #[error("{0} bytes of memory is not a multiple of the page size, 4096 bytes")]
     PartialPage(u64),
     /// Too little.
-    #[error("--memory {0} is too little, {MIN_RAM} is the least")]
+    #[error("{0} of memory is too little, {MIN_RAM} is the least")]
     TooSmall(ByteSize),
     /// More than there is.
-    #[error("--memory {asked} is more than this host has ({host} of memory and swap); ask for less, or add swap")]
+    #[error("{asked} of memory is more than this host has ({host} of memory and swap); ask for less, or add swap")]
     LargerThanHost {
         /// What was asked for.
         asked: ByteSize,
@@ -41,10 +41,10 @@ pub enum ConfigError {
         host: ByteSize,
     },
     /// More than the address space has.
-    #[error("--memory {0} is more than a machine can have")]
+    #[error("{0} of memory is more than a machine can have")]
     TooLarge(ByteSize),
     /// Too many or no vCPUs.
-    #[error("--cpus {asked} is not possible: 1 to {most}{why}", why = if *.most == WORKLOAD_CPUS { " with the embedded workload" } else { "" })]
+    #[error("{asked} vCPUs are not possible: 1 to {most}{why}", why = if *.most == WORKLOAD_CPUS { " with the embedded workload" } else { "" })]
     Cpus {
         /// What was asked for.
         asked: u8,
@@ -53,7 +53,7 @@ pub enum ConfigError {
     },
     /// The workload's options do not fit the memory.
     #[error(
-        "the workload needs {needs} for its working set and cold pages, and --memory is {memory}; 16 MiB more than the two together is enough"
+        "the workload needs {needs} for its working set and cold pages, and the machine has {memory} of memory; 16 MiB more than the two together is enough"
     )]
     Workload {
         /// Working set and cold pages.
@@ -62,7 +62,7 @@ pub enum ConfigError {
         memory: ByteSize,
     },
     /// Something is at the API socket's path.
-    #[error("--api-socket {path} exists already: another thermocline may be using it; choose another path, or remove it if nothing does", path = .0.display())]
+    #[error("{path} exists already: another thermocline may be using it; choose another path, or remove it if nothing does", path = .0.display())]
     SocketExists(PathBuf),
 }
 

@@ -27,15 +27,15 @@ pub enum SerialTarget {
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// Not one of the targets.
-    #[error("--serial '{0}' is not possible: write stdio, file=PATH or pty")]
+    #[error("'{0}' is not a console: write stdio, file=PATH or pty")]
     Target(String),
     /// The file or terminal cannot be had.
-    #[error("the serial console {what} cannot be opened: {source}")]
+    #[error("the serial console {what} cannot be opened: {cause}")]
     Open {
         /// Which.
         what: String,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -69,7 +69,7 @@ impl Console {
     pub fn open(target: &SerialTarget) -> Result<Self, ConsoleError> {
         match target {
             SerialTarget::Stdio => {
-                let error = |source| ConsoleError::Open { what: "on standard output".into(), source };
+                let error = |cause| ConsoleError::Open { what: "on standard output".into(), cause };
                 let output = io::stdout().as_fd().try_clone_to_owned().map_err(error)?;
                 let input = ConsoleInput { fd: Input::Stdin, terminal: CharacterMode::enter() };
                 Ok(Self { input: Some(input), output: Some(output.into()), pty: None })
@@ -79,11 +79,11 @@ impl Console {
                     .create(true)
                     .append(true)
                     .open(path)
-                    .map_err(|source| ConsoleError::Open { what: format!("file {}", path.display()), source })?;
+                    .map_err(|cause| ConsoleError::Open { what: format!("file {}", path.display()), cause })?;
                 Ok(Self { input: None, output: Some(output), pty: None })
             }
             SerialTarget::Pty => {
-                open_pty().map_err(|e| ConsoleError::Open { what: "pseudo-terminal".into(), source: e.into() })
+                open_pty().map_err(|e| ConsoleError::Open { what: "pseudo-terminal".into(), cause: e.into() })
             }
         }
     }

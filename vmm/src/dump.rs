@@ -23,12 +23,12 @@ pub enum DumpError {
     #[error("the guest runs, and its memory would be of many moments: `thermocline ctl pause` first")]
     Running,
     /// The file.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {cause}", path = path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Guest RAM.
     #[error(transparent)]
@@ -72,7 +72,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     let (image, mut name) = (create(to)?, to.as_os_str().to_owned());
     name.push(".json");
     let beside = create(Path::new(&name))?;
-    let failed = |source| DumpError::File { path: to.into(), source };
+    let failed = |cause| DumpError::File { path: to.into(), cause };
     let end = ram.layout().regions().last().map_or(0, |region| region.start + region.length);
     image.set_len(end).map_err(failed)?;
     let absent: u64 = missing.iter().map(|run| run.end - run.start).sum();
@@ -119,11 +119,11 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
         missing: missing.iter().map(|run| (run.start, run.end - run.start)).collect(),
         report: &report,
     };
-    serde_json::to_writer(&beside, &companion).map_err(|e| DumpError::File { path: name.into(), source: e.into() })?;
+    serde_json::to_writer(&beside, &companion).map_err(|e| DumpError::File { path: name.into(), cause: e.into() })?;
     Ok(report)
 }
 
 fn create(path: &Path) -> Result<File, DumpError> {
     let new = OpenOptions::new().write(true).create_new(true).open(path);
-    new.map_err(|source| DumpError::File { path: path.into(), source })
+    new.map_err(|cause| DumpError::File { path: path.into(), cause })
 }

@@ -42,19 +42,19 @@ pub enum MonitorError {
     #[error("the event loop failed: {0}")]
     Events(String),
     /// Signals, sockets and descriptors.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Host {
         /// What was being set up.
         what: String,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl MonitorError {
     fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Host { what, source }
+        move |cause| Self::Host { what, cause }
     }
 }
 
@@ -102,7 +102,7 @@ impl Monitor {
         let api = api_socket
             .map(|path| {
                 Server::bind(path, Arc::clone(&vmm))
-                    .map_err(MonitorError::host(format!("--api-socket {}", path.display())))
+                    .map_err(MonitorError::host(format!("cannot listen on {}", path.display())))
             })
             .transpose()?;
         let (signals, sender) = UnixStream::pair().map_err(MonitorError::host("signals"))?;

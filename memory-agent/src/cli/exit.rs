@@ -54,7 +54,7 @@ pub(crate) trait Coded: std::error::Error + Send + Sync + 'static {
             None => self.other_code(),
             Some(TargetError::NoProcess(_) | TargetError::Exited(_) | TargetError::Remapped { .. }) => ExitCode::Gone,
             Some(TargetError::NoRight { .. } | TargetError::NotWritable) => ExitCode::NoRight,
-            Some(TargetError::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some(TargetError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
                 ExitCode::NoRight
             }
             Some(_) => ExitCode::Failure,
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(ScanError::PageOut(PageOutError::Target(ended())).code(), ExitCode::Gone);
         assert_eq!(ScanError::PageOut(PageOutError::SwapFull(1)).code(), ExitCode::NoSwap);
         assert_eq!(AgentError::Probe(ProbeError::Target(TargetError::NotWritable)).code(), ExitCode::NoRight);
-        let denied = TargetError::Io { what: "open", path: "x".into(), source: ErrorKind::PermissionDenied.into() };
+        let denied = TargetError::Io { what: "open", path: "x".into(), cause: ErrorKind::PermissionDenied.into() };
         assert_eq!(denied.code(), ExitCode::NoRight);
         assert_eq!(GuardError::PageOut(PageOutError::NoSwap).code(), ExitCode::NoSwap);
         assert_eq!(GuardError::OtherMemory { map: 1, memory: 2 }.code(), ExitCode::Usage);

@@ -33,19 +33,19 @@ pub(super) enum IdleError {
     #[error(transparent)]
     Target(#[from] TargetError),
     /// A file could not be read or written.
-    #[error("cannot {what}: {source}; check that /proc and /sys are mounted")]
+    #[error("cannot {what}: {cause}; check that /proc and /sys are mounted")]
     Io {
         /// What was tried.
         what: &'static str,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> IdleError {
-    move |source| match source.kind() {
+    move |cause| match cause.kind() {
         io::ErrorKind::PermissionDenied => IdleError::NoRight,
-        _ => IdleError::Io { what, source },
+        _ => IdleError::Io { what, cause },
     }
 }
 

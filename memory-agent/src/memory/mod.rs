@@ -106,14 +106,14 @@ pub enum TargetError {
         since: &'static str,
     },
     /// A file could not be opened, examined or mapped.
-    #[error("cannot {what} {path}: {source}; check that it exists and that this user may write it")]
+    #[error("cannot {what} {path}: {cause}; check that it exists and that this user may write it")]
     Io {
         /// What was tried.
         what: &'static str,
         /// Which file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -194,5 +194,5 @@ impl PageTables {
 
 fn io_error(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TargetError {
     let path = path.into();
-    move |source| TargetError::Io { what, path, source }
+    move |cause| TargetError::Io { what, path, cause }
 }

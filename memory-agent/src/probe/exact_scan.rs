@@ -40,7 +40,7 @@ impl Probe for ExactScan {
         let found = entries(&Kernel, &target.page_tables()?, &pages, Source::File);
         target.check()?;
         match found {
-            Err(ProbeError::System { source, .. }) if is_no_answer(&source) => PageCache.residency(target, pages),
+            Err(ProbeError::System { cause, .. }) if is_no_answer(&cause) => PageCache.residency(target, pages),
             found => Ok(found?.build()),
         }
     }

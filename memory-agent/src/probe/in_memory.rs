@@ -45,8 +45,8 @@ impl<'t> InMemory<'t> {
         for gap in self.not_mapped(&(pages.start..end)) {
             let first = pages.start + gap.start as u64;
             let (address, _) = self.mapping.bytes(&(first..first));
-            sys::mincore(address, PAGE_SIZE as usize, &mut self.answers[gap.clone()]).map_err(|source| {
-                ProbeError::System { call: "mincore", pages: first..first + gap.len() as u64, source }
+            sys::mincore(address, PAGE_SIZE as usize, &mut self.answers[gap.clone()]).map_err(|cause| {
+                ProbeError::System { call: "mincore", pages: first..first + gap.len() as u64, cause }
             })?;
         }
         let mut page = pages.start;

@@ -51,14 +51,14 @@ pub enum ProbeError {
         why: &'static str,
     },
     /// A system call failed.
-    #[error("{call} failed on pages {pages:?}: {source}; check that the file is still mapped there, whole")]
+    #[error("{call} failed on pages {pages:?}: {cause}; check that the file is still mapped there, whole")]
     System {
         /// The call.
         call: &'static str,
         /// What it was asked about.
         pages: Range<u64>,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 

@@ -198,5 +198,5 @@ fn next_hole(mapping: &Mapping<'_>, page: u64) -> Result<u64, ProbeError> {
 }
 
 fn seek_error(call: &'static str, mapping: &Mapping<'_>, page: u64, error: Errno) -> ProbeError {
-    ProbeError::System { call, pages: page..mapping.pages(), source: error.into() }
+    ProbeError::System { call, pages: page..mapping.pages(), cause: error.into() }
 }

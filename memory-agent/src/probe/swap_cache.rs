@@ -43,5 +43,5 @@ pub(super) fn cachestat(mapping: &Mapping<'_>, pages: &Range<u64>) -> Result<Opt
         return Ok(Some(Cachestat::default()));
     }
     let counts = sys::cachestat(mapping.fd(), mapping.offset(pages.start), length);
-    counts.map_err(|source| ProbeError::System { call: "cachestat", pages: pages.clone(), source })
+    counts.map_err(|cause| ProbeError::System { call: "cachestat", pages: pages.clone(), cause })
 }

@@ -140,6 +140,6 @@ fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder) -> R
     Ok(())
 }
 
-pub(super) fn failed(call: &'static str, pages: &Range<u64>, source: std::io::Error) -> ProbeError {
-    ProbeError::System { call, pages: pages.clone(), source }
+pub(super) fn failed(call: &'static str, pages: &Range<u64>, cause: std::io::Error) -> ProbeError {
+    ProbeError::System { call, pages: pages.clone(), cause }
 }

@@ -39,7 +39,7 @@ pub enum ScanError {
     NotSealed,
     /// The reader could not go on.
     #[error("the reader stopped: {0}")]
-    Reader(#[from] std::io::Error),
+    Reader(std::io::Error),
     /// Pages that are not in the file, or a buffer that has not their size.
     #[error("pages {0:?} are not in the file, or the buffer has another size")]
     OutOfRange(Range<u64>),

@@ -21,7 +21,7 @@ impl ScanView {
     /// # Errors
     /// When it is not sealed, not shared memory, or cannot be mapped.
     pub fn new(file: BorrowedFd<'_>, length: u64) -> Result<Self, ScanError> {
-        let map = |source| TargetError::Io { what: "map", path: "the shared memory file".into(), source };
+        let map = |cause| TargetError::Io { what: "map", path: "the shared memory file".into(), cause };
         let file = File::from(file.try_clone_to_owned().map_err(map)?);
         let view = FileView::new(file, length)?;
         if view.is_sealed() { Ok(Self(view)) } else { Err(ScanError::NotSealed) }

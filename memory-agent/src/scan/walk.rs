@@ -77,13 +77,13 @@ pub fn scan(
             let mut page = run.pages.start;
             while page < run.pages.end {
                 if run.state == PageState::Hole {
-                    reader.hole(run.pages.clone())?;
+                    reader.hole(run.pages.clone()).map_err(ScanError::Reader)?;
                     page = run.pages.end;
                 } else {
                     let batch = page..run.pages.end.min(page + BATCH);
                     let bytes = &mut buffer[..batch.byte_count() as usize];
                     view.read(&batch, bytes)?;
-                    reader.content(batch.clone(), bytes)?;
+                    reader.content(batch.clone(), bytes).map_err(ScanError::Reader)?;
                     page = batch.end;
                 }
                 read_up_to = page;

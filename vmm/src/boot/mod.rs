@@ -29,15 +29,15 @@ pub enum Kernel {
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The workload's options are wrong.
-    #[error("--kernel workload: {0}")]
+    #[error("the workload's options: {0}")]
     Options(String),
     /// The kernel file cannot be read.
-    #[error("kernel {path}: {source}", path = path.display())]
+    #[error("kernel {path}: {cause}", path = path.display())]
     Open {
         /// The file.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is a Linux bzImage.
     #[error("kernel {path} is a bzImage, which cannot be booted yet; give an ELF with a PVH note, such as a Linux vmlinux built with CONFIG_PVH", path = path.display())]
@@ -106,7 +106,7 @@ pub fn load(kernel: &Kernel, ram: &GuestRam, cpus: u8) -> Result<Entry, BootErro
             pvh::load(ram, &mut Cursor::new(workload_guest::ELF), &options.to_string())
         }
         Kernel::PvhElf(path) => {
-            let open = |source| BootError::Open { path: path.clone(), source };
+            let open = |cause| BootError::Open { path: path.clone(), cause };
             let mut file = File::open(path).map_err(open)?;
             let mut start = Vec::new();
             file.by_ref().take(BZ_MAGIC.end as u64).read_to_end(&mut start).map_err(open)?;

@@ -67,12 +67,12 @@ pub enum DeviceError {
         end: u64,
     },
     /// The host does not give what the device takes.
-    #[error("the device '{id}' cannot be made: {source}")]
+    #[error("the device '{id}' cannot be made: {cause}")]
     Host {
         /// Which one.
         id: Name,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It is still at work.
     #[error("the device '{id}' has not come to rest within {limit:?}; nothing is lost, try again")]

@@ -72,7 +72,7 @@ fn filled_ram() -> Result<GuestRam, RamError> {
         // Not the same byte all over: zram and swap keep such pages in another way.
         let content: Vec<u8> = (0..PAGE_SIZE).map(|byte| (byte.wrapping_mul(byte + page) >> 3) as u8).collect();
         let write = ram.memory().write_slice(&content, GuestAddress(address));
-        write.map_err(|e| RamError::Access { page, what: "written", source: io::Error::other(e.to_string()) })?;
+        write.map_err(|e| RamError::Access { page, what: "written", cause: io::Error::other(e.to_string()) })?;
     }
     Ok(ram)
 }

@@ -25,12 +25,12 @@ pub enum KvmError {
     #[error("/dev/kvm cannot be opened: {0}; is KVM on (lsmod | grep kvm) and may this user use it?")]
     Open(kvm_ioctls::Error),
     /// An ioctl failed.
-    #[error("KVM refused {call}: {source}")]
+    #[error("KVM refused {call}: {cause}")]
     Call {
         /// Name of the ioctl.
         call: &'static str,
         /// What KVM said.
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
     /// A model-specific register of the saved state does not exist here or refuses its value.
     #[error("the host's KVM cannot restore MSR {index:#x} to {value:#x}; the hosts differ too much")]
@@ -63,12 +63,12 @@ pub enum KvmError {
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
     /// A vCPU thread could not be started.
-    #[error("no thread for vCPU {index}: {source}")]
+    #[error("no thread for vCPU {index}: {cause}")]
     Thread {
         /// Number of the vCPU.
         index: u8,
         /// What the host said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A vCPU runs on.
     #[error("vCPU {index} has not stopped within {limit:?}: it waits in the kernel, perhaps for memory; try again")]
@@ -94,6 +94,6 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, KvmError> {
 
 impl KvmError {
     pub(crate) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |source| Self::Call { call, source }
+        move |cause| Self::Call { call, cause }
     }
 }

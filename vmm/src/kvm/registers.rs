@@ -117,5 +117,5 @@ fn must_hold(fd: &VcpuFd, msr: Msr) -> Result<(), KvmError> {
 
 fn to_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, KvmError> {
     Msrs::from_entries(entries)
-        .map_err(|_| KvmError::Call { call: "KVM_SET_MSRS", source: kvm_ioctls::Error::new(libc::E2BIG) })
+        .map_err(|_| KvmError::Call { call: "KVM_SET_MSRS", cause: kvm_ioctls::Error::new(libc::E2BIG) })
 }

@@ -130,7 +130,7 @@ impl Vcpus {
                     let shared = Arc::clone(&shared);
                     move || shared.run()
                 })
-                .map_err(|source| KvmError::Thread { index, source })?;
+                .map_err(|cause| KvmError::Thread { index, cause })?;
             all.vcpus.push((shared, Some(thread)));
         }
         Ok(all)

@@ -7,12 +7,12 @@ use std::ops::Range;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The memfd could not be made.
-    #[error("no memory for the guest: {call} failed: {source}")]
+    #[error("no memory for the guest: {call} failed: {cause}")]
     Create {
         /// The system call.
         call: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The memory could not be mapped.
     #[error("guest RAM could not be mapped: {0}")]
@@ -26,14 +26,14 @@ pub enum RamError {
         pages: u64,
     },
     /// Reading or writing a page failed.
-    #[error("guest RAM page {page} could not be {what}: {source}")]
+    #[error("guest RAM page {page} could not be {what}: {cause}")]
     Access {
         /// The first page of the access.
         page: u64,
         /// `read`, `written` or `punched`.
         what: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Handling the guest's page faults failed.
     #[error(transparent)]
@@ -58,7 +58,7 @@ pub enum RamError {
 impl RamError {
     /// Whether a hole could not be filled because it is none.
     pub fn is_there_already(&self) -> bool {
-        matches!(self, Self::Fault(memory_agent::FaultError::System { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists)
+        matches!(self, Self::Fault(memory_agent::FaultError::System { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists)
     }
 
     /// Why pages could not be paged out, if that is what failed: what is in them is whole.

@@ -115,7 +115,7 @@ impl GuestRam {
             self.memory.read_slice(place, GuestAddress(address)).map_err(|e| RamError::Access {
                 page: part.pages.start,
                 what: "read",
-                source: io::Error::other(e.to_string()),
+                cause: io::Error::other(e.to_string()),
             })?;
             done += length;
         }
@@ -152,7 +152,7 @@ impl GuestRam {
             let (place, behind) = rest.split_at_mut(length);
             self.file(part.region)?
                 .read_exact_at(place, part.local.start * PAGE_SIZE)
-                .map_err(|source| RamError::Access { page: part.pages.start, what: "read", source })?;
+                .map_err(|cause| RamError::Access { page: part.pages.start, what: "read", cause })?;
             rest = behind;
         }
         Ok(())
@@ -171,7 +171,7 @@ impl GuestRam {
             let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
             self.file(part.region)?
                 .write_all_at(&data[done..done + length], part.local.start * PAGE_SIZE)
-                .map_err(|source| RamError::Access { page: part.pages.start, what: "written", source })?;
+                .map_err(|cause| RamError::Access { page: part.pages.start, what: "written", cause })?;
             done += length;
         }
         Ok(())
@@ -190,7 +190,7 @@ impl GuestRam {
                 part.local.start * PAGE_SIZE,
                 (part.local.end - part.local.start) * PAGE_SIZE,
             )
-            .map_err(|e| RamError::Access { page: part.pages.start, what: "punched", source: e.into() })?;
+            .map_err(|e| RamError::Access { page: part.pages.start, what: "punched", cause: e.into() })?;
         }
         Ok(())
     }
@@ -368,7 +368,7 @@ impl BitmapWords for GuestRegionMmap<AtomicBitmap> {
 
 /// A memfd of `length` bytes that can neither shrink nor grow, so that no access to the mapping can fault.
 fn sealed_memfd(length: u64) -> Result<File, RamError> {
-    let create = |call, e: rustix::io::Errno| RamError::Create { call, source: e.into() };
+    let create = |call, e: rustix::io::Errno| RamError::Create { call, cause: e.into() };
     let fd = rustix::fs::memfd_create("thermocline-guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|e| create("memfd_create", e))?;
     rustix::fs::ftruncate(&fd, length).map_err(|e| create("ftruncate", e))?;

@@ -107,7 +107,7 @@ pub(in crate::devices) fn make(
     description: &DeviceDescription,
     host: &mut Host<'_>,
 ) -> Result<Arc<dyn Device>, DeviceError> {
-    let refused = |source| DeviceError::Host { id: description.id.clone(), source };
+    let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
     let irq = host.interrupts.line(LINE).map_err(refused)?;
     let output = host.backends.console.take().unwrap_or_else(|| Box::new(io::sink()));
     let com1 = Arc::new(Com1::new(description, irq, output).map_err(refused)?);
@@ -143,7 +143,7 @@ impl Com1 {
     fn set(&self, state: &SerialState) -> Result<(), DeviceError> {
         let id = || self.description.id.clone();
         let mut port = self.lock();
-        let host = |source| DeviceError::Host { id: id(), source };
+        let host = |cause| DeviceError::Host { id: id(), cause };
         let irq = Irq(port.interrupt_evt().0.try_clone().map_err(host)?);
         let events = InputEvents { drained: port.events().drained.try_clone().map_err(host)? };
         let output = std::mem::replace(&mut port.writer_mut().output, Box::new(io::sink()));

@@ -33,7 +33,7 @@ impl Link {
             Address::Tcp(host_port) => tcp::connect(host_port, CONNECT_LIMIT).map(Self::of_tcp),
             Address::Unix(path) => UnixStream::connect(path).map(Self::of_unix),
         }
-        .map_err(|source| LinkError::Connect { address: address.clone(), source })?
+        .map_err(|cause| LinkError::Connect { address: address.clone(), cause })?
         .map_err(LinkError::Setup)
     }
 

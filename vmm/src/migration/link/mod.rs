@@ -71,20 +71,20 @@ impl fmt::Display for Address {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// Nobody answers.
-    #[error("nobody answers at {address}: {source}; is `thermocline receive --listen {address}` running there?")]
+    #[error("nobody answers at {address}: {cause}; is `thermocline receive --listen {address}` running there?")]
     Connect {
         /// Where.
         address: Address,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose another address, or end what uses it")]
+    #[error("cannot listen on {address}: {cause}; choose another address, or end what uses it")]
     Listen {
         /// Where.
         address: Address,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Waiting for a connection failed.
     #[error("waiting for a connection failed: {0}")]
@@ -113,7 +113,7 @@ impl Listener {
             Address::Tcp(host_port) => TcpListener::bind(host_port.as_str()).map(Self::Tcp),
             Address::Unix(path) => unix::bind(path).map(|(listener, file)| Self::Unix(listener, file)),
         }
-        .map_err(|source| LinkError::Listen { address: address.clone(), source })
+        .map_err(|cause| LinkError::Listen { address: address.clone(), cause })
     }
 
     /// Where it listens: with port 0, the port that was chosen.
