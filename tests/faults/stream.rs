@@ -2,8 +2,15 @@
 //!
 //! A trial keeps one source through all its faults: what a failed migration leaves behind would show in the next.
 
+use std::net::Shutdown;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use thermocline::migration::wire::message::receive_message;
+use thermocline::migration::wire::{Accepted, FrameReader, FrameWriter, Message, preamble};
+use thermocline_tests::console::eventually;
 use thermocline_tests::owner::{destination_only, source_only};
+use thermocline_tests::peer::Server;
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
 use thermocline_tests::random::Random;
 use thermocline_tests::{How, Lab, Machine, Trials, Workload, trial};
@@ -19,6 +26,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], a_frame_dropped_and_others_behind_it);
     trial!(trials, [Kvm], a_bit_of_the_preamble_flipped);
     trial!(trials, [Kvm], a_unix_socket_whose_other_end_dies);
+    trial!(trials, [Kvm], an_end_behind_a_full_window);
 }
 
 use Way::{Back, There};
@@ -203,7 +211,7 @@ fn a_unix_socket_whose_other_end_dies() -> Result<()> {
         let destination = lab.receive_on(&listen, &[], &BUSY)?;
         let migration = source.migrate(&destination.address, &How::with(&["--downtime-limit", "2000"]))?;
         migration.wait_for_phase(thermocline::migration::progress::Phase::Warm)?;
-        std::thread::sleep(std::time::Duration::from_micros(random.below(20_000)));
+        std::thread::sleep(Duration::from_micros(random.below(20_000)));
         destination.machine.process.kill();
         let ended = migration.end()?;
         match ended.code() {
@@ -215,6 +223,42 @@ fn a_unix_socket_whose_other_end_dies() -> Result<()> {
                 source.must_go_on()?;
             }
         }
+    }
+    Ok(())
+}
+
+/// A destination that has taken the machine and reads no more of it, and then ends the connection: the source waits for room that
+/// will never come.
+fn an_end_behind_a_full_window() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut source = lab.boot(&BUSY)?;
+    for how in [Shutdown::Write, Shutdown::Both] {
+        let (sender, ended) = std::sync::mpsc::channel::<()>();
+        let server = Server::start(move |mut stream| {
+            // So small that little of the guest's memory has left when the source has to wait.
+            rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10)?;
+            preamble::send(&mut stream)?;
+            preamble::receive(&mut stream)?;
+            let mut reader = FrameReader::new(stream.try_clone()?);
+            receive_message(&mut reader, "offer")?;
+            Message::Accept(Accepted { can_page_out: false }).send(&mut FrameWriter::new(&stream))?;
+            let waiting = || Ok::<_, anyhow::Error>(rustix::io::ioctl_fionread(&stream)?);
+            let mut before = 0;
+            eventually("the source gets no further", || {
+                std::thread::sleep(Duration::from_millis(200));
+                let now = waiting()?;
+                Ok(now > 0 && now == std::mem::replace(&mut before, now))
+            })?;
+            stream.shutdown(how)?;
+            // It stays open, as one does that is cut on its way.
+            let _ = ended.recv();
+            Ok(())
+        })?;
+        let migration = source.migrate(&server.address, &How::usual())?;
+        migration.fails_at_once(16).with_context(|| format!("{how:?}"))?;
+        drop(sender);
+        server.finish()?;
+        source.must_go_on()?;
     }
     Ok(())
 }

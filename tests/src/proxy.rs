@@ -212,8 +212,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // What was held back has been read here, which a host that died would not have done: its kernel resets. An orderly
-        // end would leave a sender whose window is full to wait until it takes us for dead.
+        // What was held back has been read here, which a host that died would not have done: its kernel resets.
         if self.shared.held.swap(true, Ordering::SeqCst) {
             self.shared.reset();
         } else {

@@ -66,9 +66,8 @@ impl Over {
     }
 }
 
-/// A connection whose other side has said who it is.
-#[derive(Debug)]
-pub(super) struct Introduced {
+/// A connection whose other side has said who it is, and gives way to nobody until it is refused.
+pub(super) struct Introduced<'c> {
     /// What it sends from now on.
     pub(super) reader: FrameReader<Link>,
     /// What is sent to it.
@@ -79,9 +78,10 @@ pub(super) struct Introduced {
     pub(super) first: Message,
     /// Where it comes from, for people.
     pub(super) from: String,
+    caller: Caller<'c>,
 }
 
-impl Introduced {
+impl Introduced<'_> {
     /// It is who it should be, and has as long as anybody has.
     pub(super) fn accept(&mut self) {
         self.reader.set_limit(usize::MAX);
@@ -91,6 +91,7 @@ impl Introduced {
 
     /// It is not taken.
     pub(super) fn refuse(mut self, refusal: Refusal) {
+        self.caller.may_go(self.reader.link().try_clone().ok());
         refuse(&mut self.reader, &mut self.writer, refusal);
     }
 }
@@ -106,7 +107,7 @@ pub(super) struct Stranger {
 
 /// Listens to whoever connects, until `over`. `take` is told in threads of their own of whoever has said who it is, and of whoever
 /// has not; while it works the other side is one of [`MOST`]. When this returns, nobody is listened to any more.
-pub(super) fn serve(listener: &Listener, over: &Over, take: &(dyn Fn(Result<Introduced, Stranger>) + Sync)) {
+pub(super) fn serve(listener: &Listener, over: &Over, take: &(dyn Fn(Result<Introduced<'_>, Stranger>) + Sync)) {
     let callers = &Callers::default();
     scope(|scope| {
         while !over.is_set() {
@@ -115,12 +116,7 @@ pub(super) fn serve(listener: &Listener, over: &Over, take: &(dyn Fn(Result<Intr
             }
             let accepted = listener.accept().map_err(|e| e.to_string()).and_then(|(link, from)| {
                 let caller = callers.enter(&link).map_err(|e| e.to_string())?;
-                let listen = move || {
-                    let introduced = introduce(link, &from);
-                    // Whoever has said who it is gives way to nobody.
-                    caller.stays();
-                    take(introduced.map_err(|error| Stranger { from, error }));
-                };
+                let listen = move || take(introduce(link, from, caller));
                 Builder::new().name("introduction".into()).spawn_scoped(scope, listen).map_err(|e| e.to_string())
             });
             if let Err(e) = accepted {
@@ -133,9 +129,12 @@ pub(super) fn serve(listener: &Listener, over: &Over, take: &(dyn Fn(Result<Intr
 }
 
 /// Hears who somebody is.
-fn introduce(mut link: Link, from: &str) -> Result<Introduced, WireError> {
+fn introduce(mut link: Link, from: String, caller: Caller<'_>) -> Result<Introduced<'_>, Stranger> {
     link.set_deadline(Some(Instant::now() + INTRODUCTION));
-    let mut writer = FrameWriter::new(link.try_clone()?);
+    let mut writer = match link.try_clone() {
+        Ok(link) => FrameWriter::new(link),
+        Err(e) => return Err(Stranger { from, error: e.into() }),
+    };
     let mut reader = FrameReader::new(link);
     reader.set_limit(MAX_INTRODUCTION);
     let heard = preamble::send(writer.link())
@@ -143,11 +142,12 @@ fn introduce(mut link: Link, from: &str) -> Result<Introduced, WireError> {
         .and_then(|agreed| Ok((agreed, receive_message(&mut reader, "offer or join")?)));
     match heard {
         Ok((agreed, first)) => {
-            Ok(Introduced { reader, writer, features: agreed.features, first, from: from.to_owned() })
+            caller.may_go(None);
+            Ok(Introduced { reader, writer, features: agreed.features, first, from, caller })
         }
-        Err(e) => {
-            refuse(&mut reader, &mut writer, Refusal::of_wire(&e));
-            Err(e)
+        Err(error) => {
+            refuse(&mut reader, &mut writer, Refusal::of_wire(&error));
+            Err(Stranger { from, error })
         }
     }
 }
@@ -172,6 +172,8 @@ struct Callers {
     present: Mutex<Vec<Present>>,
     left: Condvar,
     next: AtomicU64,
+    /// Nobody is listened to any more.
+    is_over: AtomicBool,
 }
 
 struct Present {
@@ -215,6 +217,7 @@ impl Callers {
 
     /// Everybody is to leave who may have to.
     fn end(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
         for link in self.lock().iter_mut().filter_map(|one| one.link.take()) {
             link.shutdown(std::net::Shutdown::Both);
         }
@@ -230,10 +233,13 @@ impl Callers {
 }
 
 impl Caller<'_> {
-    /// It gives way to nobody.
-    fn stays(&self) {
+    /// Whether it may have to give way from here on: if so, by the end of this connection.
+    fn may_go(&self, link: Option<Link>) {
         if let Some(own) = self.callers.lock().iter_mut().find(|one| one.number == self.number) {
-            own.link = None;
+            own.link = link;
+        }
+        if self.callers.is_over.load(Ordering::SeqCst) {
+            self.callers.end();
         }
     }
 }

@@ -93,7 +93,7 @@ impl Rendezvous {
     }
 
     /// Takes a further connection, if it is the other side of this migration; who it is otherwise is told.
-    pub(super) fn join(&self, mut introduced: Introduced) {
+    pub(super) fn join(&self, mut introduced: Introduced<'_>) {
         let from = introduced.from.clone();
         let (channel, attempt) = match &introduced.first {
             Message::Join(session, _, attempt) if *session == self.session && *attempt < self.lock().attempt => {

@@ -111,7 +111,7 @@ impl<M: DestinationMachine + Send + 'static> Reception<M> {
 
 impl<M: DestinationMachine + Send + 'static> Shared<M> {
     /// Somebody has connected, and said who it is or not.
-    fn hear(self: &Arc<Self>, caller: Result<Introduced, Stranger>) {
+    fn hear(self: &Arc<Self>, caller: Result<Introduced<'_>, Stranger>) {
         let introduced = match caller {
             Ok(introduced) => introduced,
             Err(Stranger { from, error }) => return self.failed(&from, error.into()),
@@ -142,7 +142,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
     }
 
     /// Takes a machine that is offered, if it can be here and there is a place for it.
-    fn consider(self: &Arc<Self>, offer: &Offer, mut introduced: Introduced) {
+    fn consider(self: &Arc<Self>, offer: &Offer, mut introduced: Introduced<'_>) {
         // Held while the machine is made, so that the first that can be here is the one.
         let mut place = self.lock();
         let prepared = match place.busy() {

@@ -31,7 +31,7 @@ impl Link {
     pub fn connect(address: &Address) -> Result<Self, LinkError> {
         match address {
             Address::Tcp(host_port) => tcp::connect(host_port, CONNECT_LIMIT).map(Self::of_tcp),
-            Address::Unix(path) => UnixStream::connect(path).map(Self::of_unix),
+            Address::Unix(path) => unix::connect(path, CONNECT_LIMIT).map(Self::of_unix),
         }
         .map_err(|cause| LinkError::Connect { address: address.clone(), cause })?
         .map_err(LinkError::Setup)
