@@ -44,7 +44,7 @@ pub enum GuardError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardReport {
     /// What the memory was at the start, or should become.
-    pub remembered: Counts,
+    pub snapshot: Counts,
     /// Pages woken: swapped pages that came into memory, and holes that were allocated.
     pub woken: u64,
     /// Pages of these that were put back.
@@ -57,7 +57,7 @@ pub struct GuardReport {
     pub awake_peak: u64,
 }
 
-/// Remembers what the pages of a target are, and puts back what a reader wakes.
+/// Takes a snapshot of a target's residency, and restores it while somebody reads.
 ///
 /// A page is put back once. If it comes into memory again after that, it is its owner who wants it, and it stays.
 pub struct ResidencyGuard<'t> {
@@ -79,7 +79,7 @@ impl<'t> ResidencyGuard<'t> {
     ///
     /// # Errors
     /// [`GuardError::Probe`] when the host does not tell.
-    pub fn remember(target: &'t dyn Target, window_pages: u64) -> Result<Self, GuardError> {
+    pub fn new(target: &'t dyn Target, window_pages: u64) -> Result<Self, GuardError> {
         let residency = exact_probe().residency(target, 0..target.mapping().pages())?;
         Self::like(target, window_pages, residency)
     }
@@ -93,7 +93,7 @@ impl<'t> ResidencyGuard<'t> {
         if map.len() != memory {
             return Err(GuardError::OtherMemory { map: map.len(), memory });
         }
-        let report = GuardReport { remembered: map.counts(), ..GuardReport::default() };
+        let report = GuardReport { snapshot: map.counts(), ..GuardReport::default() };
         let mut guard = Self {
             target,
             window: window_pages.max(1),

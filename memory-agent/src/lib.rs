@@ -36,8 +36,8 @@ pub use probe::{
 };
 pub use residency::{Residency, ResidencyError, Run, Runs};
 pub use scan::{
-    ContentHash, Reader, Remembered, ScanError, ScanGuard, ScanProgress, ScanReport, ScanView, SparseDump, ZeroFinder,
-    scan, windows,
+    ContentHash, Reader, ResidencySnapshot, ScanError, ScanGuard, ScanProgress, ScanReport, ScanView, SparseDump,
+    ZeroFinder, scan, windows,
 };
 pub use swap::{SwapDevice, SwapError, SwapKind, active, zswap_is_enabled};
 pub use usage::{UsageError, counts_of};

@@ -168,8 +168,8 @@ fn scanning_leaves_memory_as_it_was() {
         for by_mapping in [true, false] {
             let before = whole(&PageCache, &mapping);
             for window in windows(&before, PageState::Swapped, WINDOW) {
-                let remembered = guard.remember(&window).unwrap();
-                assert!(remembered.counts().swapped <= WINDOW);
+                let snapshot = guard.snapshot(&window).unwrap();
+                assert!(snapshot.counts().swapped <= WINDOW);
                 for page in window.iter().cloned().flatten() {
                     let right =
                         if by_mapping { memory.holds(page, page + 1) } else { memory.pread_holds(page, page + 1) };
@@ -177,7 +177,7 @@ fn scanning_leaves_memory_as_it_was() {
                 }
                 let peak = counts_of(&mapping).unwrap().resident;
                 assert!(peak <= before.counts().resident + WINDOW + WINDOW / 100, "{peak} at a time");
-                let report = remembered.put_back().unwrap();
+                let report = snapshot.put_back().unwrap();
                 assert!(report.left * 100 <= report.asked, "{report:?}");
             }
             let after = whole(&PageCache, &mapping);
@@ -201,9 +201,9 @@ fn what_comes_along_with_a_neighbour_goes_again() {
         let guard = ScanGuard::new(mapping);
         wanted.iter().for_each(|&page| assert!(memory.pread_holds(page, page + 1)));
         // Where the kernel reads ahead from zram, the neighbours are in memory as well now, and nobody's.
-        let remembered = guard.remember(&[0..memory.pages]).unwrap();
-        assert_eq!(remembered.counts().swapped, before.counts().swapped - wanted.len() as u64);
-        drop(remembered);
+        let snapshot = guard.snapshot(&[0..memory.pages]).unwrap();
+        assert_eq!(snapshot.counts().swapped, before.counts().swapped - wanted.len() as u64);
+        drop(snapshot);
         let after = whole(&PageCache, &mapping);
         let left = after.counts().resident - before.counts().resident - wanted.len() as u64;
         assert!(left * 100 <= before.counts().swapped, "{left} pages more in memory");
@@ -218,7 +218,7 @@ fn a_failing_reader_leaves_memory_as_it_was() {
         let before = whole(&PageCache, &mapping);
         let cold: Vec<_> = before.ranges_of(PageState::Swapped).collect();
         let failed = catch_unwind(AssertUnwindSafe(|| {
-            let _remembered = ScanGuard::new(mapping).remember(&cold).unwrap();
+            let _snapshot = ScanGuard::new(mapping).snapshot(&cold).unwrap();
             cold.iter().cloned().flatten().for_each(|page| assert!(memory.holds(page, page + 1)));
             assert_eq!(counts_of(&mapping).unwrap().swapped, 0);
             std::panic::resume_unwind(Box::new("the reader fails"));
@@ -233,12 +233,12 @@ fn what_is_kept_stays() {
     with_swap("what_is_kept_stays", || {
         let memory = three_quarters_cold(4096);
         let mapping = memory.mapping();
-        let mut remembered = ScanGuard::new(mapping).remember(&[0..64, 64..192]).unwrap();
-        assert_eq!(remembered.counts(), Counts { hole: 24, resident: 0, swapped: 168 });
-        assert_eq!(remembered.runs().next().unwrap().pages, 0..7);
+        let mut snapshot = ScanGuard::new(mapping).snapshot(&[0..64, 64..192]).unwrap();
+        assert_eq!(snapshot.counts(), Counts { hole: 24, resident: 0, swapped: 168 });
+        assert_eq!(snapshot.runs().next().unwrap().pages, 0..7);
         (0..192).filter(|page| page % 8 != 7).for_each(|page| assert!(memory.holds(page, page + 1)));
-        remembered.keep(40..72);
-        let report = remembered.put_back().unwrap();
+        snapshot.keep(40..72);
+        let report = snapshot.put_back().unwrap();
         assert_eq!((report.asked, report.left), (168 - 28, 0));
         let after = PageCache.residency(&mapping, 0..192).unwrap();
         assert_eq!(after.counts_in(40..72).resident, 28);
@@ -366,7 +366,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
         let cold: Vec<_> = before.ranges_of(PageState::Swapped).collect();
         let touched = cold[0].start;
 
-        let remembered = view.guard().remember(&cold).unwrap();
+        let snapshot = view.guard().snapshot(&cold).unwrap();
         let mut page = vec![0; PAGE_SIZE as usize];
         for number in cold.iter().cloned().flatten() {
             view.read(&(number..number + 1), &mut page).unwrap();
@@ -375,7 +375,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
             assert!(page == direct, "content of page {number}");
         }
         assert!(memory.holds(touched, touched + 1));
-        let report = remembered.put_back().unwrap();
+        let report = snapshot.put_back().unwrap();
         // A touch also maps awake neighbours (mm/memory.c, `do_fault_around`): up to 16 pages, aligned.
         let around = touched / 16 * 16..touched / 16 * 16 + 16;
         assert!((1..=16).contains(&report.left), "{report:?}");

@@ -83,7 +83,7 @@ fn a_guard_and_a_reader_leave_what_was_read_ahead_where_it_is() {
     with_disk_swap("a_guard_and_a_reader_leave_what_was_read_ahead_where_it_is", |group, disk| {
         let memory = all_swapped(group, "read-ahead-guarded");
         let (mapping, view) = (memory.mapping(), memory.mapping().view().unwrap());
-        let mut guard = ResidencyGuard::remember(&mapping, 512).unwrap();
+        let mut guard = ResidencyGuard::new(&mapping, 512).unwrap();
         let before = disk.pages_written();
         // In short runs, at whose ends there is something that was read ahead.
         let resident = || PageCache.residency(&mapping, 0..PAGES).unwrap().counts().resident;

@@ -218,7 +218,7 @@ fn a_guard_puts_back_what_readers_wake() {
         for by_the_process_itself in [true, false] {
             let (mut other, memory) = half_cold();
             let before = residency(&memory);
-            let mut guard = ResidencyGuard::remember(&memory, WINDOW).unwrap();
+            let mut guard = ResidencyGuard::new(&memory, WINDOW).unwrap();
             let mut page = vec![0; PAGE_SIZE as usize];
             let mut most = 0;
             // A reader of everything, at the pace of a migration: holes are allocated too when they are read through a mapping.
@@ -234,7 +234,7 @@ fn a_guard_puts_back_what_readers_wake() {
             }
             let report = guard.finish().unwrap();
             let after = residency(&memory);
-            assert_eq!(report.remembered, HALF_COLD);
+            assert_eq!(report.snapshot, HALF_COLD);
             assert!(most <= HALF_COLD.resident + WINDOW + WINDOW / 10, "{most} pages at a time");
             assert!(changed(&before, &after) * 100 <= PAGES, "{report:?}: {before:?} became {after:?}");
             assert!(report.put_back >= PAGES / 2 && report.awake * 100 <= PAGES, "{report:?}");
@@ -246,7 +246,7 @@ fn a_guard_puts_back_what_readers_wake() {
 fn a_guard_leaves_what_comes_again() {
     with_swap("a_guard_leaves_what_comes_again", || {
         let (mut other, memory) = half_cold();
-        let mut guard = ResidencyGuard::remember(&memory, 512).unwrap();
+        let mut guard = ResidencyGuard::new(&memory, 512).unwrap();
         // Read once by somebody, and then worked with.
         other.tell("touch 64 128 7");
         guard.step().unwrap();

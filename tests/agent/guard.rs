@@ -31,7 +31,7 @@ fn end(guard: &Process) -> Result<GuardReport> {
 
 /// All that was cold was woken, and is cold again.
 fn must_have_restored(guest: &ColdGuest, report: &GuardReport) -> Result<()> {
-    ensure!(report.remembered == guest.before, "{report:?} of {:?}", guest.before);
+    ensure!(report.snapshot == guest.before, "{report:?} of {:?}", guest.before);
     ensure!(report.woken >= guest.before.swapped / 100 * 99, "the reader woke nothing: {report:?}");
     must_be_near("put back", report.put_back, report.woken, 1)?;
     guest.must_be_as_before()

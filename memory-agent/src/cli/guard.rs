@@ -53,7 +53,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let opened = arguments.memory.open()?;
     let mut guard = Guard::new(&opened.memories, arguments)?;
     let pid = arguments.memory.pid;
-    say(format!("guarding PID {pid}: {} pages asleep", guard.report().remembered.swapped));
+    say(format!("guarding PID {pid}: {} pages asleep", guard.report().snapshot.swapped));
     let mut command = start(&arguments.command)?;
     // Behind the command's start, which would inherit it. Without it all is as well, only slower.
     let _ = setpriority_process(None, NICENESS);
@@ -107,7 +107,7 @@ impl<'t> Guard<'t> {
     fn new(memories: &'t [ProcessMemory], arguments: &Arguments) -> Result<Self, End> {
         let window = arguments.window.pages();
         let guards: Result<Vec<_>, GuardError> = match &arguments.like {
-            None => memories.iter().map(|memory| ResidencyGuard::remember(memory, window)).collect(),
+            None => memories.iter().map(|memory| ResidencyGuard::new(memory, window)).collect(),
             Some(path) => {
                 let maps = MapFile::read(path)?.memories;
                 if maps.len() != memories.len() {
@@ -223,7 +223,7 @@ impl<'t> Guard<'t> {
     /// Of all memories.
     fn report(&self) -> GuardReport {
         self.reports.iter().fold(GuardReport::default(), |sum, one| GuardReport {
-            remembered: sum.remembered + one.remembered,
+            snapshot: sum.snapshot + one.snapshot,
             woken: sum.woken + one.woken,
             put_back: sum.put_back + one.put_back,
             wanted: sum.wanted + one.wanted,
@@ -247,12 +247,12 @@ fn line(report: &GuardReport) -> String {
 }
 
 fn sentences(report: &GuardReport) -> String {
-    let GuardReport { remembered, woken, put_back, wanted, awake, awake_peak } = report;
+    let GuardReport { snapshot, woken, put_back, wanted, awake, awake_peak } = report;
     format!(
-        "remembered {} resident, {} swapped and {} hole pages\n\
+        "to be restored: {} resident, {} swapped and {} hole pages\n\
          woken {woken} and put back {put_back}, {wanted} of which their owner wanted again; \
          {awake} are still awake, at most {awake_peak} were\n",
-        remembered.resident, remembered.swapped, remembered.hole
+        snapshot.resident, snapshot.swapped, snapshot.hole
     )
 }
 

@@ -62,7 +62,7 @@ impl FileView {
     }
 
     /// Copies what the pages hold now; `buffer` has exactly their size. Swapped pages are swapped in: have a guard
-    /// remember them first. Holes read as zeros and stay holes.
+    /// take a snapshot of them first. Holes read as zeros and stay holes.
     ///
     /// # Errors
     /// [`TargetError::Io`] when not all pages are in the file, or the buffer is of another size.

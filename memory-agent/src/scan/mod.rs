@@ -19,7 +19,7 @@ pub use readers::{ContentHash, SparseDump, ZeroFinder};
 pub use view::ScanView;
 pub use walk::{Reader, ScanProgress, ScanReport, scan};
 
-/// Why memory could not be remembered or put back.
+/// Why residency could not be found out or restored.
 #[derive(Debug, Error)]
 pub enum ScanError {
     /// The states of the pages could not be found out.
@@ -45,7 +45,8 @@ pub enum ScanError {
     OutOfRange(Range<u64>),
 }
 
-/// For whoever is about to read shared memory: remember what is swapped, read, put it back.
+/// For whoever is about to read shared memory: a snapshot of which pages are what, reading, and paging out again what was
+/// swapped.
 ///
 /// Holes should not be read at all: through a mapping that would allocate them, and only what was swapped is put back.
 #[derive(Clone, Copy, Debug)]
@@ -69,30 +70,30 @@ impl<'m> ScanGuard<'m> {
     /// Finds out, exactly, what the pages of the ranges are now. To be called right before reading them.
     ///
     /// Pages that the kernel has read ahead from zram, and that nobody has touched since, are taken for swapped: reading
-    /// what was remembered before has brought them in.
+    /// the pages of an earlier snapshot has brought them in.
     ///
     /// # Errors
     /// [`ScanError::Probe`] when pages are not in the mapping, or the kernel refuses.
-    pub fn remember(&self, ranges: &[Range<u64>]) -> Result<Remembered<'m>, ScanError> {
+    pub fn snapshot(&self, ranges: &[Range<u64>]) -> Result<ResidencySnapshot<'m>, ScanError> {
         let parts = ranges.iter().filter(|range| !range.is_empty());
         let parts = parts.map(|range| Ok((range.start, exact_probe().residency(&self.mapping, range.clone())?)));
         let parts = parts.collect::<Result<_, ProbeError>>()?;
-        let mut remembered =
-            Remembered { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false };
+        let mut snapshot =
+            ResidencySnapshot { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false };
         if all_frees_at_once()? {
-            remembered.also_read_ahead()?;
+            snapshot.also_read_ahead()?;
         }
-        Ok(remembered)
+        Ok(snapshot)
     }
 }
 
-/// What pages were before they were read; made by [`ScanGuard::remember`].
+/// What pages were before they were read; made by [`ScanGuard::snapshot`].
 ///
-/// Dropping it pages out again what [`Remembered::put_back`] would, as well as possible, so that a reader that
+/// Dropping it pages out again what [`ResidencySnapshot::put_back`] would, as well as possible, so that a reader that
 /// fails leaves memory as it found it too.
 #[derive(Debug)]
 #[must_use = "dropping it at once pages out at once: keep it until the pages are read"]
-pub struct Remembered<'m> {
+pub struct ResidencySnapshot<'m> {
     mapping: Mapping<'m>,
     view: Option<&'m FileView>,
     /// First page, and the states from there on.
@@ -101,7 +102,7 @@ pub struct Remembered<'m> {
     done: bool,
 }
 
-impl Remembered<'_> {
+impl ResidencySnapshot<'_> {
     /// The runs of pages in one state, in the mapping's page numbers and in the order of the ranges given.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.parts.iter().flat_map(|(first, residency)| {
@@ -164,7 +165,7 @@ impl Remembered<'_> {
     }
 }
 
-impl Drop for Remembered<'_> {
+impl Drop for ResidencySnapshot<'_> {
     fn drop(&mut self) {
         if !self.done {
             // The reader has failed already, and has its own error to tell.

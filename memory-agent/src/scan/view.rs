@@ -33,7 +33,7 @@ impl ScanView {
     }
 
     /// Copies what the pages hold now; `buffer` has exactly their size. Swapped pages are swapped in: have a guard
-    /// remember them first. Holes would be allocated.
+    /// take a snapshot of them first. Holes would be allocated.
     ///
     /// # Errors
     /// [`ScanError::OutOfRange`] when not all pages are in the file, or the buffer is of another size.

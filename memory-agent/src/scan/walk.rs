@@ -71,9 +71,9 @@ pub fn scan(
     let mut start = pages.start;
     while start < pages.end {
         let window = start..pages.end.min(start.saturating_add(window_pages));
-        let remembered = guard.remember(std::slice::from_ref(&window))?;
+        let snapshot = guard.snapshot(std::slice::from_ref(&window))?;
         let mut read_up_to = window.start;
-        'window: for run in remembered.runs() {
+        'window: for run in snapshot.runs() {
             let mut page = run.pages.start;
             while page < run.pages.end {
                 if run.state == PageState::Hole {
@@ -93,10 +93,10 @@ pub fn scan(
                 }
             }
         }
-        for run in remembered.runs() {
+        for run in snapshot.runs() {
             report.pages.count(run.state, run.pages.end.min(read_up_to).saturating_sub(run.pages.start));
         }
-        match remembered.put_back() {
+        match snapshot.put_back() {
             Ok(put_back) => report.put_back = report.put_back.merge(put_back),
             // The owner has woken every page of the window meanwhile, and wants them.
             Err(ScanError::PageOut(PageOutError::Kept(_))) => {}

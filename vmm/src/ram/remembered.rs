@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{HintProbe, Marker, PageOutReport, PageState, Remembered, Run, ScanGuard};
+use memory_agent::{HintProbe, Marker, PageOutReport, PageState, ResidencySnapshot, Run, ScanGuard};
 
 use super::{GuestRam, RamError};
 
@@ -15,7 +15,7 @@ struct Part<'r> {
     region: usize,
     /// RAM page number of the region's first page.
     first: u64,
-    remembered: Remembered<'r>,
+    remembered: ResidencySnapshot<'r>,
 }
 
 impl<'r> RememberedRam<'r> {
@@ -27,7 +27,7 @@ impl<'r> RememberedRam<'r> {
         let mut parts = Vec::new();
         for (region, local) in ram.by_region(ranges)? {
             let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
-            let remembered = guard(region)?.remember(&local)?;
+            let remembered = guard(region)?.snapshot(&local)?;
             parts.push(Part { region, first, remembered });
         }
         Ok(Self { parts })
