@@ -40,19 +40,19 @@ pub enum AgentError {
 /// How an agent works.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentOptions {
-    /// Which probe it uses; `Auto` is an exact one where it is to put back.
+    /// Which probe it uses; `Auto` is an exact one where it is to restore.
     pub probe: ProbeChoice,
     /// How much of one core it may use, percent.
     pub budget: f64,
     /// How long after the beginning of a round the next one begins, at the earliest.
     pub interval: Duration,
     /// Whether it pages out again what readers other than the owner have woken.
-    pub put_back: bool,
+    pub restore: bool,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { probe: ProbeChoice::Auto, budget: 1.0, interval: Duration::from_secs(1), put_back: true }
+        Self { probe: ProbeChoice::Auto, budget: 1.0, interval: Duration::from_secs(1), restore: true }
     }
 }
 
@@ -72,7 +72,7 @@ pub struct AgentCost {
     /// Pages found woken by their owner or by a reader.
     pub woken: u64,
     /// Pages that a reader woke and that were paged out again.
-    pub put_back: u64,
+    pub restored: u64,
 }
 
 impl AgentCost {
@@ -196,7 +196,7 @@ impl Agent {
     /// back has to see it.
     fn choose_probe(&self, target: &dyn Target) -> Result<ChosenProbe, ProbeError> {
         match self.options.probe {
-            ProbeChoice::Auto if self.options.put_back => Ok(ChosenProbe::exact()),
+            ProbeChoice::Auto if self.options.restore => Ok(ChosenProbe::exact()),
             choice => ChosenProbe::new(choice, target),
         }
     }
@@ -226,13 +226,13 @@ impl Agent {
         let before = thread_time();
         let looked = probe.residency(target, slice.clone()).map(|found| {
             let woken = self.woken(number, &slice, &found);
-            let put_back = if self.options.put_back { put_back(target, &woken) } else { 0 };
-            (found, woken, put_back)
+            let restored = if self.options.restore { restore(target, &woken) } else { 0 };
+            (found, woken, restored)
         });
         let mut state = self.lock();
         state.busy = false;
         self.changed.notify_all();
-        let (found, woken, put_back) = looked?;
+        let (found, woken, restored) = looked?;
         for run in found.runs() {
             state.maps[number].set(run.pages.moved_up(slice.start), run.state);
         }
@@ -240,7 +240,7 @@ impl Agent {
         let cpu = thread_time().saturating_sub(before);
         state.cost.cpu_ns += cpu.as_nanos() as u64;
         state.cost.woken += woken.page_count();
-        state.cost.put_back += put_back;
+        state.cost.restored += restored;
         Ok(Some(cpu))
     }
 
@@ -342,7 +342,7 @@ impl Pace {
 }
 
 /// Pages out again what readers have woken: pages that are in memory and that the owner does not map. How many.
-fn put_back(target: &dyn Target, woken: &PageRanges) -> u64 {
+fn restore(target: &dyn Target, woken: &PageRanges) -> u64 {
     let mut unwanted = PageRanges::new();
     let first = target.mapping().offset(0) / PAGE_SIZE;
     for range in woken {

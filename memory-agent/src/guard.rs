@@ -47,9 +47,9 @@ pub struct GuardReport {
     pub snapshot: Counts,
     /// Pages woken: swapped pages that came into memory, and holes that were allocated.
     pub woken: u64,
-    /// Pages of these that were put back.
-    pub put_back: u64,
-    /// Pages of those put back that came again, and were left then: somebody works with them.
+    /// Pages of these that were restored.
+    pub restored: u64,
+    /// Pages of those restored that came again, and were left then: somebody works with them.
     pub wanted: u64,
     /// Pages that are awake now and should not be, but for those wanted.
     pub awake: u64,
@@ -59,13 +59,13 @@ pub struct GuardReport {
 
 /// Takes a snapshot of a target's residency, and restores it while somebody reads.
 ///
-/// A page is put back once. If it comes into memory again after that, it is its owner who wants it, and it stays.
+/// A page is restored once. If it comes into memory again after that, it is its owner who wants it, and it stays.
 pub struct ResidencyGuard<'t> {
     target: &'t dyn Target,
     window: u64,
-    /// What pages should be; those put back or found resident at the start are resident here.
+    /// What pages should be; those restored or found resident at the start are resident here.
     owed: Residency,
-    /// Pages put back, as swapped ones: to see who comes again.
+    /// Pages restored, as swapped ones: to see who comes again.
     done: Residency,
     /// What was awake at the last look.
     awake: PageRanges,
@@ -110,7 +110,7 @@ impl<'t> ResidencyGuard<'t> {
         Ok(guard)
     }
 
-    /// Looks what has been woken, and puts back what the reader is done with. To be called some tens of times a second.
+    /// Looks what has been woken, and restores what the reader is done with. To be called some tens of times a second.
     ///
     /// # Errors
     /// When the host does not tell, nothing can be paged out, or the target has gone.
@@ -119,15 +119,15 @@ impl<'t> ResidencyGuard<'t> {
         let count = awake.page_count();
         self.report.awake_peak = self.report.awake_peak.max(count);
         // What was awake at the last look already is behind the reader; with more than half of the window awake all is
-        // put back but the reader's front.
+        // restored but the reader's front.
         let due = if count > self.window / 2 { awake.without_last(FRONT) } else { awake.intersection(&self.awake) };
-        let left = self.put_back(&due)?;
+        let left = self.restore(&due)?;
         self.report.awake = count - due.page_count() + left;
         self.awake = awake;
         Ok(self.report)
     }
 
-    /// Puts back all that is awake and should not be.
+    /// Restores all that is awake and should not be.
     ///
     /// # Errors
     /// As [`ResidencyGuard::step`].
@@ -140,7 +140,7 @@ impl<'t> ResidencyGuard<'t> {
             if self.report.awake == 0 {
                 break;
             }
-            self.report.awake = self.put_back(&awake)?;
+            self.report.awake = self.restore(&awake)?;
         }
         Ok(self.report)
     }
@@ -198,13 +198,13 @@ impl<'t> ResidencyGuard<'t> {
     }
 
     /// Pages out, and tells how many pages stayed. Those that left memory are not owed any more.
-    fn put_back(&mut self, ranges: &PageRanges) -> Result<u64, GuardError> {
+    fn restore(&mut self, ranges: &PageRanges) -> Result<u64, GuardError> {
         if ranges.is_empty() {
             return Ok(0);
         }
         // What was a hole has been read and not written, as far as is known, and becomes one again.
         let (holes, cold) = self.split(ranges);
-        for (ranges, way) in [(&holes, Way::Mapped), (&cold, Way::PutBack)] {
+        for (ranges, way) in [(&holes, Way::Mapped), (&cold, Way::Restore)] {
             match page_out_by(self.target, ranges, way) {
                 // The owner works with all of them, or a reader still has them mapped.
                 Ok(_) | Err(PageOutError::Kept(_)) => {}
@@ -217,14 +217,14 @@ impl<'t> ResidencyGuard<'t> {
         }
         for range in ranges {
             self.report.woken += range.page_count();
-            self.report.put_back += range.page_count();
+            self.report.restored += range.page_count();
             self.owed.set(range.clone(), PageState::Resident);
             self.done.set(range.clone(), PageState::Swapped);
         }
         for range in &stayed {
-            // Not put back; asked for again.
+            // Not restored; asked for again.
             self.report.woken -= range.page_count();
-            self.report.put_back -= range.page_count();
+            self.report.restored -= range.page_count();
             self.owed.set(range.clone(), PageState::Swapped);
             self.done.set(range.clone(), PageState::Hole);
         }

@@ -47,7 +47,7 @@ impl Metrics {
         registry.register("cpu_seconds", "CPU time used for looking and for paging out", cpu);
         for (name, help, value) in [
             ("woken_pages", "Pages found woken by their owner or by a reader", self.cost.woken),
-            ("put_back_pages", "Pages that a reader woke and that were paged out again", self.cost.put_back),
+            ("restored_pages", "Pages that a reader woke and that were paged out again", self.cost.restored),
             ("rounds", "Complete looks at all memory", self.cost.rounds),
         ] {
             let counter = Counter::<u64>::default();
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     fn metrics() -> Metrics {
-        let cost = AgentCost { rounds: 3, cpu_ns: 1_500_000_000, woken: 10, put_back: 9, ..AgentCost::default() };
+        let cost = AgentCost { rounds: 3, cpu_ns: 1_500_000_000, woken: 10, restored: 9, ..AgentCost::default() };
         let counts = Counts { hole: 1, resident: 2, swapped: 4 };
         Metrics { pid: 7, map: Some((counts, Duration::from_millis(250))), cost }
     }
@@ -101,7 +101,7 @@ mod tests {
                 "memory_agent_pages{pid=\"7\",state=\"hole\"} 1",
                 "memory_agent_pages{pid=\"7\",state=\"resident\"} 2",
                 "memory_agent_pages{pid=\"7\",state=\"swapped\"} 4",
-                "memory_agent_put_back_pages_total{pid=\"7\"} 9",
+                "memory_agent_restored_pages_total{pid=\"7\"} 9",
                 "memory_agent_rounds_total{pid=\"7\"} 3",
                 "memory_agent_woken_pages_total{pid=\"7\"} 10",
             ]

@@ -162,8 +162,8 @@ pub(crate) enum Way {
     Mapped,
     /// Most of them are not, and are mapped first.
     MapFirst,
-    /// They are mapped, and hold data: see [`Target::advise_put_back`].
-    PutBack,
+    /// They are mapped, and hold data: see [`Target::advise_restore`].
+    Restore,
 }
 
 /// As [`page_out`], in another way the first time.
@@ -189,7 +189,7 @@ pub(crate) fn page_out_by(target: &dyn Target, ranges: &[Range<u64>], way: Way) 
         }
         match way {
             // Each page of these is one that was seen to be resident.
-            Way::PutBack => target.advise_put_back(&left)?,
+            Way::Restore => target.advise_restore(&left)?,
             Way::Mapped | Way::MapFirst => target.advise_page_out(&spans(&left, &ranges))?,
         }
         report.attempts = 1;

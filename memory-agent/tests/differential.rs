@@ -177,7 +177,7 @@ fn scanning_leaves_memory_as_it_was() {
                 }
                 let peak = counts_of(&mapping).unwrap().resident;
                 assert!(peak <= before.counts().resident + WINDOW + WINDOW / 100, "{peak} at a time");
-                let report = snapshot.put_back().unwrap();
+                let report = snapshot.restore().unwrap();
                 assert!(report.left * 100 <= report.asked, "{report:?}");
             }
             let after = whole(&PageCache, &mapping);
@@ -238,7 +238,7 @@ fn what_is_kept_stays() {
         assert_eq!(snapshot.runs().next().unwrap().pages, 0..7);
         (0..192).filter(|page| page % 8 != 7).for_each(|page| assert!(memory.holds(page, page + 1)));
         snapshot.keep(40..72);
-        let report = snapshot.put_back().unwrap();
+        let report = snapshot.restore().unwrap();
         assert_eq!((report.asked, report.left), (168 - 28, 0));
         let after = PageCache.residency(&mapping, 0..192).unwrap();
         assert_eq!(after.counts_in(40..72).resident, 28);
@@ -375,7 +375,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
             assert!(page == direct, "content of page {number}");
         }
         assert!(memory.holds(touched, touched + 1));
-        let report = snapshot.put_back().unwrap();
+        let report = snapshot.restore().unwrap();
         // A touch also maps awake neighbours (mm/memory.c, `do_fault_around`): up to 16 pages, aligned.
         let around = touched / 16 * 16..touched / 16 * 16 + 16;
         assert!((1..=16).contains(&report.left), "{report:?}");

@@ -164,7 +164,7 @@ fn a_scan_leaves_another_process_as_it_was() {
         });
         let report = report.unwrap();
         assert_eq!((report.pages, report.complete), (HALF_COLD, true));
-        assert!(report.put_back.left * 100 <= report.put_back.asked, "{report:?}");
+        assert!(report.restored.left * 100 <= report.restored.asked, "{report:?}");
         assert!(most <= HALF_COLD.resident + WINDOW + WINDOW / 100, "{most} pages at a time");
         let after = residency(&memory);
         assert!(changed(&before, &after) * 100 <= PAGES, "{before:?} became {after:?}");
@@ -179,7 +179,7 @@ fn a_scan_leaves_another_process_as_it_was() {
         scan(&view, 0..PAGES, WINDOW, &mut zeros, go_on).unwrap();
         assert_eq!(zeros.ranges(), [5..9]);
 
-        // Ended early, it has put back what it woke.
+        // Ended early, it has paged out again what it woke.
         let before = residency(&memory);
         let mut batches = 0;
         let report = scan(&view, 0..PAGES, WINDOW, &mut ContentHash::default(), &mut |_| {
@@ -212,8 +212,8 @@ fn what_the_owner_touches_during_a_scan_stays() {
 }
 
 #[test]
-fn a_guard_puts_back_what_readers_wake() {
-    with_swap("a_guard_puts_back_what_readers_wake", || {
+fn a_guard_restores_what_readers_swap_in() {
+    with_swap("a_guard_restores_what_readers_swap_in", || {
         const WINDOW: u64 = 512;
         for by_the_process_itself in [true, false] {
             let (mut other, memory) = half_cold();
@@ -237,7 +237,7 @@ fn a_guard_puts_back_what_readers_wake() {
             assert_eq!(report.snapshot, HALF_COLD);
             assert!(most <= HALF_COLD.resident + WINDOW + WINDOW / 10, "{most} pages at a time");
             assert!(changed(&before, &after) * 100 <= PAGES, "{report:?}: {before:?} became {after:?}");
-            assert!(report.put_back >= PAGES / 2 && report.awake * 100 <= PAGES, "{report:?}");
+            assert!(report.restored >= PAGES / 2 && report.awake * 100 <= PAGES, "{report:?}");
         }
     });
 }
@@ -251,14 +251,14 @@ fn a_guard_leaves_what_comes_again() {
         other.tell("touch 64 128 7");
         guard.step().unwrap();
         let report = guard.step().unwrap();
-        assert_eq!((report.put_back, residency(&memory).counts_in(64..128).swapped), (64, 64), "{report:?}");
+        assert_eq!((report.restored, residency(&memory).counts_in(64..128).swapped), (64, 64), "{report:?}");
         other.tell("write 64 128 9");
         for _ in 0..4 {
             guard.step().unwrap();
         }
         let report = guard.finish().unwrap();
         assert_eq!(residency(&memory).counts_in(64..128).resident, 64, "{report:?}");
-        assert_eq!((report.put_back, report.wanted), (64, 64), "{report:?}");
+        assert_eq!((report.restored, report.wanted), (64, 64), "{report:?}");
     });
 }
 
@@ -283,8 +283,8 @@ fn a_guard_can_make_memory_like_another() {
 }
 
 #[test]
-fn an_agent_keeps_a_map_and_puts_back_what_readers_wake() {
-    with_swap("an_agent_keeps_a_map_and_puts_back_what_readers_wake", || {
+fn an_agent_keeps_a_map_and_restores_what_readers_swap_in() {
+    with_swap("an_agent_keeps_a_map_and_restores_what_readers_swap_in", || {
         let (mut other, memory) = half_cold();
         let options = AgentOptions { budget: 50.0, interval: Duration::from_millis(20), ..AgentOptions::default() };
         let agent = Agent::new(options).unwrap();
@@ -315,7 +315,7 @@ fn an_agent_keeps_a_map_and_puts_back_what_readers_wake() {
             other.tell("touch 0 32 7");
             wait(3);
             assert_eq!(agent.map().unwrap().maps[0].counts_in(0..32).resident, 32);
-            // By somebody else: it is put back.
+            // By somebody else: it is paged out again.
             let mut pages = vec![0; 512 * PAGE_SIZE as usize];
             memory.file().read(&(512..1024), &mut pages).unwrap();
             let woken = residency(&memory).counts_in(512..1024).resident;

@@ -12,7 +12,7 @@ use thermocline_tests::{Lab, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], the_daemon_tells_what_is_and_what_it_costs);
-    trial!(trials, [Kvm, Root, Zram], the_daemon_puts_back_what_readers_wake);
+    trial!(trials, [Kvm, Root, Zram], the_daemon_restores_what_readers_swap_in);
     trial!(trials, [Kvm, Root, Zram], the_daemon_ends_with_its_process);
 }
 
@@ -55,7 +55,7 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
         }
         let of = |name: &str| metric(&text, &format!("memory_agent_{name}{{pid=\"{pid}\"}}"));
         ensure!(of("rounds_total")? >= 1.0 && of("cpu_seconds_total")? > 0.0, "{text}");
-        ensure!(of("woken_pages_total")? == 0.0 && of("put_back_pages_total")? == 0.0, "{text}");
+        ensure!(of("woken_pages_total")? == 0.0 && of("restored_pages_total")? == 0.0, "{text}");
         ensure!(of("map_age_seconds")? < 30.0, "{text}");
 
         daemon.signal(Signal::TERM)?;
@@ -66,7 +66,7 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
     })
 }
 
-fn the_daemon_puts_back_what_readers_wake() -> Result<()> {
+fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
     undisturbed(|| {
         let lab = Lab::new()?;
         let guest = ColdGuest::new(&lab)?;
@@ -78,22 +78,22 @@ fn the_daemon_puts_back_what_readers_wake() -> Result<()> {
         let almost = most / 100 * 99;
         eventually("what was read is cold again", || Ok(guest.counts()?.swapped >= almost))?;
         let from = daemon.stdout.len();
-        let put_back = |line: &str| known(line).and_then(|(_, object)| object["cost"]["put_back"].as_u64());
-        let (_, pages) = daemon.stdout.wait_for(from, PATIENCE, put_back)?;
-        ensure!(pages >= almost, "{pages} of {most} put back");
+        let restored = |line: &str| known(line).and_then(|(_, object)| object["cost"]["restored"].as_u64());
+        let (_, pages) = daemon.stdout.wait_for(from, PATIENCE, restored)?;
+        ensure!(pages >= almost, "{pages} of {most} restored");
         daemon.signal(Signal::INT)?;
         ensure!(daemon.wait()?.code() == Some(0), "it failed");
 
         // Left awake when asked to.
         let asleep = guest.counts()?.swapped;
-        let daemon = start(&["daemon"], guest.pid(), &[&more[..], &["--no-put-back"]].concat())?;
+        let daemon = start(&["daemon"], guest.pid(), &[&more[..], &["--no-restore"]].concat())?;
         let (at, _) = daemon.stdout.wait_for(0, PATIENCE, known)?;
         guest.read()?;
         let almost = asleep / 100 * 99;
         let woken = |line: &str| known(line).filter(|(_, object)| object["cost"]["woken"].as_u64() >= Some(almost));
         let (_, (_, object)) = daemon.stdout.wait_for(at, PATIENCE, woken).context("it does not see them")?;
-        ensure!(object["cost"]["put_back"] == 0, "{object}");
-        ensure!(guest.counts()?.swapped <= asleep - almost, "somebody puts back: {:?}", guest.counts()?);
+        ensure!(object["cost"]["restored"] == 0, "{object}");
+        ensure!(guest.counts()?.swapped <= asleep - almost, "somebody restores: {:?}", guest.counts()?);
         Ok(())
     })
 }

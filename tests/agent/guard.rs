@@ -33,7 +33,7 @@ fn end(guard: &Process) -> Result<GuardReport> {
 fn must_have_restored(guest: &ColdGuest, report: &GuardReport) -> Result<()> {
     ensure!(report.snapshot == guest.before, "{report:?} of {:?}", guest.before);
     ensure!(report.woken >= guest.before.swapped / 100 * 99, "the reader woke nothing: {report:?}");
-    must_be_near("put back", report.put_back, report.woken, 1)?;
+    must_be_near("restored", report.restored, report.woken, 1)?;
     guest.must_be_as_before()
 }
 

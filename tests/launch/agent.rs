@@ -9,7 +9,7 @@ use thermocline_tests::{Lab, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], the_agent_knows_what_the_host_says);
-    trial!(trials, [Kvm, Root, Zram], the_agent_puts_back_what_readers_wake);
+    trial!(trials, [Kvm, Root, Zram], the_agent_restores_what_readers_swap_in);
     trial!(trials, [Kvm, Root, Zram], write_protection_leaves_markers_under_a_guest);
     trial!(trials, [Kvm], a_machine_can_be_without_an_agent);
     trial!(trials, [Kvm], impossible_agents_are_refused);
@@ -50,7 +50,7 @@ fn the_agent_knows_what_the_host_says() -> Result<()> {
     })
 }
 
-fn the_agent_puts_back_what_readers_wake() -> Result<()> {
+fn the_agent_restores_what_readers_swap_in() -> Result<()> {
     undisturbed(|| {
         let lab = Lab::new()?;
         let guest = ColdGuest::with(&lab, &["--agent-budget", "100"])?;
@@ -58,7 +58,7 @@ fn the_agent_puts_back_what_readers_wake() -> Result<()> {
         guest.read()?;
         eventually("what was read is cold again", || Ok(guest.must_be_as_before().is_ok()))?;
         let status = agent(&guest)?;
-        ensure!(status.cost.put_back >= guest.before.swapped / 100 * 99, "{status:?}");
+        ensure!(status.cost.restored >= guest.before.swapped / 100 * 99, "{status:?}");
         Ok(())
     })
 }

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     probe: ProbeChoice,
     /// Leave awake what readers other than the process have woken.
     #[arg(long)]
-    no_put_back: bool,
+    no_restore: bool,
     /// Keep this file, for the textfile collector of node_exporter; its name should end in `.prom`. It is removed at
     /// the end.
     #[arg(long, value_name = "FILE")]
@@ -47,7 +47,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         probe: arguments.probe,
         budget: arguments.budget,
         interval: arguments.interval,
-        put_back: !arguments.no_put_back,
+        restore: !arguments.no_restore,
     })
     .map_err(end_of)?;
     let opened = arguments.memory.open()?;
@@ -115,12 +115,12 @@ fn line(now: &Metrics) -> String {
         None => "not all seen yet".into(),
     };
     format!(
-        "{known}; {:.2} % of a core, {} pages looked at in {} rounds; {} woken, {} put back\n",
+        "{known}; {:.2} % of a core, {} pages looked at in {} rounds; {} woken, {} restored\n",
         cost.percent(),
         cost.pages,
         cost.rounds,
         cost.woken,
-        cost.put_back
+        cost.restored
     )
 }
 
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(
             line(&now),
             "resident 2  swapped 4  hole 1 pages, 0.2 s old; 0.50 % of a core, 14 pages looked at in 2 rounds; \
-             3 woken, 0 put back\n"
+             3 woken, 0 restored\n"
         );
         assert!(line(&Metrics { map: None, ..now }).starts_with("not all seen yet; 0.50 %"));
         assert_eq!(object(&now, "page-cache")["counts"]["swapped"], 4);

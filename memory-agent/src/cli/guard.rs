@@ -19,7 +19,7 @@ use super::options::{Memory, duration};
 use super::output::say;
 use super::stop::Stop;
 
-/// Pages are woken by the million: whoever puts them back must not wait behind whoever wakes them.
+/// Pages are woken by the million: whoever restores them must not wait behind whoever wakes them.
 const NICENESS: i32 = -10;
 /// How often to look whether the process still maps the memory.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -151,7 +151,7 @@ impl<'t> Guard<'t> {
                 shown.set_message(line(&self.report()));
                 shown.tick();
             }
-            // A step that had much to put back is followed by the next soon; not at once, since each looks at all memory.
+            // A step that had much to restore is followed by the next soon; not at once, since each looks at all memory.
             let pause = arguments.interval.saturating_sub(started.elapsed()).max(arguments.interval / 4);
             match &mut command {
                 Some(command) => {
@@ -177,7 +177,7 @@ impl<'t> Guard<'t> {
     }
 
     fn step(&mut self) -> Result<(), GuardError> {
-        // While nothing is to be put back, nothing else tells.
+        // While nothing is to be restored, nothing else tells.
         if let Some(process) = self.memories.iter().map(|memory| memory.process()).find(|process| process.has_ended()) {
             return Err(TargetError::Exited(process.pid()).into());
         }
@@ -203,7 +203,7 @@ impl<'t> Guard<'t> {
         }
     }
 
-    /// Puts back all that is left to be; what went wrong, here or before, is told.
+    /// Restores all that is left to be; what went wrong, here or before, is told.
     fn finish(&mut self) -> Option<ExitCode> {
         if let Some(end) = self.ended {
             return (end != ExitCode::Success).then_some(end);
@@ -225,7 +225,7 @@ impl<'t> Guard<'t> {
         self.reports.iter().fold(GuardReport::default(), |sum, one| GuardReport {
             snapshot: sum.snapshot + one.snapshot,
             woken: sum.woken + one.woken,
-            put_back: sum.put_back + one.put_back,
+            restored: sum.restored + one.restored,
             wanted: sum.wanted + one.wanted,
             awake: sum.awake + one.awake,
             awake_peak: sum.awake_peak + one.awake_peak,
@@ -240,17 +240,17 @@ fn told(error: &GuardError) -> ExitCode {
 }
 
 fn line(report: &GuardReport) -> String {
-    let GuardReport { woken, put_back, wanted, awake, .. } = report;
+    let GuardReport { woken, restored, wanted, awake, .. } = report;
     format!(
-        "{awake} pages awake that should not be; {woken} woken, {put_back} put back, {wanted} wanted by their owner"
+        "{awake} pages awake that should not be; {woken} woken, {restored} restored, {wanted} wanted by their owner"
     )
 }
 
 fn sentences(report: &GuardReport) -> String {
-    let GuardReport { snapshot, woken, put_back, wanted, awake, awake_peak } = report;
+    let GuardReport { snapshot, woken, restored, wanted, awake, awake_peak } = report;
     format!(
         "to be restored: {} resident, {} swapped and {} hole pages\n\
-         woken {woken} and put back {put_back}, {wanted} of which their owner wanted again; \
+         woken {woken} and restored {restored}, {wanted} of which their owner wanted again; \
          {awake} are still awake, at most {awake_peak} were\n",
         snapshot.resident, snapshot.swapped, snapshot.hole
     )

@@ -59,7 +59,7 @@ enum Command {
     Scan(scan::Arguments),
     /// Keep memory as warm and as cold as it is while somebody else reads it.
     Guard(guard::Arguments),
-    /// Keep a map fresh at a bounded cost, put back what readers wake, and tell Prometheus.
+    /// Keep a map fresh at a bounded cost, restore what readers swap in, and tell Prometheus.
     Daemon(daemon::Arguments),
 }
 

@@ -178,13 +178,13 @@ fn read(memory: &ProcessMemory, options: &Options, reader: &mut dyn Reader, stop
     });
     bar.finish_and_clear();
     let report = report.map_err(end_of)?;
-    let put_back = report.put_back;
+    let restored = report.restored;
     if !report.complete {
-        let text = format!("interrupted; {} pages that this woke are paged out again", put_back.swapped);
+        let text = format!("interrupted; {} pages that this woke are paged out again", restored.swapped);
         return Err(End::text(ExitCode::Interrupted, text));
     }
-    if put_back.left > put_back.queued {
-        say(format!("{} pages stay awake, because their owner works with them", put_back.left - put_back.queued));
+    if restored.left > restored.queued {
+        say(format!("{} pages stay awake, because their owner works with them", restored.left - restored.queued));
     }
     Ok(report)
 }

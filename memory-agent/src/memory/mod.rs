@@ -160,7 +160,7 @@ pub trait Target: Send + Sync {
     ///
     /// # Errors
     /// [`TargetError`] when the kernel refuses to be asked.
-    fn advise_put_back(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+    fn advise_restore(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
         self.advise_page_out(ranges)
     }
 

@@ -144,7 +144,7 @@ impl Target for ProcessMemory {
         Ok(())
     }
 
-    fn advise_put_back(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+    fn advise_restore(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
         let first = self.mapped.offset / PAGE_SIZE;
         for ranges in ranges.chunks(MOST_RANGES) {
             let in_file: Vec<_> = ranges.iter().map(|pages| pages.moved_up(first)).collect();

@@ -48,7 +48,7 @@ pub enum ScanError {
 /// For whoever is about to read shared memory: a snapshot of which pages are what, reading, and paging out again what was
 /// swapped.
 ///
-/// Holes should not be read at all: through a mapping that would allocate them, and only what was swapped is put back.
+/// Holes should not be read at all: through a mapping that would allocate them, and only what was swapped is paged out again.
 #[derive(Clone, Copy, Debug)]
 pub struct ScanGuard<'m> {
     mapping: Mapping<'m>,
@@ -89,7 +89,7 @@ impl<'m> ScanGuard<'m> {
 
 /// What pages were before they were read; made by [`ScanGuard::snapshot`].
 ///
-/// Dropping it pages out again what [`ResidencySnapshot::put_back`] would, as well as possible, so that a reader that
+/// Dropping it pages out again what [`ResidencySnapshot::restore`] would, as well as possible, so that a reader that
 /// fails leaves memory as it found it too.
 #[derive(Debug)]
 #[must_use = "dropping it at once pages out at once: keep it until the pages are read"]
@@ -146,7 +146,7 @@ impl ResidencySnapshot<'_> {
     ///
     /// # Errors
     /// [`ScanError::PageOut`] when nothing at all could be paged out.
-    pub fn put_back(mut self) -> Result<PageOutReport, ScanError> {
+    pub fn restore(mut self) -> Result<PageOutReport, ScanError> {
         self.done = true;
         self.page_out()
     }

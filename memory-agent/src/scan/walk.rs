@@ -44,7 +44,7 @@ pub struct ScanReport {
     /// What the pages were right before they were read.
     pub pages: Counts,
     /// What became of those that were swapped.
-    pub put_back: PageOutReport,
+    pub restored: PageOutReport,
     /// Whether it went to the end.
     pub complete: bool,
 }
@@ -53,10 +53,10 @@ pub struct ScanReport {
 /// were swapped never more than `window_pages` are awake. Pages that their owner touches meanwhile stay.
 ///
 /// It is not a snapshot: whoever has the memory goes on working with it. `show` is called now and then; when it breaks,
-/// the scan ends early, with everything put back.
+/// the scan ends early, with everything restored.
 ///
 /// # Errors
-/// When the memory cannot be read or the reader fails. What was swapped is put back then too, as well as possible.
+/// When the memory cannot be read or the reader fails. What was swapped is paged out again then too, as well as possible.
 pub fn scan(
     view: &FileView,
     pages: Range<u64>,
@@ -96,8 +96,8 @@ pub fn scan(
         for run in snapshot.runs() {
             report.pages.count(run.state, run.pages.end.min(read_up_to).saturating_sub(run.pages.start));
         }
-        match snapshot.put_back() {
-            Ok(put_back) => report.put_back = report.put_back.merge(put_back),
+        match snapshot.restore() {
+            Ok(restored) => report.restored = report.restored.merge(restored),
             // The owner has woken every page of the window meanwhile, and wants them.
             Err(ScanError::PageOut(PageOutError::Kept(_))) => {}
             Err(e) => return Err(e),

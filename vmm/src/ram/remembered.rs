@@ -76,7 +76,7 @@ impl<'r> RememberedRam<'r> {
     pub fn put_back(self) -> Result<PageOutReport, RamError> {
         let mut report = PageOutReport::default();
         for part in self.parts {
-            report = report.merge(part.remembered.put_back()?);
+            report = report.merge(part.remembered.restore()?);
         }
         Ok(report)
     }
