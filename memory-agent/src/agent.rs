@@ -46,7 +46,7 @@ pub struct AgentOptions {
     pub budget: f64,
     /// How long after the beginning of a round the next one begins, at the earliest.
     pub interval: Duration,
-    /// Whether it pages out again what readers other than the owner have woken.
+    /// Whether it pages out again what readers other than the owner have swapped in.
     pub restore: bool,
 }
 
@@ -69,9 +69,9 @@ pub struct AgentCost {
     pub elapsed_ns: u64,
     /// How long the last round took, ns.
     pub round_ns: u64,
-    /// Pages found woken by their owner or by a reader.
-    pub woken: u64,
-    /// Pages that a reader woke and that were paged out again.
+    /// Pages that were swapped at the look before and in memory then, by their owner or by a reader.
+    pub swapped_in: u64,
+    /// Pages of these that a reader swapped in and that were paged out again.
     pub restored: u64,
 }
 
@@ -192,8 +192,8 @@ impl Agent {
         }
     }
 
-    /// The probe for a target. A hint goes on calling asleep what a reader has woken through the file, and whoever is to put that
-    /// back has to see it.
+    /// The probe for a target. A hint goes on calling swapped what a reader has swapped in through the file, and whoever is to restore that
+    /// has to see it.
     fn choose_probe(&self, target: &dyn Target) -> Result<ChosenProbe, ProbeError> {
         match self.options.probe {
             ProbeChoice::Auto if self.options.restore => Ok(ChosenProbe::exact()),
@@ -225,27 +225,27 @@ impl Agent {
         }
         let before = thread_time();
         let looked = probe.residency(target, slice.clone()).map(|found| {
-            let woken = self.woken(number, &slice, &found);
-            let restored = if self.options.restore { restore(target, &woken) } else { 0 };
-            (found, woken, restored)
+            let swapped_in = self.swapped_in(number, &slice, &found);
+            let restored = if self.options.restore { restore(target, &swapped_in) } else { 0 };
+            (found, swapped_in, restored)
         });
         let mut state = self.lock();
         state.busy = false;
         self.changed.notify_all();
-        let (found, woken, restored) = looked?;
+        let (found, swapped_in, restored) = looked?;
         for run in found.runs() {
             state.maps[number].set(run.pages.moved_up(slice.start), run.state);
         }
         state.cost.pages += found.len();
         let cpu = thread_time().saturating_sub(before);
         state.cost.cpu_ns += cpu.as_nanos() as u64;
-        state.cost.woken += woken.page_count();
+        state.cost.swapped_in += swapped_in.page_count();
         state.cost.restored += restored;
         Ok(Some(cpu))
     }
 
     /// Pages of a slice that were swapped at the last look and are in memory now.
-    fn woken(&self, number: usize, slice: &Range<u64>, found: &Residency) -> PageRanges {
+    fn swapped_in(&self, number: usize, slice: &Range<u64>, found: &Residency) -> PageRanges {
         let state = self.lock();
         let map = &state.maps[number];
         let resident = found.ranges_of(PageState::Resident);
@@ -341,11 +341,11 @@ impl Pace {
     }
 }
 
-/// Pages out again what readers have woken: pages that are in memory and that the owner does not map. How many.
-fn restore(target: &dyn Target, woken: &PageRanges) -> u64 {
+/// Pages out again what readers have swapped in: pages that are in memory and that the owner does not map. How many.
+fn restore(target: &dyn Target, swapped_in: &PageRanges) -> u64 {
     let mut unwanted = PageRanges::new();
     let first = target.mapping().offset(0) / PAGE_SIZE;
-    for range in woken {
+    for range in swapped_in {
         // Where that cannot be told, nobody's page is touched.
         let Ok(mapped) = mapped(target, range) else { return 0 };
         let start = first + range.start;

@@ -45,16 +45,16 @@ pub enum GuardError {
 pub struct GuardReport {
     /// What the memory was at the start, or should become.
     pub snapshot: Counts,
-    /// Pages woken: swapped pages that came into memory, and holes that were allocated.
-    pub woken: u64,
+    /// Pages brought in: swapped pages that came into memory, and holes that were allocated.
+    pub brought_in: u64,
     /// Pages of these that were restored.
     pub restored: u64,
     /// Pages of those restored that came again, and were left then: somebody works with them.
     pub wanted: u64,
-    /// Pages that are awake now and should not be, but for those wanted.
-    pub awake: u64,
+    /// Pages that are resident now and should not be, but for those wanted.
+    pub excess: u64,
     /// The most of these at any look.
-    pub awake_peak: u64,
+    pub excess_peak: u64,
 }
 
 /// Takes a snapshot of a target's residency, and restores it while somebody reads.
@@ -67,15 +67,16 @@ pub struct ResidencyGuard<'t> {
     owed: Residency,
     /// Pages restored, as swapped ones: to see who comes again.
     done: Residency,
-    /// What was awake at the last look.
-    awake: PageRanges,
+    /// What was resident at the last look and should not have been.
+    excess: PageRanges,
     /// Resident pages that no page table explained at the start.
     unexplained: u64,
     report: GuardReport,
 }
 
 impl<'t> ResidencyGuard<'t> {
-    /// A guard that restores what the target is now; at most about `window_pages` may be awake at a time.
+    /// A guard that restores what the target is now; at most about `window_pages` may be resident at a time
+    /// that should not be.
     ///
     /// # Errors
     /// [`GuardError::Probe`] when the host does not tell.
@@ -99,7 +100,7 @@ impl<'t> ResidencyGuard<'t> {
             window: window_pages.max(1),
             done: Residency::uniform(memory, PageState::Hole),
             owed: map,
-            awake: PageRanges::new(),
+            excess: PageRanges::new(),
             unexplained: 0,
             report,
         };
@@ -110,45 +111,45 @@ impl<'t> ResidencyGuard<'t> {
         Ok(guard)
     }
 
-    /// Looks what has been woken, and restores what the reader is done with. To be called some tens of times a second.
+    /// Looks what has been brought in, and restores what the reader is done with. To be called some tens of times a second.
     ///
     /// # Errors
     /// When the host does not tell, nothing can be paged out, or the target has gone.
     pub fn step(&mut self) -> Result<GuardReport, GuardError> {
-        let awake = self.look()?;
-        let count = awake.page_count();
-        self.report.awake_peak = self.report.awake_peak.max(count);
-        // What was awake at the last look already is behind the reader; with more than half of the window awake all is
+        let excess = self.look()?;
+        let count = excess.page_count();
+        self.report.excess_peak = self.report.excess_peak.max(count);
+        // What was there at the last look already is behind the reader; with more than half of the window brought in all is
         // restored but the reader's front.
-        let due = if count > self.window / 2 { awake.without_last(FRONT) } else { awake.intersection(&self.awake) };
+        let due = if count > self.window / 2 { excess.without_last(FRONT) } else { excess.intersection(&self.excess) };
         let left = self.restore(&due)?;
-        self.report.awake = count - due.page_count() + left;
-        self.awake = awake;
+        self.report.excess = count - due.page_count() + left;
+        self.excess = excess;
         Ok(self.report)
     }
 
-    /// Restores all that is awake and should not be.
+    /// Pages out all that is resident and should not be.
     ///
     /// # Errors
     /// As [`ResidencyGuard::step`].
     pub fn finish(mut self) -> Result<GuardReport, GuardError> {
         for _ in 0..LAST_ATTEMPTS {
-            let mut awake = PageRanges::new();
-            resident_runs(self.target, &(0..self.owed.len()), &mut awake)?;
-            let awake = self.should_sleep(&awake);
-            self.report.awake = awake.page_count();
-            if self.report.awake == 0 {
+            let mut resident = PageRanges::new();
+            resident_runs(self.target, &(0..self.owed.len()), &mut resident)?;
+            let excess = self.excess_of(&resident);
+            self.report.excess = excess.page_count();
+            if self.report.excess == 0 {
                 break;
             }
-            self.report.awake = self.restore(&awake)?;
+            self.report.excess = self.restore(&excess)?;
         }
         Ok(self.report)
     }
 
-    /// The pages that are awake and owed, in order.
+    /// The pages that are resident and should not be, in order.
     fn look(&mut self) -> Result<PageRanges, GuardError> {
         let mut runs = PageRanges::new();
-        // In this order: what is woken between the two looks is mapped as a rule, and only in the second.
+        // In this order: what is brought in between the two looks is mapped as a rule, and only in the second.
         let resident = self.resident();
         match self.mapped()? {
             Some(mapped) if resident <= mapped.counts().resident + self.unexplained + UNEXPLAINED => {
@@ -158,7 +159,7 @@ impl<'t> ResidencyGuard<'t> {
             _ => resident_runs(self.target, &(0..self.owed.len()), &mut runs)?,
         }
         self.count_wanted(&runs);
-        Ok(self.should_sleep(&runs))
+        Ok(self.excess_of(&runs))
     }
 
     /// What the process's page tables map, where that can be asked quickly.
@@ -172,7 +173,7 @@ impl<'t> ResidencyGuard<'t> {
     }
 
     /// The parts of ranges whose pages should not be in memory.
-    fn should_sleep(&self, ranges: &PageRanges) -> PageRanges {
+    fn excess_of(&self, ranges: &PageRanges) -> PageRanges {
         let runs = ranges.iter().flat_map(|range| self.owed.runs_in(range.clone()));
         runs.filter(|run| run.state != PageState::Resident).map(|run| run.pages).collect()
     }
@@ -216,14 +217,14 @@ impl<'t> ResidencyGuard<'t> {
             resident_runs(self.target, range, &mut stayed)?;
         }
         for range in ranges {
-            self.report.woken += range.page_count();
+            self.report.brought_in += range.page_count();
             self.report.restored += range.page_count();
             self.owed.set(range.clone(), PageState::Resident);
             self.done.set(range.clone(), PageState::Swapped);
         }
         for range in &stayed {
             // Not restored; asked for again.
-            self.report.woken -= range.page_count();
+            self.report.brought_in -= range.page_count();
             self.report.restored -= range.page_count();
             self.owed.set(range.clone(), PageState::Swapped);
             self.done.set(range.clone(), PageState::Hole);

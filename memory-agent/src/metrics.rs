@@ -46,8 +46,8 @@ impl Metrics {
         cpu.inc_by(self.cost.cpu_ns as f64 / 1e9);
         registry.register("cpu_seconds", "CPU time used for looking and for paging out", cpu);
         for (name, help, value) in [
-            ("woken_pages", "Pages found woken by their owner or by a reader", self.cost.woken),
-            ("restored_pages", "Pages that a reader woke and that were paged out again", self.cost.restored),
+            ("swapped_in_pages", "Pages found swapped in by their owner or by a reader", self.cost.swapped_in),
+            ("restored_pages", "Pages that a reader swapped in and that were paged out again", self.cost.restored),
             ("rounds", "Complete looks at all memory", self.cost.rounds),
         ] {
             let counter = Counter::<u64>::default();
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     fn metrics() -> Metrics {
-        let cost = AgentCost { rounds: 3, cpu_ns: 1_500_000_000, woken: 10, restored: 9, ..AgentCost::default() };
+        let cost = AgentCost { rounds: 3, cpu_ns: 1_500_000_000, swapped_in: 10, restored: 9, ..AgentCost::default() };
         let counts = Counts { hole: 1, resident: 2, swapped: 4 };
         Metrics { pid: 7, map: Some((counts, Duration::from_millis(250))), cost }
     }
@@ -103,7 +103,7 @@ mod tests {
                 "memory_agent_pages{pid=\"7\",state=\"swapped\"} 4",
                 "memory_agent_restored_pages_total{pid=\"7\"} 9",
                 "memory_agent_rounds_total{pid=\"7\"} 3",
-                "memory_agent_woken_pages_total{pid=\"7\"} 10",
+                "memory_agent_swapped_in_pages_total{pid=\"7\"} 10",
             ]
         );
         assert!(text.contains("# TYPE memory_agent_rounds_total counter\n"), "{text}");

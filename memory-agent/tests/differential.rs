@@ -376,7 +376,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
         }
         assert!(memory.holds(touched, touched + 1));
         let report = snapshot.restore().unwrap();
-        // A touch also maps awake neighbours (mm/memory.c, `do_fault_around`): up to 16 pages, aligned.
+        // A touch also maps resident neighbours (mm/memory.c, `do_fault_around`): up to 16 pages, aligned.
         let around = touched / 16 * 16..touched / 16 * 16 + 16;
         assert!((1..=16).contains(&report.left), "{report:?}");
 

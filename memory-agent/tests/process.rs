@@ -179,7 +179,7 @@ fn a_scan_leaves_another_process_as_it_was() {
         scan(&view, 0..PAGES, WINDOW, &mut zeros, go_on).unwrap();
         assert_eq!(zeros.ranges(), [5..9]);
 
-        // Ended early, it has paged out again what it woke.
+        // Ended early, it has paged out again what it swapped in.
         let before = residency(&memory);
         let mut batches = 0;
         let report = scan(&view, 0..PAGES, WINDOW, &mut ContentHash::default(), &mut |_| {
@@ -237,7 +237,7 @@ fn a_guard_restores_what_readers_swap_in() {
             assert_eq!(report.snapshot, HALF_COLD);
             assert!(most <= HALF_COLD.resident + WINDOW + WINDOW / 10, "{most} pages at a time");
             assert!(changed(&before, &after) * 100 <= PAGES, "{report:?}: {before:?} became {after:?}");
-            assert!(report.restored >= PAGES / 2 && report.awake * 100 <= PAGES, "{report:?}");
+            assert!(report.restored >= PAGES / 2 && report.excess * 100 <= PAGES, "{report:?}");
         }
     });
 }
@@ -318,10 +318,10 @@ fn an_agent_keeps_a_map_and_restores_what_readers_swap_in() {
             // By somebody else: it is paged out again.
             let mut pages = vec![0; 512 * PAGE_SIZE as usize];
             memory.file().read(&(512..1024), &mut pages).unwrap();
-            let woken = residency(&memory).counts_in(512..1024).resident;
+            let swapped_in = residency(&memory).counts_in(512..1024).resident;
             wait(4);
             let after = residency(&memory);
-            assert_eq!(after.counts_in(512..1024).swapped, 512, "{woken} were woken: {:?}", agent.cost());
+            assert_eq!(after.counts_in(512..1024).swapped, 512, "{swapped_in} were swapped in: {:?}", agent.cost());
             assert_eq!(after.counts_in(0..32).resident, 32);
             // Aside it does nothing.
             let aside = agent.suspend();

@@ -55,7 +55,7 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
         }
         let of = |name: &str| metric(&text, &format!("memory_agent_{name}{{pid=\"{pid}\"}}"));
         ensure!(of("rounds_total")? >= 1.0 && of("cpu_seconds_total")? > 0.0, "{text}");
-        ensure!(of("woken_pages_total")? == 0.0 && of("restored_pages_total")? == 0.0, "{text}");
+        ensure!(of("swapped_in_pages_total")? == 0.0 && of("restored_pages_total")? == 0.0, "{text}");
         ensure!(of("map_age_seconds")? < 30.0, "{text}");
 
         daemon.signal(Signal::TERM)?;
@@ -84,16 +84,17 @@ fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
         daemon.signal(Signal::INT)?;
         ensure!(daemon.wait()?.code() == Some(0), "it failed");
 
-        // Left awake when asked to.
-        let asleep = guest.counts()?.swapped;
+        // Left in memory when asked to.
+        let swapped = guest.counts()?.swapped;
         let daemon = start(&["daemon"], guest.pid(), &[&more[..], &["--no-restore"]].concat())?;
         let (at, _) = daemon.stdout.wait_for(0, PATIENCE, known)?;
         guest.read()?;
-        let almost = asleep / 100 * 99;
-        let woken = |line: &str| known(line).filter(|(_, object)| object["cost"]["woken"].as_u64() >= Some(almost));
-        let (_, (_, object)) = daemon.stdout.wait_for(at, PATIENCE, woken).context("it does not see them")?;
+        let almost = swapped / 100 * 99;
+        let swapped_in =
+            |line: &str| known(line).filter(|(_, object)| object["cost"]["swapped_in"].as_u64() >= Some(almost));
+        let (_, (_, object)) = daemon.stdout.wait_for(at, PATIENCE, swapped_in).context("it does not see them")?;
         ensure!(object["cost"]["restored"] == 0, "{object}");
-        ensure!(guest.counts()?.swapped <= asleep - almost, "somebody restores: {:?}", guest.counts()?);
+        ensure!(guest.counts()?.swapped <= swapped - almost, "somebody restores: {:?}", guest.counts()?);
         Ok(())
     })
 }

@@ -14,8 +14,8 @@ use thermocline_tests::swap::undisturbed;
 use thermocline_tests::{Lab, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
-    trial!(trials, [Kvm, Root, Zram], who_reads_by_the_file_wakes_nothing_for_long);
-    trial!(trials, [Kvm, Root, Zram], who_reads_through_the_process_wakes_nothing_for_long);
+    trial!(trials, [Kvm, Root, Zram], who_reads_by_the_file_swaps_nothing_in_for_long);
+    trial!(trials, [Kvm, Root, Zram], who_reads_through_the_process_swaps_nothing_in_for_long);
     trial!(trials, [Kvm, Root, Zram], a_command_that_reads_is_guarded_and_its_code_is_told);
     trial!(trials, [Kvm, Root, Zram], a_map_from_elsewhere_is_restored);
     trial!(trials, [Kvm, Root, Zram], the_end_of_the_process_is_an_end);
@@ -29,27 +29,27 @@ fn end(guard: &Process) -> Result<GuardReport> {
     Ok(serde_json::from_str(&guard.stdout.lines().concat())?)
 }
 
-/// All that was cold was woken, and is cold again.
+/// All that was swapped was read, and is swapped again.
 fn must_have_restored(guest: &ColdGuest, report: &GuardReport) -> Result<()> {
     ensure!(report.snapshot == guest.before, "{report:?} of {:?}", guest.before);
-    ensure!(report.woken >= guest.before.swapped / 100 * 99, "the reader woke nothing: {report:?}");
-    must_be_near("restored", report.restored, report.woken, 1)?;
+    ensure!(report.brought_in >= guest.before.swapped / 100 * 99, "the reader brought nothing in: {report:?}");
+    must_be_near("restored", report.restored, report.brought_in, 1)?;
     guest.must_be_as_before()
 }
 
-fn who_reads_by_the_file_wakes_nothing_for_long() -> Result<()> {
+fn who_reads_by_the_file_swaps_nothing_in_for_long() -> Result<()> {
     undisturbed(|| {
         let lab = Lab::new()?;
         let guest = ColdGuest::new(&lab)?;
         let guard = start(&["guard"], guest.pid(), &["--window", "4MiB", "--json"])?;
-        let asleep = guarding(&guard, guest.pid())?;
-        ensure!(asleep == guest.before.swapped, "{asleep} of {:?}", guest.before);
+        let swapped = guarding(&guard, guest.pid())?;
+        ensure!(swapped == guest.before.swapped, "{swapped} of {:?}", guest.before);
         guest.read()?;
         must_have_restored(&guest, &end(&guard)?)
     })
 }
 
-fn who_reads_through_the_process_wakes_nothing_for_long() -> Result<()> {
+fn who_reads_through_the_process_swaps_nothing_in_for_long() -> Result<()> {
     undisturbed(|| {
         let lab = Lab::new()?;
         let guest = ColdGuest::new(&lab)?;
@@ -102,7 +102,7 @@ fn a_map_from_elsewhere_is_restored() -> Result<()> {
         let map = lab.path("map.json");
         let path = map.to_str().context("a path")?;
         std::fs::write(&map, prints(&["map"], guest.pid(), &["--json"])?.concat())?;
-        // All is awake, as after a migration that knows nothing of this.
+        // All is in memory, as after a migration that knows nothing of this.
         guest.read()?;
         must_be_near("swapped", guest.truth()?.counts().swapped, 0, 1)?;
         let guard = start(&["guard"], guest.pid(), &["--like", path, "--json"])?;

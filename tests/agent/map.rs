@@ -92,11 +92,11 @@ fn watch_tells_what_changes() -> Result<()> {
         let (at, first) = watch.stdout.wait_for(0, PATIENCE, counts)?;
         ensure!(first == (guest.before, 0), "{first:?} instead of {:?}", guest.before);
         guest.read()?;
-        let awake = guest.before.resident + guest.before.swapped;
+        let all = guest.before.resident + guest.before.swapped;
         let (_, last) = watch
             .stdout
-            .wait_for(at + 1, PATIENCE, |line| counts(line).filter(|(counts, _)| counts.resident == awake))
-            .context("it does not see that all is awake")?;
+            .wait_for(at + 1, PATIENCE, |line| counts(line).filter(|(counts, _)| counts.resident == all))
+            .context("it does not see that all is resident")?;
         ensure!(last.1 >= 0, "{last:?}");
         watch.signal(Signal::INT)?;
         let ended = watch.wait()?;

@@ -184,12 +184,12 @@ impl ColdGuest {
     }
 }
 
-/// Waits until a guard is ready; the pages that it says are asleep.
+/// Waits until a guard is ready; the pages that it says are swapped.
 ///
 /// # Errors
 /// When it never is.
 pub fn guarding(process: &Process, pid: u32) -> Result<u64> {
     let start = format!("memory-agent: guarding PID {pid}: ");
-    let ready = |line: &str| line.strip_prefix(&start)?.strip_suffix(" pages asleep")?.parse().ok();
+    let ready = |line: &str| line.strip_prefix(&start)?.strip_suffix(" pages swapped")?.parse().ok();
     Ok(process.stderr.wait_for(0, PATIENCE, ready).context("it does not guard")?.1)
 }

@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     /// How to ask: see `map --help`.
     #[arg(long, value_name = "PROBE", default_value_t = ProbeChoice::Auto)]
     probe: ProbeChoice,
-    /// Leave awake what readers other than the process have woken.
+    /// Leave in memory what readers other than the process have swapped in.
     #[arg(long)]
     no_restore: bool,
     /// Keep this file, for the textfile collector of node_exporter; its name should end in `.prom`. It is removed at
@@ -115,11 +115,11 @@ fn line(now: &Metrics) -> String {
         None => "not all seen yet".into(),
     };
     format!(
-        "{known}; {:.2} % of a core, {} pages looked at in {} rounds; {} woken, {} restored\n",
+        "{known}; {:.2} % of a core, {} pages looked at in {} rounds; {} swapped in, {} restored\n",
         cost.percent(),
         cost.pages,
         cost.rounds,
-        cost.woken,
+        cost.swapped_in,
         cost.restored
     )
 }
@@ -132,13 +132,14 @@ mod tests {
 
     #[test]
     fn a_line_says_what_is_known() {
-        let cost = AgentCost { rounds: 2, pages: 14, cpu_ns: 5, elapsed_ns: 1000, woken: 3, ..AgentCost::default() };
+        let cost =
+            AgentCost { rounds: 2, pages: 14, cpu_ns: 5, elapsed_ns: 1000, swapped_in: 3, ..AgentCost::default() };
         let counts = Counts { hole: 1, resident: 2, swapped: 4 };
         let now = Metrics { pid: 7, map: Some((counts, Duration::from_millis(250))), cost };
         assert_eq!(
             line(&now),
             "resident 2  swapped 4  hole 1 pages, 0.2 s old; 0.50 % of a core, 14 pages looked at in 2 rounds; \
-             3 woken, 0 restored\n"
+             3 swapped in, 0 restored\n"
         );
         assert!(line(&Metrics { map: None, ..now }).starts_with("not all seen yet; 0.50 %"));
         assert_eq!(object(&now, "page-cache")["counts"]["swapped"], 4);

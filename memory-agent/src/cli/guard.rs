@@ -19,7 +19,7 @@ use super::options::{Memory, duration};
 use super::output::say;
 use super::stop::Stop;
 
-/// Pages are woken by the million: whoever restores them must not wait behind whoever wakes them.
+/// Pages are swapped in by the million: whoever pages them out again must not wait behind whoever swaps them in.
 const NICENESS: i32 = -10;
 /// How often to look whether the process still maps the memory.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Arguments {
     #[command(flatten)]
     memory: Memory,
-    /// How much of what should sleep may be awake at a time, of each memory; about.
+    /// How much of what should be swapped may be resident at a time, of each memory; about.
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     window: ByteSize,
     /// Make the memory like this map, printed by `map --json`, instead of like it is now: at a migration's destination,
@@ -53,7 +53,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
     let opened = arguments.memory.open()?;
     let mut guard = Guard::new(&opened.memories, arguments)?;
     let pid = arguments.memory.pid;
-    say(format!("guarding PID {pid}: {} pages asleep", guard.report().snapshot.swapped));
+    say(format!("guarding PID {pid}: {} pages swapped", guard.report().snapshot.swapped));
     let mut command = start(&arguments.command)?;
     // Behind the command's start, which would inherit it. Without it all is as well, only slower.
     let _ = setpriority_process(None, NICENESS);
@@ -224,11 +224,11 @@ impl<'t> Guard<'t> {
     fn report(&self) -> GuardReport {
         self.reports.iter().fold(GuardReport::default(), |sum, one| GuardReport {
             snapshot: sum.snapshot + one.snapshot,
-            woken: sum.woken + one.woken,
+            brought_in: sum.brought_in + one.brought_in,
             restored: sum.restored + one.restored,
             wanted: sum.wanted + one.wanted,
-            awake: sum.awake + one.awake,
-            awake_peak: sum.awake_peak + one.awake_peak,
+            excess: sum.excess + one.excess,
+            excess_peak: sum.excess_peak + one.excess_peak,
         })
     }
 }
@@ -240,18 +240,18 @@ fn told(error: &GuardError) -> ExitCode {
 }
 
 fn line(report: &GuardReport) -> String {
-    let GuardReport { woken, restored, wanted, awake, .. } = report;
+    let GuardReport { brought_in, restored, wanted, excess, .. } = report;
     format!(
-        "{awake} pages awake that should not be; {woken} woken, {restored} restored, {wanted} wanted by their owner"
+        "{excess} pages resident that should not be; {brought_in} brought in, {restored} restored, {wanted} wanted by their owner"
     )
 }
 
 fn sentences(report: &GuardReport) -> String {
-    let GuardReport { snapshot, woken, restored, wanted, awake, awake_peak } = report;
+    let GuardReport { snapshot, brought_in, restored, wanted, excess, excess_peak } = report;
     format!(
         "to be restored: {} resident, {} swapped and {} hole pages\n\
-         woken {woken} and restored {restored}, {wanted} of which their owner wanted again; \
-         {awake} are still awake, at most {awake_peak} were\n",
+         brought in {brought_in} and restored {restored}, {wanted} of which their owner wanted again; \
+         {excess} are resident and should not be, at most {excess_peak} were\n",
         snapshot.resident, snapshot.swapped, snapshot.hole
     )
 }

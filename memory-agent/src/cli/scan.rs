@@ -47,7 +47,7 @@ enum What {
 struct Options {
     #[command(flatten)]
     memory: Memory,
-    /// How much of what is swapped may be awake at a time.
+    /// How much of what is swapped may be resident at a time.
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     window: ByteSize,
     /// Print one JSON object for each memory.
@@ -180,11 +180,11 @@ fn read(memory: &ProcessMemory, options: &Options, reader: &mut dyn Reader, stop
     let report = report.map_err(end_of)?;
     let restored = report.restored;
     if !report.complete {
-        let text = format!("interrupted; {} pages that this woke are paged out again", restored.swapped);
+        let text = format!("interrupted; {} pages that this swapped in are paged out again", restored.swapped);
         return Err(End::text(ExitCode::Interrupted, text));
     }
     if restored.left > restored.queued {
-        say(format!("{} pages stay awake, because their owner works with them", restored.left - restored.queued));
+        say(format!("{} pages stay in memory, because their owner works with them", restored.left - restored.queued));
     }
     Ok(report)
 }

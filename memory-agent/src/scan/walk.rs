@@ -50,7 +50,7 @@ pub struct ScanReport {
 }
 
 /// Reads pages of a memory file, in order, and pages out again what was swapped, a window at a time: of the pages that
-/// were swapped never more than `window_pages` are awake. Pages that their owner touches meanwhile stay.
+/// were swapped never more than `window_pages` are in memory. Pages that their owner touches meanwhile stay.
 ///
 /// It is not a snapshot: whoever has the memory goes on working with it. `show` is called now and then; when it breaks,
 /// the scan ends early, with everything restored.
@@ -98,7 +98,7 @@ pub fn scan(
         }
         match snapshot.restore() {
             Ok(restored) => report.restored = report.restored.merge(restored),
-            // The owner has woken every page of the window meanwhile, and wants them.
+            // The owner has touched every page of the window meanwhile, and wants them.
             Err(ScanError::PageOut(PageOutError::Kept(_))) => {}
             Err(e) => return Err(e),
         }
