@@ -50,8 +50,8 @@ pub struct GuardReport {
     /// Pages of these that were restored.
     pub restored: u64,
     /// Pages of those restored that came again, and were left then: somebody works with them.
-    pub wanted: u64,
-    /// Pages that are resident now and should not be, but for those wanted.
+    pub refaulted: u64,
+    /// Pages that are resident now and should not be, but for those that came again.
     pub excess: u64,
     /// The most of these at any look.
     pub excess_peak: u64,
@@ -158,7 +158,7 @@ impl<'t> ResidencyGuard<'t> {
             // Read by another way than the process's own mapping, or nobody tells what that maps.
             _ => resident_runs(self.target, &(0..self.owed.len()), &mut runs)?,
         }
-        self.count_wanted(&runs);
+        self.count_refaults(&runs);
         Ok(self.excess_of(&runs))
     }
 
@@ -187,12 +187,12 @@ impl<'t> ResidencyGuard<'t> {
         (holes, cold)
     }
 
-    fn count_wanted(&mut self, resident: &PageRanges) {
+    fn count_refaults(&mut self, resident: &PageRanges) {
         for range in resident {
             let again: Vec<_> =
                 self.done.runs_in(range.clone()).filter(|run| run.state == PageState::Swapped).collect();
             for run in again {
-                self.report.wanted += run.pages.page_count();
+                self.report.refaulted += run.pages.page_count();
                 self.done.set(run.pages, PageState::Resident);
             }
         }

@@ -258,7 +258,7 @@ fn a_guard_leaves_what_comes_again() {
         }
         let report = guard.finish().unwrap();
         assert_eq!(residency(&memory).counts_in(64..128).resident, 64, "{report:?}");
-        assert_eq!((report.restored, report.wanted), (64, 64), "{report:?}");
+        assert_eq!((report.restored, report.refaulted), (64, 64), "{report:?}");
     });
 }
 

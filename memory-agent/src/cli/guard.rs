@@ -226,7 +226,7 @@ impl<'t> Guard<'t> {
             snapshot: sum.snapshot + one.snapshot,
             brought_in: sum.brought_in + one.brought_in,
             restored: sum.restored + one.restored,
-            wanted: sum.wanted + one.wanted,
+            refaulted: sum.refaulted + one.refaulted,
             excess: sum.excess + one.excess,
             excess_peak: sum.excess_peak + one.excess_peak,
         })
@@ -240,17 +240,17 @@ fn told(error: &GuardError) -> ExitCode {
 }
 
 fn line(report: &GuardReport) -> String {
-    let GuardReport { brought_in, restored, wanted, excess, .. } = report;
+    let GuardReport { brought_in, restored, refaulted, excess, .. } = report;
     format!(
-        "{excess} pages resident that should not be; {brought_in} brought in, {restored} restored, {wanted} wanted by their owner"
+        "{excess} pages resident that should not be; {brought_in} brought in, {restored} restored, {refaulted} refaulted by their owner"
     )
 }
 
 fn sentences(report: &GuardReport) -> String {
-    let GuardReport { snapshot, brought_in, restored, wanted, excess, excess_peak } = report;
+    let GuardReport { snapshot, brought_in, restored, refaulted, excess, excess_peak } = report;
     format!(
         "to be restored: {} resident, {} swapped and {} hole pages\n\
-         brought in {brought_in} and restored {restored}, {wanted} of which their owner wanted again; \
+         brought in {brought_in} and restored {restored}, {refaulted} of which their owner refaulted; \
          {excess} are resident and should not be, at most {excess_peak} were\n",
         snapshot.resident, snapshot.swapped, snapshot.hole
     )
