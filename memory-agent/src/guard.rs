@@ -1,4 +1,4 @@
-//! Keeping a process's memory as warm and as cold as it was, while somebody reads all of it.
+//! Keeping the residency of a process's memory as it was, while somebody reads all of it.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -180,11 +180,11 @@ impl<'t> ResidencyGuard<'t> {
 
     /// The pages of the ranges that should be holes, and the others.
     fn split(&self, ranges: &PageRanges) -> (PageRanges, PageRanges) {
-        let (mut holes, mut cold) = (PageRanges::new(), PageRanges::new());
+        let (mut holes, mut swapped) = (PageRanges::new(), PageRanges::new());
         for run in ranges.iter().flat_map(|range| self.owed.runs_in(range.clone())) {
-            if run.state == PageState::Hole { holes.push(run.pages) } else { cold.push(run.pages) }
+            if run.state == PageState::Hole { holes.push(run.pages) } else { swapped.push(run.pages) }
         }
-        (holes, cold)
+        (holes, swapped)
     }
 
     fn count_refaults(&mut self, resident: &PageRanges) {
@@ -204,8 +204,8 @@ impl<'t> ResidencyGuard<'t> {
             return Ok(0);
         }
         // What was a hole has been read and not written, as far as is known, and becomes one again.
-        let (holes, cold) = self.split(ranges);
-        for (ranges, way) in [(&holes, Way::Mapped), (&cold, Way::Restore)] {
+        let (holes, swapped) = self.split(ranges);
+        for (ranges, way) in [(&holes, Way::Mapped), (&swapped, Way::Restore)] {
             match page_out_by(self.target, ranges, way) {
                 // The owner works with all of them, or a reader still has them mapped.
                 Ok(_) | Err(PageOutError::Kept(_)) => {}

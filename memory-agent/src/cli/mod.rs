@@ -20,8 +20,8 @@ use command_line::End;
 
 const MORE: &str = "\
 Examples:
-  memory-agent map --pid 4711                     what is warm and what is cold
-  memory-agent page-out --pid 4711 --all          make it all cold
+  memory-agent map --pid 4711                     what is resident and what is swapped
+  memory-agent page-out --pid 4711 --all          swap all of it out
   memory-agent scan hash --pid 4711               read it, and leave it as it was
   memory-agent guard --pid 4711 -- ./backup.sh    the same when others read it
   memory-agent daemon --pid 4711 --metrics /var/lib/node_exporter/memory.prom
@@ -55,9 +55,9 @@ enum Command {
     Watch(watch::Arguments),
     /// Page out, and say whether it happened.
     PageOut(page_out::Arguments),
-    /// Read all memory and leave it as warm and as cold as it was.
+    /// Read all memory and leave residency as it was.
     Scan(scan::Arguments),
-    /// Keep memory as warm and as cold as it is while somebody else reads it.
+    /// Keep residency as it is while somebody else reads the memory.
     Guard(guard::Arguments),
     /// Keep a map fresh at a bounded cost, restore what readers swap in, and tell Prometheus.
     Daemon(daemon::Arguments),

@@ -1,4 +1,4 @@
-//! Reading shared memory and leaving it as warm and as cold as it was.
+//! Reading shared memory and leaving residency as it was.
 
 mod readers;
 mod view;
