@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::memory::Mapping;
 use crate::page_state::PAGE_SIZE;
-use crate::sys::uffd;
+use crate::sys::{SharedMap, no_huge_pages, uffd};
 
 /// Why faults cannot be handled.
 #[derive(Debug, Error)]
@@ -39,12 +39,26 @@ pub enum FaultError {
     },
 }
 
+/// Holes that could not all be filled.
+#[derive(Debug, Error)]
+#[error("{cause}")]
+pub struct NotFilled {
+    /// So many of them, from the first on, are filled, now or before.
+    pub filled: u64,
+    /// Why the next one is not.
+    pub cause: FaultError,
+}
+
+/// How often the kernel may say that it is busy with these addresses before it is believed to be for good.
+const BUSY: u32 = 1000;
+
 /// Hears of faults on holes of shared mappings in this process, those of the kernel on behalf of a vCPU included
 /// (userfaultfd(2), mode `MISSING`). A swapped page is none of these: it comes in by itself.
 ///
-/// Filling a hole through the file (`pwrite`) is whole for whoever maps it, since the kernel holds the page's lock for as long
-/// as it copies (mm/shmem.c `shmem_write_begin`); it wakes nobody, which [`MissingFaults::wake`] is for. When this is
-/// dropped, whoever waits goes on and finds what is there.
+/// Holes are filled by the kernel's `UFFDIO_COPY`, which adds exactly one page where there was none, whole, and never writes over
+/// one (mm/shmem.c `shmem_mfill_atomic_pte`). A write through the file would do neither: where the kernel gives shared memory
+/// huge pages it adds neighbours, of zeros, which nobody hears of any more (`shmem_allowable_huge_orders`). When this is dropped,
+/// whoever waits goes on and finds what is there.
 #[derive(Debug)]
 pub struct MissingFaults {
     fd: OwnedFd,
@@ -60,16 +74,37 @@ impl MissingFaults {
         Ok(Self { fd })
     }
 
-    /// From now on, whoever touches a hole of `mapping` waits.
+    /// From now on, whoever touches a hole of `mapping` waits, and the kernel makes no huge pages of it.
     ///
     /// # Errors
     /// When the kernel refuses: somebody else handles this mapping's faults already.
     pub fn register(&self, mapping: &Mapping<'_>) -> Result<Registered, FaultError> {
         let pages = 0..mapping.pages();
         let (address, length) = mapping.bytes(&pages);
+        // Before Linux 6.4 khugepaged fills holes of such a mapping, too (mm/khugepaged.c `collapse_file`).
+        no_huge_pages(address, length).map_err(failed("madvise(MADV_NOHUGEPAGE)", &pages))?;
         let registered = Registered { addresses: address as u64..(address + length) as u64 };
         uffd::register_missing(self.fd.as_fd(), &registered.addresses).map_err(failed("UFFDIO_REGISTER", &pages))?;
         Ok(registered)
+    }
+
+    /// A view of the file behind `mapping`, whose holes are filled without being mapped there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn landing_view(&self, mapping: &Mapping<'_>) -> Result<LandingView, FaultError> {
+        let pages = 0..mapping.pages();
+        let first = mapping.offset(0) / PAGE_SIZE;
+        let length = (mapping.offset(0) + mapping.length()) as usize;
+        let map = SharedMap::new(mapping.fd(), length).map_err(|cause| FaultError::System {
+            call: "mmap",
+            pages: pages.clone(),
+            cause,
+        })?;
+        let end = (map.address() + length) as u64;
+        let registered = Registered { addresses: end - mapping.length()..end };
+        uffd::register_missing(self.fd.as_fd(), &registered.addresses).map_err(failed("UFFDIO_REGISTER", &pages))?;
+        Ok(LandingView { map, registered, first })
     }
 
     /// Ends that for a mapping: holes read as zeros again.
@@ -89,17 +124,58 @@ impl MissingFaults {
         uffd::read_faults(self.fd.as_fd(), each).map_err(failed("read", &(0..0)))
     }
 
-    /// Fills holes with `bytes`, maps them for whoever waits, and wakes it. Unlike a write through the file this waits for
-    /// nobody who writes to another part of it, and whoever waited does not fault again.
+    /// Fills holes with `bytes`, maps them for whoever waits, and wakes it. What is there already stays, and counts as filled.
+    /// This waits for nobody who writes to another part of the file, and whoever waited does not fault again.
     ///
     /// # Errors
-    /// When one is no hole any more or not of the mapping, or the kernel has no memory.
+    /// When the pages are not all of the mapping, or the kernel has no memory.
     ///
     /// # Panics
     /// When `bytes` is not as long as the pages.
-    pub fn fill(&self, mapping: &Registered, pages: &Range<u64>, bytes: &[u8]) -> Result<(), FaultError> {
-        let addresses = mapping.addresses_of(pages)?;
-        uffd::copy(self.fd.as_fd(), &addresses, bytes).map_err(failed("UFFDIO_COPY", pages))
+    pub fn fill(&self, mapping: &Registered, pages: &Range<u64>, bytes: &[u8]) -> Result<(), NotFilled> {
+        let count = pages.end.saturating_sub(pages.start);
+        let mut filled = 0;
+        let mut busy = 0;
+        let stopped = |filled, cause| NotFilled { filled, cause };
+        while filled < count {
+            let rest = pages.start + filled..pages.end;
+            let addresses = mapping.addresses_of(&rest).map_err(|e| stopped(filled, e))?;
+            match uffd::copy(self.fd.as_fd(), &addresses, &bytes[(filled * PAGE_SIZE) as usize..]) {
+                Ok(()) => break,
+                Err((copied @ 1.., _)) => filled += copied / PAGE_SIZE,
+                Err((_, Errno::EXIST)) => {
+                    self.wake(mapping, &(rest.start..rest.start + 1)).map_err(|e| stopped(filled, e))?;
+                    filled += 1;
+                }
+                // Page tables are changing.
+                Err((_, Errno::AGAIN)) if busy < BUSY => {
+                    busy += 1;
+                    std::thread::yield_now();
+                }
+                Err((_, e)) => return Err(stopped(filled, failed("UFFDIO_COPY", &rest)(e))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills holes with `bytes` through a view, so that the pages are in nobody's page table: they can be paged out without being
+    /// taken from whoever has touched them meanwhile. What is there already stays, and counts as filled. This wakes nobody who
+    /// waits for them: [`MissingFaults::wake`] does.
+    ///
+    /// # Errors
+    /// As [`MissingFaults::fill`].
+    ///
+    /// # Panics
+    /// When `bytes` is not as long as the pages.
+    pub fn land(&self, view: &LandingView, pages: &Range<u64>, bytes: &[u8]) -> Result<(), NotFilled> {
+        let result = self.fill(&view.registered, pages, bytes);
+        let filled = result.as_ref().map_or_else(|e| e.filled, |()| pages.end - pages.start);
+        let landed = view.first + pages.start..view.first + pages.start + filled;
+        if let Err(e) = view.map.unmap(&landed) {
+            // They are where they should be, and stay in memory.
+            return result.and(Err(NotFilled { filled, cause: failed("madvise(MADV_DONTNEED)", pages)(e) }));
+        }
+        result
     }
 
     /// Fills a hole with zeros and wakes whoever waits for it. What is there already stays.
@@ -130,6 +206,15 @@ impl AsFd for MissingFaults {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A view of a shared memory file through which holes are filled, and which nobody reads.
+#[derive(Debug)]
+pub struct LandingView {
+    map: SharedMap,
+    registered: Registered,
+    /// The page of the map that is page 0 of the mapping it stands for.
+    first: u64,
 }
 
 /// A mapping whose faults are heard of, until it is unregistered: where it is, so that nothing has to be asked while somebody

@@ -28,6 +28,7 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
     let memory = Memory::new("missing", 64);
     memory.write(8, 8);
     let mapping = faults.register(&memory.mapping()).unwrap();
+    let view = faults.landing_view(&memory.mapping()).unwrap();
     let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let seen = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -53,7 +54,7 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
                 thread::sleep(Duration::from_millis(1));
                 match page % 3 {
                     0 => {
-                        memory.pwrite(page, page);
+                        faults.land(&view, &(page..page + 1), &page_with(page)).unwrap();
                         faults.wake(&mapping, &(page..page + 1)).unwrap();
                     }
                     1 => faults.fill(&mapping, &(page..page + 1), &page_with(page)).unwrap(),
@@ -65,9 +66,11 @@ fn who_touches_a_hole_waits_until_it_is_filled() {
     assert!(seen.into_inner() >= 63);
     // What is there stays, whoever says otherwise.
     faults.zero(&mapping, 8).unwrap();
-    faults.fill(&mapping, &(8..9), &[1; 4096]).unwrap_err();
+    faults.fill(&mapping, &(8..9), &[1; 4096]).unwrap();
+    faults.land(&view, &(8..9), &[1; 4096]).unwrap();
     assert!(memory.holds(8, 8));
-    faults.fill(&mapping, &(64..65), &[1; 4096]).unwrap_err();
+    assert_eq!(faults.fill(&mapping, &(64..65), &[1; 4096]).unwrap_err().filled, 0);
+    assert_eq!(faults.land(&view, &(64..65), &[1; 4096]).unwrap_err().filled, 0);
     faults.wake(&mapping, &(63..65)).unwrap_err();
     faults.zero(&mapping, u64::MAX).unwrap_err();
     faults.unregister(&mapping).unwrap();
@@ -89,4 +92,56 @@ fn a_swapped_page_is_not_missing() {
         // Nobody handles faults: this would wait for ever.
         (0..64).for_each(|page| assert!(memory.holds(page, page + 1)));
     });
+}
+
+/// Pages that are there already stay what they are, wherever in a run they are, and the others are filled.
+#[test]
+fn a_run_is_filled_around_what_is_there() {
+    let Some(faults) = faults() else { return };
+    let memory = Memory::new("missing-run", 64);
+    let there = [0, 5, 6, 15, 40];
+    there.iter().for_each(|page| memory.write(*page, 100 + page));
+    let mapping = faults.register(&memory.mapping()).unwrap();
+    let view = faults.landing_view(&memory.mapping()).unwrap();
+    let bytes: Vec<u8> = (0..16).flat_map(page_with).collect();
+    faults.land(&view, &(0..16), &bytes).unwrap();
+    let bytes: Vec<u8> = (32..48).flat_map(page_with).collect();
+    faults.fill(&mapping, &(32..48), &bytes).unwrap();
+    for page in (0..16).chain(32..48) {
+        assert!(memory.holds(page, if there.contains(&page) { 100 + page } else { page }), "page {page}");
+    }
+    assert_eq!(PageCache.residency(&memory.mapping(), 0..64).unwrap().counts().resident, 32);
+}
+
+/// Where a write through the file adds neighbours, a page that lands does not. In the lab, under each setting of the host's:
+/// `MEMORY_AGENT_TESTS_SHMEM_ENABLED` names the one that is to be in force.
+#[test]
+fn a_page_lands_alone_whatever_the_huge_page_setting() {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    /// Two huge pages' worth.
+    const PAGES: u64 = 1024;
+    let Some(faults) = faults() else { return };
+    let in_force = std::fs::read_to_string(SETTING).unwrap_or_default();
+    let must = std::env::var("MEMORY_AGENT_TESTS_SHMEM_ENABLED").ok();
+    if let Some(must) = &must {
+        assert!(in_force.contains(&format!("[{must}]")), "{must} is not in force: {in_force}");
+    }
+    let written = Memory::new("missing-written", PAGES);
+    written.pwrite(600, 600);
+    let beside = PageCache.residency(&written.mapping(), 0..PAGES).unwrap().counts().resident - 1;
+    if ["always", "within_size", "force"].iter().any(|setting| in_force.contains(&format!("[{setting}]"))) {
+        assert!(beside > 0, "the setting has no effect here, and this trial proves nothing");
+    }
+    let memory = Memory::new("missing-alone", PAGES);
+    let mapping = faults.register(&memory.mapping()).unwrap();
+    let view = faults.landing_view(&memory.mapping()).unwrap();
+    faults.land(&view, &(600..602), &[page_with(600), page_with(601)].concat()).unwrap();
+    faults.fill(&mapping, &(100..101), &page_with(100)).unwrap();
+    faults.zero(&mapping, 101).unwrap();
+    let resident: Vec<_> = PageCache
+        .residency(&memory.mapping(), 0..PAGES)
+        .unwrap()
+        .ranges_of(memory_agent::PageState::Resident)
+        .collect();
+    assert_eq!(resident, [100..102, 600..602], "with {in_force}, where a write adds {beside} pages");
 }

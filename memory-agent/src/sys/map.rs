@@ -61,7 +61,9 @@ impl SharedMap {
         // changes; no Rust reference to the new memory is ever made.
         let base = unsafe { rustix::mm::mmap(at, length, protection, flags, fd, offset) }?;
         let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { base, length })
+        let map = Self { base, length };
+        super::no_huge_pages(map.address(), length)?;
+        Ok(map)
     }
 
     pub(crate) fn address(&self) -> usize {

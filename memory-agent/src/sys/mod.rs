@@ -36,6 +36,16 @@ pub(crate) fn populate_read(address: usize, length: usize) -> rustix::io::Result
     unsafe { rustix::mm::madvise(address_of(address), length, Advice::LinuxPopulateRead) }
 }
 
+/// `MADV_NOHUGEPAGE`: faults on the range, and khugepaged, make no huge pages of it. Writes through the file may.
+pub(crate) fn no_huge_pages(address: usize, length: usize) -> rustix::io::Result<()> {
+    // SAFETY: this never changes what memory reads as; the kernel refuses ranges that are not mapped.
+    match unsafe { rustix::mm::madvise(address_of(address), length, Advice::LinuxNoHugepage) } {
+        // A kernel that has no huge pages does not know the advice.
+        Err(Errno::INVAL) => Ok(()),
+        done => done,
+    }
+}
+
 fn address_of(address: usize) -> *mut c_void {
     without_provenance_mut(address)
 }

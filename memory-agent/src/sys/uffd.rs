@@ -116,12 +116,15 @@ pub(crate) fn zero(fd: BorrowedFd<'_>, addresses: &Range<u64>) -> rustix::io::Re
     ioctl(fd, UFFDIO_ZEROPAGE, &mut UffdioZeropage { range: UffdioRange::of(addresses), mode: 0, zeroed: 0 })
 }
 
-/// Fills a hole with `bytes`, whole pages, and maps it for whoever waits for it, who is woken; `EXIST` when it is none.
-pub(crate) fn copy(fd: BorrowedFd<'_>, addresses: &Range<u64>, bytes: &[u8]) -> rustix::io::Result<()> {
+/// Fills holes with `bytes`, whole pages, and maps them for whoever waits for them, who is woken. The kernel stops at the first
+/// that it cannot fill, and says `EXIST` where one is none; with the error comes how many bytes it has copied before.
+pub(crate) fn copy(fd: BorrowedFd<'_>, addresses: &Range<u64>, bytes: &[u8]) -> Result<(), (u64, Errno)> {
     const UFFDIO_COPY: u32 = opcode::read_write::<UffdioCopy>(0xaa, 0x03);
     assert_eq!(addresses.end - addresses.start, bytes.len() as u64, "the kernel reads as much as it writes");
     let (source, length) = (bytes.as_ptr() as u64, bytes.len() as u64);
-    ioctl(fd, UFFDIO_COPY, &mut UffdioCopy { destination: addresses.start, source, length, mode: 0, copied: 0 })
+    let mut copy = UffdioCopy { destination: addresses.start, source, length, mode: 0, copied: 0 };
+    // What it says to have copied is an error's number when it is negative.
+    ioctl(fd, UFFDIO_COPY, &mut copy).map_err(|e| (u64::try_from(copy.copied).unwrap_or(0), e))
 }
 
 /// Reads what has come and gives the addresses of faults to `each`; nothing when nothing has come.

@@ -176,6 +176,13 @@ impl Vcpus {
         }
     }
 
+    /// Asks all vCPUs to stop, and waits for none; whether all stand. One that KVM works for with a page that is not there does
+    /// so only once it is.
+    pub fn try_pause(&self) -> bool {
+        self.order(Order::Pause);
+        self.vcpus.iter().filter(|(vcpu, thread)| !vcpu.kick(thread.as_ref())).count() == 0
+    }
+
     /// Works on a paused vCPU's file.
     pub(crate) fn with_fd<T>(
         &self,
@@ -205,22 +212,23 @@ impl Vcpus {
         Ok(())
     }
 
-    /// Gives all vCPUs an order that stops them, and waits until they have; gives one that had not by the deadline.
-    fn order_all(&self, order: Order, deadline: Option<Instant>) -> Option<u8> {
+    fn order(&self, order: Order) {
         for (vcpu, _) in &self.vcpus {
             *locked(&vcpu.order) = order;
             vcpu.ordered.notify_all();
         }
+    }
+
+    /// Gives all vCPUs an order that stops them, and waits until they have; gives one that had not by the deadline.
+    fn order_all(&self, order: Order, deadline: Option<Instant>) -> Option<u8> {
+        self.order(order);
         let mut late = None;
         for (vcpu, thread) in &self.vcpus {
-            let Some(thread) = thread else { continue };
-            // The thread gives the vCPU's file back when it has stopped.
-            while !thread.is_finished() && vcpu.fd.try_lock().is_err() {
+            while !vcpu.kick(thread.as_ref()) {
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     late = Some(vcpu.index);
                     break;
                 }
-                let _ = thread.kill(SIGRTMIN());
                 std::thread::sleep(KICK_AGAIN);
             }
         }
@@ -252,6 +260,16 @@ impl Drop for Vcpus {
 }
 
 impl Shared {
+    /// Reminds the vCPU's thread of its order, unless it has stopped; whether it has.
+    fn kick(&self, thread: Option<&JoinHandle<()>>) -> bool {
+        // The thread gives the vCPU's file back when it has stopped.
+        let Some(thread) = thread.filter(|thread| !thread.is_finished() && self.fd.try_lock().is_err()) else {
+            return true;
+        };
+        let _ = thread.kill(SIGRTMIN());
+        false
+    }
+
     fn run(&self) {
         loop {
             {

@@ -41,6 +41,9 @@ impl SourceMachine for Machine {
 }
 
 impl DestinationMachine for Machine {
+    fn try_pause(&self) -> bool {
+        self.try_pause()
+    }
     fn ram(&self) -> &Arc<GuestRam> {
         self.ram()
     }

@@ -161,6 +161,13 @@ impl Machine {
         Ok(self.devices.pause(PAUSE_LIMIT)?)
     }
 
+    /// Asks the guest to stop, and waits for nothing; whether it stands. To be called until it does.
+    pub fn try_pause(&self) -> bool {
+        let mut running = locked(&self.running);
+        *running = false;
+        self.vcpus.try_pause() && self.devices.pause(Duration::ZERO).is_ok()
+    }
+
     /// Whether the guest has been told to run.
     pub fn is_running(&self) -> bool {
         *locked(&self.running)

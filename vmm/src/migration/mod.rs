@@ -23,6 +23,7 @@ pub mod plan;
 mod precedence;
 pub mod progress;
 pub mod rendezvous;
+mod seldom;
 pub mod source;
 mod stoppable;
 pub mod wire;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use memory_agent::Hint;
 
 use crate::machine::{MachineError, MachineSpec, MachineState};
-use crate::ram::{GuestRam, PageSet};
+use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError};
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
 #[derive(Clone, Debug)]
@@ -93,13 +94,23 @@ pub trait DestinationMachine: Sync {
     /// # Errors
     /// When the host refuses.
     fn restore(&self, state: &MachineState) -> Result<(), MachineError>;
-    /// Lets the guest run.
+    /// Handles faults on what guest RAM does not have, from now on.
+    ///
+    /// # Errors
+    /// When this user may not handle a guest's faults.
+    fn missing_pages(&self) -> Result<Arc<dyn MissingPages>, RamError> {
+        Ok(Arc::new(MissingRam::new(Arc::clone(self.ram()))?))
+    }
+    /// Lets the guest run, also when it has been asked to stop and does not stand yet.
     fn resume(&self);
     /// Stops the guest.
     ///
     /// # Errors
     /// When something of it runs on. It has been told to stop; what could be stopped stands.
     fn pause(&self) -> Result<(), MachineError>;
+    /// Asks the guest to stop, and waits for nothing: a vCPU cannot while the host works for it with a page that has not come.
+    /// Returns whether it stands; to be called until it does.
+    fn try_pause(&self) -> bool;
     /// Whether the guest runs.
     fn is_running(&self) -> bool;
 }
@@ -110,6 +121,12 @@ impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
     }
     fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         self.as_ref().restore(state)
+    }
+    fn missing_pages(&self) -> Result<Arc<dyn MissingPages>, RamError> {
+        self.as_ref().missing_pages()
+    }
+    fn try_pause(&self) -> bool {
+        self.as_ref().try_pause()
     }
     fn resume(&self) {
         self.as_ref().resume();

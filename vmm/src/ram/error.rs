@@ -35,6 +35,11 @@ pub enum RamError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// A page that is to come later is there, and cannot be given back.
+    #[error(
+        "guest RAM page {0} is to come later, and the host does not let go of what it has in its place: huge pages of shared memory reach into it; write never to /sys/kernel/mm/transparent_hugepage/shmem_enabled, and try again"
+    )]
+    NoHole(u64),
     /// Handling the guest's page faults failed.
     #[error(transparent)]
     Fault(#[from] memory_agent::FaultError),
@@ -56,11 +61,6 @@ pub enum RamError {
 }
 
 impl RamError {
-    /// Whether a hole could not be filled because it is none.
-    pub fn is_there_already(&self) -> bool {
-        matches!(self, Self::Fault(memory_agent::FaultError::System { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists)
-    }
-
     /// Why pages could not be paged out, if that is what failed: what is in them is whole.
     pub fn page_out(&self) -> Option<&memory_agent::PageOutError> {
         match self {

@@ -27,7 +27,7 @@ use vm_memory::{
 
 pub use error::RamError;
 pub use layout::{RamLayout, RamRegion};
-pub use missing::{MissingRam, why_no_faults};
+pub use missing::{MissingPages, MissingRam, NotLanded, why_no_faults};
 pub use page_set::PageSet;
 pub use remembered::RememberedRam;
 pub use watch::RamWatch;

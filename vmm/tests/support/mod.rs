@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
+#[allow(dead_code, reason = "each test file uses what it needs")]
+pub(crate) mod post_copy;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -10,11 +13,11 @@ use std::time::Duration;
 use thermocline::arch::x86_64::Processor;
 use thermocline::devices::legacy::serial::SavedSerial;
 use thermocline::machine::{MachineError, MachineSpec, MachineState};
-use thermocline::migration::destination::{Arrival, DestinationError, Reception, Terms};
+use thermocline::migration::destination::{Arrival, DestinationError, Reception, Tail, Terms};
 use thermocline::migration::link::Listener;
 use thermocline::migration::wire::{Offer, Refusal};
 use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
-use thermocline::ram::{GuestRam, PageSet};
+use thermocline::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError};
 use thermocline::record::{Record, Records};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,6 +33,20 @@ pub(crate) struct Fake {
     pub(crate) state: Mutex<Option<MachineState>>,
     /// What somebody says of its memory, who need not know.
     pub(crate) believed: Mutex<Option<Belief>>,
+    pub(crate) hooks: Mutex<Hooks>,
+}
+
+type OnMachine = Box<dyn FnOnce(&Fake) + Send>;
+
+/// What happens besides.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    /// Takes the place of what lands pages and fills holes.
+    pub(crate) missing: Option<Arc<dyn MissingPages>>,
+    /// While the machine is restored.
+    pub(crate) restoring: Option<OnMachine>,
+    /// When the guest is let go at the destination.
+    pub(crate) resuming: Option<OnMachine>,
 }
 
 impl Fake {
@@ -41,6 +58,7 @@ impl Fake {
             executing: Mutex::default(),
             state: Mutex::default(),
             believed: Mutex::default(),
+            hooks: Mutex::default(),
         }
     }
 
@@ -117,14 +135,27 @@ impl DestinationMachine for Fake {
     }
     fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         *self.state.lock().unwrap() = Some(state.clone());
+        let hook = self.hooks.lock().unwrap().restoring.take();
+        hook.into_iter().for_each(|hook| hook(self));
         Ok(())
     }
+    fn missing_pages(&self) -> Result<Arc<dyn MissingPages>, RamError> {
+        match self.hooks.lock().unwrap().missing.take() {
+            Some(missing) => Ok(missing),
+            None => Ok(Arc::new(MissingRam::new(Arc::clone(&self.ram))?)),
+        }
+    }
     fn resume(&self) {
+        let hook = self.hooks.lock().unwrap().resuming.take();
+        hook.into_iter().for_each(|hook| hook(self));
         self.running.store(true, Ordering::SeqCst);
     }
     fn pause(&self) -> Result<(), MachineError> {
+        SourceMachine::pause(self)
+    }
+    fn try_pause(&self) -> bool {
         self.running.store(false, Ordering::SeqCst);
-        Ok(())
+        self.executing.try_lock().is_ok()
     }
     fn is_running(&self) -> bool {
         self.runs()
@@ -143,14 +174,30 @@ pub(crate) fn receive(
     once: bool,
     prepare: impl Fn(&Offer) -> Result<Arc<Fake>, Refusal> + Send + Sync + 'static,
 ) -> Receiving {
+    receive_with(listener, Terms { patience: Duration::from_secs(20), once }, prepare)
+}
+
+/// The same on other terms.
+pub(crate) fn receive_with(
+    listener: Listener,
+    terms: Terms,
+    prepare: impl Fn(&Offer) -> Result<Arc<Fake>, Refusal> + Send + Sync + 'static,
+) -> Receiving {
     let (sender, arrivals) = channel();
-    let terms = Terms { patience: Duration::from_secs(20), once };
     // Whoever waits for the news may have heard enough.
     let reception = Reception::open(listener, terms, prepare, move |arrival| drop(sender.send(arrival))).unwrap();
     Receiving { reception, arrivals }
 }
 
 impl Receiving {
+    /// Waits until a guest runs here, and gives what is still to come.
+    pub(crate) fn runs(&self) -> Option<Arc<Tail>> {
+        match self.arrivals.recv().unwrap() {
+            Arrival::Running(_, tail) => tail,
+            Arrival::Whole | Arrival::Failed(_) => panic!("it does not run"),
+        }
+    }
+
     /// Waits until a guest is here, whole, or will not come.
     pub(crate) fn arrives(&self) -> Result<(), DestinationError> {
         loop {

@@ -142,12 +142,16 @@ fn take<M: DestinationMachine>(
     let receiver = match (rendezvous, faults) {
         (Some(rendezvous), Some(faults)) => {
             rendezvous.adopt(Channel::Bulk, writer.link());
-            Some(Receiver::start(machine.ram(), &rendezvous, patience, (&landed, later), faults)?)
+            Some(Receiver::start(machine.as_ref(), &rendezvous, patience, (&landed, later), faults)?)
         }
         _ => None,
     };
     // The kernel may touch guest memory here, and waits for what has not come.
-    machine.restore(&state)?;
+    let restored = machine.restore(&state);
+    if let Some(receiver) = &receiver {
+        receiver.restored()?;
+    }
+    restored?;
     Message::Ready.send(writer)?;
     match receive_message(reader, "commit")? {
         Message::Commit => {}

@@ -160,7 +160,9 @@ pub enum Fault {
     Ask,
     /// Whoever lands the page wakes the guest.
     Wait,
-    /// The page is there, or was never written: it reads as zeros.
+    /// The page has landed meanwhile.
+    Wake,
+    /// The page was never written: it reads as zeros. Or it was there before the guest.
     Fill,
 }
 
@@ -169,6 +171,7 @@ pub enum Fault {
 pub struct Missing {
     missing: PageSet,
     landing: PageSet,
+    landed: PageSet,
     wanted: PageSet,
     unconfirmed: PageSet,
 }
@@ -179,6 +182,7 @@ impl Missing {
         Self {
             missing: PageSet::new(pages),
             landing: PageSet::new(pages),
+            landed: PageSet::new(pages),
             wanted: PageSet::new(pages),
             unconfirmed: PageSet::new(pages),
         }
@@ -214,6 +218,8 @@ impl Missing {
         if self.landing.contains(page) {
             self.wanted.insert_range(page..page + 1);
             Fault::Wait
+        } else if self.landed.contains(page) {
+            Fault::Wake
         } else if !self.missing.contains(page) {
             Fault::Fill
         } else if self.wanted.contains(page) {
@@ -234,16 +240,17 @@ impl Missing {
         is_missing
     }
 
-    /// This could not land: it is missing again.
-    pub fn failed(&mut self, page: u64) {
-        self.landing.remove_range(page..page + 1);
-        self.missing.insert_range(page..page + 1);
+    /// These could not land: they are missing again.
+    pub fn failed(&mut self, pages: Range<u64>) {
+        self.landing.remove_range(pages.clone());
+        self.missing.insert_range(pages);
     }
 
     /// These have landed; whether the guest waits for any of them.
     pub fn landed(&mut self, pages: Range<u64>) -> bool {
         let is_wanted = self.wanted.count_in(pages.clone()) > 0;
         self.landing.remove_range(pages.clone());
+        self.landed.insert_range(pages.clone());
         self.wanted.remove_range(pages.clone());
         self.unconfirmed.insert_range(pages);
         is_wanted
@@ -279,8 +286,8 @@ mod tests {
         SendUnasked(u64),
         /// The next thing on the fault channel, or on the bulk channel, arrives.
         Deliver(bool),
-        /// What has begun to land is whole.
-        Land,
+        /// What has begun to land is whole, but for every so many-th page, if any fails: the connection is given up then.
+        Land(Option<usize>),
         Confirm,
         Cut,
     }
@@ -290,7 +297,7 @@ mod tests {
             4 => (0..PAGES, any::<bool>()).prop_map(|(page, writes)| Event::Touch(page, writes)),
             3 => (1u64..20).prop_map(Event::SendUnasked),
             6 => any::<bool>().prop_map(Event::Deliver),
-            4 => Just(Event::Land),
+            4 => prop::option::weighted(0.2, 1usize..5).prop_map(Event::Land),
             3 => Just(Event::Confirm),
             1 => Just(Event::Cut),
         ]
@@ -351,6 +358,17 @@ mod tests {
             }
         }
 
+        fn land_but(&mut self, nth: usize) {
+            let landing = std::mem::take(&mut self.landing);
+            let (fails, lands): (Vec<_>, Vec<_>) = landing.into_iter().enumerate().partition(|(i, _)| i % nth == 0);
+            self.landing = lands.into_iter().map(|(_, page)| page).collect();
+            self.land();
+            if !fails.is_empty() {
+                fails.into_iter().for_each(|(_, (page, _))| self.missing.failed(page..page + 1));
+                self.cut();
+            }
+        }
+
         fn confirm(&mut self) {
             self.confirmations.extend(self.missing.take_unconfirmed());
             while let Some(run) = self.confirmations.pop_front() {
@@ -380,6 +398,7 @@ mod tests {
                 match self.missing.fault(page) {
                     Fault::Ask => return self.ask(page),
                     Fault::Wait => return,
+                    Fault::Wake => panic!("page {page} has landed and is not here"),
                     Fault::Fill => self.here[page as usize] = Some(0),
                 }
             }
@@ -435,7 +454,8 @@ mod tests {
                         world.send(1, &runs);
                     }
                     Event::Deliver(faults) => world.deliver(usize::from(!faults)),
-                    Event::Land => world.land(),
+                    Event::Land(None) => world.land(),
+                    Event::Land(Some(nth)) => world.land_but(nth),
                     Event::Confirm => world.confirm(),
                     Event::Cut => world.cut(),
                 }

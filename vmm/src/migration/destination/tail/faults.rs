@@ -8,22 +8,21 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::time::Duration;
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
-use super::Tail;
+use super::landing::Unlanded;
+use super::{AGAIN_AFTER, Stage, Tail};
 use crate::migration::busy_poll::{BusyPoll, sleep};
 use crate::migration::destination::DestinationError;
-use crate::migration::link::Link;
+use crate::migration::link::{Link, SILENCE_LIMIT};
 use crate::migration::precedence::BURST;
+use crate::migration::seldom::Seldom;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{Incoming, send_ranges};
 use crate::migration::wire::{FrameBuffer, FrameWriter, Message, WireError};
-use crate::ram::{MissingRam, RamError};
-
-/// How long to leave alone what could not be done: the guest waits meanwhile.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
+use crate::ram::RamError;
 
 enum Order {
     /// Ask over this connection from now on, for what is waited for already, too.
@@ -54,12 +53,13 @@ pub(super) struct FaultHandler {
     bell: Bell,
     /// The connection that it uses.
     link: Option<Link>,
+    tail: Arc<Tail>,
     _thread: Stoppable,
 }
 
 impl FaultHandler {
     /// Starts it, without a connection.
-    pub(super) fn start(tail: &Arc<Tail>, missing: &Arc<MissingRam>) -> Result<Self, DestinationError> {
+    pub(super) fn start(tail: &Arc<Tail>) -> Result<Self, DestinationError> {
         let failed = |e: &dyn std::fmt::Display| DestinationError::Thread(e.to_string());
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e))?);
         let (sender, orders) = channel();
@@ -67,20 +67,25 @@ impl FaultHandler {
         let ender = bell.clone();
         let worker = Worker {
             tail: Arc::clone(tail),
-            missing: Arc::clone(missing),
             orders,
             event,
             channel: None,
             touched: VecDeque::new(),
+            failed: VecDeque::new(),
+            held: None,
+            again_at: None,
+            complaint: Seldom::default(),
+            is_restoring: true,
             busy_poll: BusyPoll::default(),
         };
         let thread = Stoppable::spawn("faults", move || ender.tell(Order::End), move || worker.run());
-        Ok(Self { bell, link: None, _thread: thread.map_err(|e| failed(&e))? })
+        Ok(Self { bell, link: None, tail: Arc::clone(tail), _thread: thread.map_err(|e| failed(&e))? })
     }
 
     /// Has it ask over `link`.
     pub(super) fn serve(&mut self, link: Link) -> Result<(), WireError> {
         self.link = Some(link.try_clone()?);
+        self.tail.lock().has_lost_faults = false;
         self.bell.tell(Order::Serve(link));
         Ok(())
     }
@@ -104,12 +109,20 @@ struct Channel {
 
 struct Worker {
     tail: Arc<Tail>,
-    missing: Arc<MissingRam>,
     orders: Receiver<Order>,
     event: Arc<OwnedFd>,
     channel: Option<Channel>,
-    /// Pages that were touched and have not been asked for or filled in yet.
+    /// Pages that were touched and have not been looked at yet.
     touched: VecDeque<u64>,
+    /// Those that could not be handled: each is tried again after a while, behind everything else that there is to do.
+    failed: VecDeque<u64>,
+    /// What has come and could not land, with its bytes. Nothing more is taken from the connection meanwhile.
+    held: Option<(Unlanded, Vec<u8>)>,
+    /// When what could not be done is tried again.
+    again_at: Option<Instant>,
+    complaint: Seldom,
+    /// Whether the guest was being restored when last looked at.
+    is_restoring: bool,
     busy_poll: BusyPoll,
 }
 
@@ -123,41 +136,32 @@ struct Due {
 
 impl Worker {
     fn run(mut self) {
-        loop {
-            match self.step() {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(e) => {
-                    // The guest waits; nothing wrong is ever shown to it.
-                    tracing::error!("a page fault of the guest could not be handled: {e}");
-                    std::thread::sleep(AGAIN_AFTER);
-                }
-            }
-        }
+        while self.step() {}
     }
 
-    /// Does what there is to do; whether to go on.
-    fn step(&mut self) -> Result<bool, RamError> {
-        if !self.touched.is_empty() {
-            self.handle_faults()?;
-        }
+    /// Does what there is to do, orders first; whether to go on.
+    fn step(&mut self) -> bool {
         let due = self.wait();
         if due.orders && !self.obey() {
-            return Ok(false);
+            return false;
         }
         if due.faults {
-            self.handle_faults()?;
+            self.handle_faults();
+        }
+        if self.again_at.is_some_and(|at| Instant::now() >= at) {
+            self.try_again();
         }
         if due.arrivals
             && let Err(e) = self.receive()
         {
             self.close(&e.into());
         }
+        self.check_restoring();
         // Whoever faults meanwhile need not wait until all that has come has landed.
         loop {
             match self.land_next() {
-                Ok(true) => self.handle_faults()?,
-                Ok(false) => return Ok(true),
+                Ok(true) => self.handle_faults(),
+                Ok(false) => return true,
                 Err(e) => self.close(&e),
             }
         }
@@ -166,24 +170,60 @@ impl Worker {
     /// The connection is of no use any more.
     fn close(&mut self, why: &DestinationError) {
         tracing::debug!("the channel for pages that are waited for has ended: {why}");
-        self.channel = None;
+        self.drop_channel();
         let mut state = self.tail.lock();
         state.asks = None;
+        state.has_lost_faults = true;
         // One channel alone is of no use: whoever receives the other sees that it is over.
         if let Some(writer) = &mut state.confirms {
             writer.link().shutdown(Shutdown::Both);
         }
+        if state.stage == Stage::Restoring {
+            state.stage = Stage::Failed;
+            drop(state);
+            // Whoever restores may wait for a page in the kernel. It goes on with zeros, and what it makes of them is thrown away.
+            self.tail.pages.release();
+        }
+    }
+
+    fn drop_channel(&mut self) {
+        self.channel = None;
+        if let Some((unlanded, _)) = self.held.take() {
+            self.tail.not_landed(unlanded);
+        }
+    }
+
+    /// What is restored does not wait for ever for a source that is silent.
+    fn check_restoring(&mut self) {
+        if !self.is_restoring {
+            return;
+        }
+        let is_silent = {
+            let state = self.tail.lock();
+            self.is_restoring = state.stage == Stage::Restoring;
+            self.is_restoring && state.since.values().any(|since| since.elapsed() > SILENCE_LIMIT)
+        };
+        if is_silent {
+            self.close(&WireError::Silent.into());
+        }
     }
 
     fn wait(&mut self) -> Due {
-        let mut fds = vec![PollFd::new(&*self.event, PollFlags::IN), PollFd::new(&*self.missing, PollFlags::IN)];
-        fds.extend(self.channel.as_ref().map(|channel| PollFd::new(&channel.link, PollFlags::IN)));
-        let waited = self.busy_poll.look(&mut fds, None).and_then(|ready| {
-            if ready || sleep(&mut fds, Some(BURST))? {
+        let mut fds = vec![
+            PollFd::new(&*self.event, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.tail.pages.as_fd(), PollFlags::IN),
+        ];
+        // While something is held, only the connection's end is news.
+        let news = if self.held.is_some() { PollFlags::RDHUP } else { PollFlags::IN };
+        fds.extend(self.channel.as_ref().map(|channel| PollFd::new(&channel.link, news)));
+        let again = self.again_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let limit = again.or(self.is_restoring.then_some(SILENCE_LIMIT / 10));
+        let waited = self.busy_poll.look(&mut fds, limit).and_then(|ready| {
+            if ready || sleep(&mut fds, Some(limit.map_or(BURST, |limit| limit.min(BURST))))? {
                 return Ok(true);
             }
             self.tail.precedence.give_back();
-            sleep(&mut fds, None)
+            sleep(&mut fds, limit)
         });
         if let Err(e) = waited {
             tracing::error!("waiting for page faults failed: {e}");
@@ -201,7 +241,7 @@ impl Worker {
             match order {
                 Order::Serve(link) => self.serve(link),
                 Order::Leave(done) => {
-                    self.channel = None;
+                    self.drop_channel();
                     // Nobody waits for it any more.
                     let _ = done.send(());
                 }
@@ -226,22 +266,54 @@ impl Worker {
         self.channel = Some(Channel { link, arrived: FrameBuffer::default() });
     }
 
-    fn handle_faults(&mut self) -> Result<(), RamError> {
+    /// Handles what has been touched.
+    fn handle_faults(&mut self) {
         let known = self.touched.len();
-        self.missing.read(|page| self.touched.push_back(page))?;
+        if let Err(e) = self.tail.pages.read(&mut |page| self.touched.push_back(page)) {
+            self.fails(&e);
+        }
         if self.touched.len() > known {
             self.busy_poll.stay_awake();
         }
-        // The kernel tells of each once: one that cannot be handled now is tried again.
-        while let Some(page) = self.touched.front() {
-            self.tail.fault(&self.missing, *page)?;
-            self.touched.pop_front();
+        // The kernel tells of each once: one that cannot be handled is tried again, and keeps no other waiting.
+        while let Some(page) = self.touched.pop_front() {
+            if let Err(e) = self.tail.fault(page) {
+                self.failed.push_back(page);
+                self.fails(&e);
+            }
         }
-        Ok(())
+    }
+
+    /// Something could not be done. The guest waits; nothing wrong is ever shown to it.
+    fn fails(&mut self, why: &RamError) {
+        self.again_at.get_or_insert(Instant::now() + AGAIN_AFTER);
+        if self.complaint.is_due() {
+            tracing::error!("a page fault of the guest could not be handled, and is tried again: {why}");
+        }
+    }
+
+    /// Tries once more what could not be done.
+    fn try_again(&mut self) {
+        self.again_at = None;
+        self.touched.append(&mut self.failed);
+        self.handle_faults();
+        if let Some((unlanded, payload)) = self.held.take()
+            && let Err(again) = self.tail.land_again(unlanded, &payload)
+        {
+            self.hold(again, payload);
+        }
+    }
+
+    fn hold(&mut self, unlanded: Unlanded, payload: Vec<u8>) {
+        self.fails(unlanded.why());
+        self.held = Some((unlanded, payload));
     }
 
     /// Takes what has come.
     fn receive(&mut self) -> Result<(), WireError> {
+        if self.held.is_some() {
+            return Err(WireError::Closed);
+        }
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if channel.arrived.fill(|room| channel.link.read_now(room))? {
             self.busy_poll.stay_awake();
@@ -249,12 +321,20 @@ impl Worker {
         Ok(())
     }
 
-    /// Lands one batch of what has come; whether there was a whole one.
+    /// Lands one batch of what has come; whether there was a whole one, and nothing is held back.
     fn land_next(&mut self) -> Result<bool, DestinationError> {
+        if self.held.is_some() {
+            return Ok(false);
+        }
         let Some(channel) = &mut self.channel else { return Ok(false) };
         let Some(frame) = channel.arrived.next_frame()? else { return Ok(false) };
         match Incoming::decode(frame, self.tail.ram.pages())? {
-            Incoming::Pages(batch) => self.tail.land(&self.missing, batch, frame.payload)?,
+            Incoming::Pages(batch) => {
+                if let Err(unlanded) = self.tail.land(&batch, frame.payload) {
+                    let payload = frame.payload.to_vec();
+                    self.hold(unlanded, payload);
+                }
+            }
             Incoming::Message(other) => {
                 return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into());
             }

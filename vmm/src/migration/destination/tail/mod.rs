@@ -5,6 +5,7 @@
 //! connection those vCPUs wait that need a page, and the others run; when the source does not come back, the guest stands.
 
 mod faults;
+mod landing;
 mod receiver;
 mod threads;
 
@@ -13,29 +14,27 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use memory_agent::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
 pub(super) use receiver::Receiver;
 
-use super::DestinationError;
 use crate::migration::link::Link;
-use crate::migration::plan::{Fault, Missing};
+use crate::migration::plan::Missing;
 use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
 use crate::migration::rendezvous::Rendezvous;
-use crate::migration::wire::message::{Incoming, receive as receive_frame, send_ranges};
-use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, PageBatch, WireError};
-use crate::ram::{GuestRam, MissingRam, RamError};
+use crate::migration::wire::message::send_ranges;
+use crate::migration::wire::{FrameWriter, Message, WireError};
+use crate::ram::{GuestRam, MissingPages};
 
 /// The longest wait that is told apart, microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
-/// So many landed pages are confirmed together, or as many as there are after a while: each confirmation takes both sides'
-/// CPUs, and the guest waits for none.
-const CONFIRMED_AT_ONCE: u64 = 64;
+/// How long to leave alone what could not be done, for want of memory as a rule, before it is tried again: the guest waits
+/// meanwhile.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// Ranges of missing pages that are shown.
 const SHOWN_RANGES: usize = 8;
 
@@ -70,11 +69,26 @@ struct State {
     /// that.
     cold: Option<Sender<Vec<Range<u64>>>>,
     source_lost: bool,
+    stage: Stage,
+    /// The channel over which pages are asked for has ended, and no other has taken its place.
+    has_lost_faults: bool,
+}
+
+/// Whether the guest can be ours yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is being restored: the host may touch its memory for that, and waits for what has not come.
+    Restoring,
+    /// It is restored, and is ours once the source says so.
+    Restored,
+    /// What the host waited for does not come: it is not restored, and never ours.
+    Failed,
 }
 
 /// The destination's side of a tail.
 pub struct Tail {
     ram: Arc<GuestRam>,
+    pages: Arc<dyn MissingPages>,
     rendezvous: Arc<Rendezvous>,
     state: Mutex<State>,
     /// Of the guest, over whoever lands and pages out what it does not wait for.
@@ -124,141 +138,12 @@ impl Tail {
         self.rendezvous.close();
     }
 
-    /// Handles one page that the guest waits for.
-    fn fault(&self, ram: &MissingRam, page: u64) -> Result<(), RamError> {
-        let mut state = self.lock();
-        match state.missing.fault(page) {
-            Fault::Wait => Ok(()),
-            Fault::Ask => {
-                self.precedence.take();
-                state.since.insert(page, Instant::now());
-                if let Some(writer) = &mut state.asks
-                    && let Err(e) = Message::Want(vec![page..page + 1]).send(writer)
-                {
-                    // It is asked for again on the next connection.
-                    tracing::debug!("page {page} could not be asked for: {e}");
-                    state.asks = None;
-                }
-                Ok(())
-            }
-            Fault::Fill => {
-                state.holes += 1;
-                drop(state);
-                ram.zero(page)
-            }
-        }
-    }
-
-    /// Puts pages that have come where they belong, once, and wakes whoever waits.
-    fn land(&self, ram: &MissingRam, batch: PageBatch, payload: &[u8]) -> Result<(), DestinationError> {
-        let fresh = self.lock().fresh(&batch);
-        if let Err(e) = fresh.iter().try_for_each(|fresh| self.put(ram, fresh, payload)) {
-            let mut state = self.lock();
-            fresh.into_iter().flat_map(|fresh| fresh.run).for_each(|page| state.missing.failed(page));
-            return Err(e.into());
-        }
-        let mut state = self.lock();
-        for Fresh { run, .. } in &fresh {
-            if !state.missing.landed(run.clone()) {
-                continue;
-            }
-            // After it is known to have landed: who faults from here on finds it.
-            ram.wake(run.clone())?;
-            for page in run.clone() {
-                if let Some(since) = state.since.remove(&page) {
-                    let waited = since.elapsed().as_micros() as u64;
-                    // Longer ones count as the longest.
-                    let _ = state.waits_us.record(waited.clamp(1, LONGEST_US));
-                }
-            }
-        }
-        if batch.lane == Lane::Cold {
-            // What the guest waits for stays, its neighbours go with the next window.
-            let runs = fresh.into_iter().map(|fresh| fresh.run).collect();
-            if let Some(cold) = &state.cold {
-                // Should that thread have ended, they stay in memory, whole.
-                let _ = cold.send(runs);
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts pages where they belong.
-    fn put(&self, ram: &MissingRam, Fresh { run, at, wanted }: &Fresh, payload: &[u8]) -> Result<(), RamError> {
-        let data = &payload[*at..*at + bytes_of(run)];
-        // In the guest's page table, which it is about to look into, or nowhere but in memory, from where it goes to sleep
-        // unless the guest wakes it.
-        match if *wanted { ram.fill(run.start, data) } else { self.ram.land_pages(run.start, data) } {
-            // Where something is already, the guest may have written it.
-            Err(e) if *wanted && !e.is_there_already() => {
-                tracing::debug!("page {} goes another way: {e}", run.start);
-                self.ram.land_pages(run.start, data)
-            }
-            done => done,
-        }
-    }
-
-    /// Lands what comes over the bulk channel until the source has said that this was all, or the connection ends.
-    fn receive(&self, ram: &MissingRam, reader: &mut FrameReader<Link>) -> Result<(), DestinationError> {
-        let mut payload = Vec::new();
-        loop {
-            match receive_frame(reader, &mut payload, self.ram.pages())? {
-                Incoming::Pages(batch) => {
-                    self.precedence.give_way();
-                    self.land(ram, batch, &payload)?;
-                    let mut state = self.lock();
-                    if state.missing.unconfirmed() >= CONFIRMED_AT_ONCE || state.missing.left() == 0 {
-                        state.confirm()?;
-                    }
-                }
-                Incoming::Message(Message::TailEnd) => match self.lock().missing.left() {
-                    0 => return Ok(()),
-                    left => return Err(DestinationError::Incomplete(left)),
-                },
-                Incoming::Message(other) => {
-                    return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into());
-                }
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Pages that have arrived and are to land.
-struct Fresh {
-    run: Range<u64>,
-    /// Where in the payload they begin.
-    at: usize,
-    /// Whether this is one page, which the guest waits for.
-    wanted: bool,
-}
-
 impl State {
-    /// What of a batch is to land.
-    fn fresh(&mut self, batch: &PageBatch) -> Vec<Fresh> {
-        let mut all: Vec<Fresh> = Vec::new();
-        for (run, bytes) in &batch.runs {
-            for (page, at) in run.clone().zip((bytes.start..).step_by(PAGE_SIZE as usize)) {
-                if !self.missing.arrived(page) {
-                    continue;
-                }
-                let wanted = batch.lane == Lane::Hot && self.since.contains_key(&page);
-                match all.last_mut() {
-                    Some(last)
-                        if last.run.end == page && at == last.at + bytes_of(&last.run) && !(wanted || last.wanted) =>
-                    {
-                        last.run.end += 1;
-                    }
-                    _ => all.push(Fresh { run: page..page + 1, at, wanted }),
-                }
-            }
-        }
-        all
-    }
-
     /// Tells the source what has landed.
     fn confirm(&mut self) -> Result<(), WireError> {
         let Some(writer) = &mut self.confirms else { return Ok(()) };
@@ -275,8 +160,4 @@ impl State {
             holes: self.holes,
         }
     }
-}
-
-fn bytes_of(run: &Range<u64>) -> usize {
-    ((run.end - run.start) * PAGE_SIZE) as usize
 }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
 use super::faults::FaultHandler;
 use super::threads::keep_cold;
-use super::{LONGEST_US, State, Tail};
+use super::{LONGEST_US, Stage, State, Tail};
 use crate::migration::destination::landing::Landed;
 use crate::migration::destination::{DestinationError, DestinationMachine};
 use crate::migration::link::Link;
@@ -20,12 +20,15 @@ use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{FrameReader, FrameWriter, Message, WireError};
-use crate::ram::{GuestRam, MissingRam};
+
+/// How often a guest that has been asked to stop is asked again, until it stands.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a guest that is given up may take to stop before what its vCPUs wait for is taken not to come.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A tail whose faults are handled.
 pub(in super::super) struct Receiver {
     tail: Arc<Tail>,
-    missing: Arc<MissingRam>,
     /// How long the source may stay away before it is taken for lost.
     patience: Duration,
     /// These handle faults and page out; they end in this order.
@@ -41,17 +44,21 @@ impl Receiver {
 
     /// From now on, whoever touches what has not landed waits, and is served over `faults`.
     pub(in super::super) fn start(
-        ram: &Arc<GuestRam>,
+        machine: &impl DestinationMachine,
         rendezvous: &Arc<Rendezvous>,
         patience: Duration,
         (landed, later): (&Landed, Missing),
         faults: Link,
     ) -> Result<Self, DestinationError> {
-        let missing = Arc::new(MissingRam::new(Arc::clone(ram))?);
+        let ram = machine.ram();
+        let pages = machine.missing_pages()?;
+        // Nothing can come in their place from here on but what lands there.
+        ram.make_holes(later.ranges())?;
         let waits_us = Histogram::new_with_bounds(1, LONGEST_US, 3);
         let waits_us = waits_us.map_err(|e| DestinationError::Thread(e.to_string()))?;
         let tail = Arc::new(Tail {
             ram: Arc::clone(ram),
+            pages,
             rendezvous: Arc::clone(rendezvous),
             state: Mutex::new(State {
                 missing: later,
@@ -62,14 +69,29 @@ impl Receiver {
                 confirms: None,
                 cold: None,
                 source_lost: false,
+                stage: Stage::Restoring,
+                has_lost_faults: false,
             }),
             precedence: Precedence::default(),
             ended: AtomicBool::new(false),
         });
         let keeper = keep_cold(&tail, landed)?;
-        let mut handler = FaultHandler::start(&tail, &missing)?;
+        let mut handler = FaultHandler::start(&tail)?;
         handler.serve(faults)?;
-        Ok(Self { tail, missing, patience, faults: handler, keeper })
+        Ok(Self { tail, patience, faults: handler, keeper })
+    }
+
+    /// The machine has been restored, or this has failed. From here on a connection that breaks is waited for.
+    ///
+    /// # Errors
+    /// When what was waited for meanwhile has not come: then the guest cannot be here.
+    pub(in super::super) fn restored(&self) -> Result<(), DestinationError> {
+        let mut state = self.tail.lock();
+        if state.stage == Stage::Failed {
+            return Err(WireError::Closed.into());
+        }
+        state.stage = Stage::Restored;
+        Ok(())
     }
 
     /// The guest is ours: what has landed is confirmed over `bulk`, and the rest received, over as many connections as that
@@ -77,16 +99,23 @@ impl Receiver {
     pub(in super::super) fn run(
         mut self,
         machine: &impl DestinationMachine,
-        (mut reader, writer): (FrameReader<Link>, FrameWriter<Link>),
+        (mut reader, mut writer): (FrameReader<Link>, FrameWriter<Link>),
     ) -> (FaultFigures, Option<FrameWriter<Link>>) {
         let tail = Arc::clone(&self.tail);
-        tail.lock().confirms = Some(writer);
+        {
+            let mut state = tail.lock();
+            if state.has_lost_faults {
+                // Nobody has been told, since the guest was not ours yet.
+                writer.link().shutdown(std::net::Shutdown::Both);
+            }
+            state.confirms = Some(writer);
+        }
         loop {
             let received = reader
                 .link()
                 .wait_for_ever()
                 .map_err(|e| DestinationError::from(WireError::from(e)))
-                .and_then(|()| tail.receive(&self.missing, &mut reader));
+                .and_then(|()| tail.receive(&mut reader));
             let Err(e) = received else { break };
             reader.link().shutdown(std::net::Shutdown::Both);
             self.faults.leave();
@@ -107,8 +136,7 @@ impl Receiver {
             }
         }
         if tail.lock().missing.left() > 0 {
-            // Given up: nobody is to see the zeros that are in place of what has not come.
-            stop(machine);
+            self.stop(machine);
         }
         // Before the channels end: the last words go over it.
         let writer = tail.lock().confirms.take();
@@ -116,17 +144,31 @@ impl Receiver {
         tail.rendezvous.close();
         let Self { faults, keeper, .. } = self;
         drop((faults, keeper));
+        tail.pages.release();
         (tail.lock().figures(), writer)
     }
 
+    /// Stops a guest that is given up: it is not to see the zeros that are in place of what has not come. Only a vCPU that the
+    /// host works for with such a page does, and it has been told to stop: it runs no instruction any more.
+    fn stop(&self, machine: &impl DestinationMachine) {
+        let until = Instant::now() + STOP_LIMIT;
+        while !machine.try_pause() && Instant::now() < until {
+            std::thread::sleep(ASK_AGAIN);
+        }
+        self.tail.pages.release();
+        if let Err(e) = machine.pause() {
+            tracing::warn!("a guest that is given up stops as soon as it can: {e}");
+        }
+    }
+
     /// Waits until the two sides have met again; `None` when nothing is needed any more. A guest whose source stays away
-    /// stands meanwhile.
+    /// stands meanwhile, but for what waits for a page in the host: that stands when the page has come.
     fn reconnect(&mut self, machine: &impl DestinationMachine) -> Option<FrameReader<Link>> {
         let tail = Arc::clone(&self.tail);
-        let mut paused = false;
+        let (mut is_lost, mut stands, mut ran) = (false, false, false);
         let bulk = loop {
-            let met = tail.rendezvous.take_both(self.patience);
-            if let Some((bulk, faults)) = met {
+            let limit = if is_lost && !stands { ASK_AGAIN } else { self.patience };
+            if let Some((bulk, faults)) = tail.rendezvous.take_both(limit) {
                 match self.resume(bulk, faults) {
                     Ok(reader) => break reader,
                     Err(e) => tracing::warn!("the new connection is of no use: {e}"),
@@ -136,8 +178,9 @@ impl Receiver {
             if tail.rendezvous.is_closed() || tail.lock().missing.left() == 0 {
                 return None;
             }
-            if !paused {
-                paused = machine.is_running();
+            if !is_lost {
+                is_lost = true;
+                ran = machine.is_running();
                 tail.lock().source_lost = true;
                 let status = tail.status();
                 tracing::error!(
@@ -146,11 +189,13 @@ impl Receiver {
                     status.missing,
                     status.first_missing,
                 );
-                stop(machine);
+            }
+            if !stands {
+                stands = machine.try_pause();
             }
         };
         tail.lock().source_lost = false;
-        if paused {
+        if ran {
             machine.resume();
         }
         Some(bulk)
@@ -169,12 +214,5 @@ impl Receiver {
         self.faults.serve(faults)?;
         self.tail.lock().confirms = Some(writer);
         Ok(FrameReader::new(bulk))
-    }
-}
-
-/// Stops a guest that must not go on. What cannot stop now waits for what has not come, and stops when it can.
-fn stop(machine: &impl DestinationMachine) {
-    if let Err(e) = machine.pause() {
-        tracing::warn!("the guest stops as soon as it can: {e}");
     }
 }
