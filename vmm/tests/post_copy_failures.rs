@@ -21,7 +21,7 @@ use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::rendezvous::Rendezvous;
 use thermocline::migration::source::{self, Following, Options, SourceError};
 use thermocline::migration::wire::Session;
-use thermocline::ram::{MissingPages, MissingRam, NotLanded, RamError};
+use thermocline::ram::{GuestRam, MissingPages, MissingRam, NotLanded, RamError, ReadPages};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A page that follows the guest.
@@ -368,6 +368,69 @@ fn a_vcpu_that_cannot_stop_keeps_nobody_from_giving_up() {
     assert_eq!(seen, 0);
     assert!(!moving.destination.runs());
     middle.refuse(false);
+    moving.following.rendezvous.close();
+    moving.migration.join().unwrap().unwrap();
+}
+
+/// Guest RAM of a host whose swap device fails: some pages cannot be read.
+struct Unreadable {
+    ram: Arc<GuestRam>,
+    pages: Range<u64>,
+    fails: Arc<AtomicBool>,
+}
+
+impl ReadPages for Unreadable {
+    fn read_page(&self, page: u64, bytes: &mut [u8]) -> Result<(), RamError> {
+        if self.pages.contains(&page) && self.fails.load(Ordering::SeqCst) {
+            return Err(RamError::Access { page, what: "read", cause: std::io::Error::from_raw_os_error(5) });
+        }
+        self.ram.read_page(page, bytes)
+    }
+}
+
+/// A page that cannot be read keeps no other back and breaks no connection; once it can be read, it comes.
+#[test]
+fn a_page_that_cannot_be_read_is_the_only_one_that_does_not_come() {
+    if !can_handle_faults() {
+        return;
+    }
+    let source = Arc::new(believed_cold());
+    let fails = Arc::new(AtomicBool::new(true));
+    let unreadable = Unreadable { ram: Arc::clone(&source.ram), pages: 100..103, fails: Arc::clone(&fails) };
+    source.hooks.lock().unwrap().reader = Some(Arc::new(unreadable));
+    let moving = Moving::start_with(source, Fake::new(), Vec::new(), 0, FOR_EVER);
+    let tail = moving.receiving.runs().unwrap();
+    let waits = moving.read(101);
+    eventually(|| tail.status().missing == 3);
+    assert_eq!(tail.missing(), [100..103]);
+    assert!(!waits.is_finished());
+    assert_eq!(moving.middle.connections(), 2);
+    fails.store(false, Ordering::SeqCst);
+    assert!(waits.join().unwrap()[..] == moving.content[101 * PAGE..][..PAGE]);
+    moving.must_arrive_whole();
+}
+
+/// Connections over which nothing gets are made ever more seldom.
+#[test]
+fn a_connection_that_never_works_is_not_made_without_a_pause() {
+    /// Less than a page.
+    const LITTLE: u64 = 2000;
+    const WHILE: Duration = Duration::from_secs(3);
+    if !can_handle_faults() {
+        return;
+    }
+    let mut fates = vec![Fate::Cut(u64::MAX); 2];
+    fates.resize(10_000, Fate::Cut(LITTLE));
+    let moving = Moving::start(Fake::new(), fates, 1, FOR_EVER);
+    let tail = moving.receiving.runs().unwrap();
+    moving.middle.cut();
+    thread::sleep(WHILE);
+    // 100, 200, 400, 800 and 1600 ms apart, two at a time.
+    let connections = moving.middle.connections();
+    assert!((8..=16).contains(&connections), "{connections} connections");
+    assert!(tail.status().missing > 0);
+    tail.end();
+    moving.receiving.arrives().unwrap();
     moving.following.rendezvous.close();
     moving.migration.join().unwrap().unwrap();
 }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use memory_agent::Hint;
 
 use crate::machine::{MachineError, MachineSpec, MachineState};
-use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError};
+use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, ReadPages};
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
 #[derive(Clone, Debug)]
@@ -51,6 +51,10 @@ pub trait SourceMachine: Sync {
     /// What somebody believes of guest RAM.
     fn believed(&self) -> Option<Belief> {
         None
+    }
+    /// Who reads pages for post-copy.
+    fn page_reader(&self) -> Arc<dyn ReadPages> {
+        Arc::<GuestRam>::clone(self.ram())
     }
     /// What the other host must offer.
     fn describe(&self) -> MachineSpec;

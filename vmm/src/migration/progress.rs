@@ -117,6 +117,9 @@ pub struct TailReport {
     pub background: u64,
     /// Bytes of them given back to this host so far, as soon as the destination had confirmed them.
     pub given_back: u64,
+    /// Pages that cannot be read here: they are tried again and again.
+    #[serde(default)]
+    pub unreadable: u64,
     /// Pages that were not needed any more when the guest ended there.
     pub needless: u64,
     /// How often the connection broke and was made anew.

@@ -38,6 +38,21 @@ pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
 /// Page ranges counted from a region's first page.
 type LocalRanges = Vec<Range<u64>>;
 
+/// Whoever reads pages for post-copy at the source.
+pub trait ReadPages: Send + Sync {
+    /// Reads a page into `bytes`, which has exactly its size, as [`GuestRam::read_through_file`] does.
+    ///
+    /// # Errors
+    /// When it cannot be read, such as one whose swap device fails.
+    fn read_page(&self, page: u64, bytes: &mut [u8]) -> Result<(), RamError>;
+}
+
+impl ReadPages for GuestRam {
+    fn read_page(&self, page: u64, bytes: &mut [u8]) -> Result<(), RamError> {
+        self.read_through_file(page..page.saturating_add(1), bytes)
+    }
+}
+
 /// The memory of one machine.
 pub struct GuestRam {
     memory: GuestMemory,

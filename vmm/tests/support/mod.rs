@@ -17,7 +17,7 @@ use thermocline::migration::destination::{Arrival, DestinationError, Reception, 
 use thermocline::migration::link::Listener;
 use thermocline::migration::wire::{Offer, Refusal};
 use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
-use thermocline::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError};
+use thermocline::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, ReadPages};
 use thermocline::record::{Record, Records};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -43,6 +43,8 @@ type OnMachine = Box<dyn FnOnce(&Fake) + Send>;
 pub(crate) struct Hooks {
     /// Takes the place of what lands pages and fills holes.
     pub(crate) missing: Option<Arc<dyn MissingPages>>,
+    /// Takes the place of what reads pages.
+    pub(crate) reader: Option<Arc<dyn ReadPages>>,
     /// While the machine is restored.
     pub(crate) restoring: Option<OnMachine>,
     /// When the guest is let go at the destination.
@@ -93,6 +95,10 @@ impl SourceMachine for Fake {
     }
     fn believed(&self) -> Option<Belief> {
         self.believed.lock().unwrap().clone()
+    }
+    fn page_reader(&self) -> Arc<dyn ReadPages> {
+        let reader = self.hooks.lock().unwrap().reader.take();
+        reader.unwrap_or_else(|| Arc::<GuestRam>::clone(&self.ram))
     }
     fn describe(&self) -> MachineSpec {
         MachineSpec {

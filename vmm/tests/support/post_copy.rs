@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -64,6 +64,7 @@ pub(crate) enum Fate {
 pub(crate) struct Middle {
     open: Arc<Mutex<Vec<UnixStream>>>,
     refuses: Arc<AtomicBool>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Middle {
@@ -72,9 +73,12 @@ impl Middle {
         let listener = UnixListener::bind(here).unwrap();
         let open = Arc::new(Mutex::new(Vec::new()));
         let refuses = Arc::new(AtomicBool::new(false));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&connections);
         let (there, passing, refusing) = (there.to_owned(), Arc::clone(&open), Arc::clone(&refuses));
         thread::spawn(move || {
             for (number, from) in listener.incoming().map_while(Result::ok).enumerate() {
+                counter.fetch_add(1, Ordering::SeqCst);
                 if refusing.load(Ordering::SeqCst) {
                     continue;
                 }
@@ -98,7 +102,12 @@ impl Middle {
                 passing.lock().unwrap().extend([from, to]);
             }
         });
-        Self { open, refuses }
+        Self { open, refuses, connections }
+    }
+
+    /// How many connections there have been so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// From now on nobody gets through, or somebody does again.

@@ -25,13 +25,15 @@ pub struct Tail {
     on_way: PageSet,
     /// Of these, what was sent over the channel by which pages are wanted: in front of whatever is sent over it next.
     ahead: PageSet,
+    /// Those that could not be read: sent only when they are wanted, until they are tried again.
+    unreadable: PageSet,
 }
 
 impl Tail {
     /// What pre-copy has left over.
     pub(super) fn new(hot: PageSet, cold: PageSet) -> Self {
         let none = PageSet::new(hot.universe());
-        Self { hot, cold, on_way: none.clone(), ahead: none }
+        Self { hot, cold, on_way: none.clone(), ahead: none.clone(), unreadable: none }
     }
 
     /// Pages that the destination has not confirmed.
@@ -81,13 +83,34 @@ impl Tail {
         let block = page / BLOCK * BLOCK;
         let mut neighbours = Vec::new();
         for run in self.cold.runs_in(block..block + BLOCK) {
-            neighbours.extend(self.on_way.gaps_in(run));
+            neighbours.extend(self.on_way.gaps_in(run).flat_map(|gap| self.unreadable.gaps_in(gap)));
         }
         for run in &neighbours {
             self.on_way.insert_range(run.clone());
             self.ahead.insert_range(run.clone());
         }
         neighbours
+    }
+
+    /// A page that was to be sent and cannot be read. It is kept, and left alone until [`Tail::try_unreadable`].
+    pub fn cannot_read(&mut self, page: u64) {
+        self.not_sent(page..page + 1);
+        if self.hot.contains(page) {
+            // What is in memory can be read: it is not warm, and keeps no other waiting.
+            self.hot.remove_range(page..page + 1);
+            self.cold.insert_range(page..page + 1);
+        }
+        self.unreadable.insert_range(page..page + 1);
+    }
+
+    /// Pages that could not be read and are still kept.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable.len()
+    }
+
+    /// From here on they are tried as all others are.
+    pub fn try_unreadable(&mut self) {
+        self.unreadable.clear();
     }
 
     /// Neighbours that were not sent after all.
@@ -105,7 +128,7 @@ impl Tail {
         while room > 0 {
             let Some(run) = lane.next_run(from, AT_A_TIME) else { break };
             from = run.end;
-            for gap in self.on_way.gaps_in(run) {
+            for gap in self.on_way.gaps_in(run).flat_map(|gap| self.unreadable.gaps_in(gap)) {
                 let end = gap.end.min(gap.start + room);
                 room -= end - gap.start;
                 if gap.start < end {
@@ -122,7 +145,8 @@ impl Tail {
         let kept = self.hot.runs_in(pages.clone()).chain(self.cold.runs_in(pages.clone())).collect();
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages.clone());
-        self.on_way.remove_range(pages);
+        self.on_way.remove_range(pages.clone());
+        self.unreadable.remove_range(pages);
         kept
     }
 
@@ -290,6 +314,9 @@ mod tests {
         Land(Option<usize>),
         Confirm,
         Cut,
+        /// So many pages that are next cannot be read for now.
+        Unreadable(u64),
+        TryUnreadable,
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -300,6 +327,8 @@ mod tests {
             4 => prop::option::weighted(0.2, 1usize..5).prop_map(Event::Land),
             3 => Just(Event::Confirm),
             1 => Just(Event::Cut),
+            1 => (1u64..5).prop_map(Event::Unreadable),
+            1 => Just(Event::TryUnreadable),
         ]
     }
 
@@ -458,9 +487,16 @@ mod tests {
                     Event::Land(Some(nth)) => world.land_but(nth),
                     Event::Confirm => world.confirm(),
                     Event::Cut => world.cut(),
+                    Event::Unreadable(most) => {
+                        let left = world.tail.left();
+                        world.tail.next(most).into_iter().flatten().for_each(|page| world.tail.cannot_read(page));
+                        prop_assert_eq!(world.tail.left(), left);
+                    }
+                    Event::TryUnreadable => world.tail.try_unreadable(),
                 }
                 prop_assert!(world.tail.left() >= world.missing.left());
             }
+            world.tail.try_unreadable();
             let mut rounds = 0;
             while world.tail.left() > 0 {
                 let runs = world.tail.next(7);

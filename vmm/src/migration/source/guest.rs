@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::machine::{MachineError, MachineState};
 use crate::migration::{Belief, SourceMachine};
-use crate::ram::{GuestRam, PageSet};
+use crate::ram::{GuestRam, PageSet, ReadPages};
 
 /// The guest. Unless it has been handed over it goes on as it was when this is dropped, its writes logged no more.
 pub(super) struct Guest<'m> {
@@ -29,6 +29,11 @@ impl<'m> Guest<'m> {
 
     pub(super) fn ram(&self) -> &'m Arc<GuestRam> {
         self.machine.ram()
+    }
+
+    /// Who reads its memory for post-copy.
+    pub(super) fn page_reader(&self) -> Arc<dyn ReadPages> {
+        self.machine.page_reader()
     }
 
     /// What somebody believes of its memory, of all of it.

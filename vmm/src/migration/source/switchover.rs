@@ -62,7 +62,7 @@ impl Session<'_> {
         let Some((following, faults)) = self.following.take() else { return Ok(()) };
         let plan = self.delivery.plan.clone();
         send_ranges(&plan.owed_ranges(), &mut self.peer.writer, |ranges, _| Message::Later(ranges))?;
-        self.follower = Some(Follower::start(self.ram(), &following, plan.into_tail(), faults)?);
+        self.follower = Some(Follower::start(&self.guest, &following, plan.into_tail(), faults)?);
         Ok(())
     }
 

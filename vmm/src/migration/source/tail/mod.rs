@@ -18,16 +18,21 @@ use memory_agent::{ByteSize, Counts};
 use sender::{End, Rate, Shared, State};
 
 use super::SourceError;
+use super::guest::Guest;
 use crate::migration::link::Link;
 use crate::migration::plan::Tail;
 use crate::migration::progress::{Phase, TailReport};
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{Channel, FrameReader, FrameWriter, Message, WireError};
-use crate::ram::{GuestRam, PageSet};
+use crate::ram::PageSet;
 
 /// How often a connection that broke is tried anew.
 const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// The pause behind a connection over which nothing has got, and the longest one behind many of them.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The channel for pages that nobody waits for.
 type Bulk = (FrameReader<Link>, FrameWriter<Link>);
@@ -54,6 +59,9 @@ pub(super) struct Follower {
     started: Instant,
     /// How often the connection broke.
     cuts: u32,
+    /// How long to leave the other side alone before the next connection: connections over which nothing gets are made ever
+    /// more seldom.
+    pause: Duration,
 }
 
 impl Follower {
@@ -64,15 +72,15 @@ impl Follower {
 
     /// The guest stands, and `tail` is to follow it; whoever faults at the destination is served from now on.
     pub(super) fn start(
-        ram: &Arc<GuestRam>,
+        guest: &Guest<'_>,
         following: &Arc<Following>,
         tail: Tail,
         faults: Link,
     ) -> Result<Self, WireError> {
         let pages = tail.left();
-        let shared = Arc::new(Shared::new(ram, following, tail));
+        let shared = Arc::new(Shared::new(guest, following, tail));
         let channel = Some(shared.spawn_faults(faults)?);
-        Ok(Self { shared, channel, pages, started: Instant::now(), cuts: 0 })
+        Ok(Self { shared, channel, pages, started: Instant::now(), cuts: 0, pause: Duration::ZERO })
     }
 
     /// The guest runs at the destination: sends what it needs until it needs nothing any more, over as many connections as that
@@ -80,8 +88,11 @@ impl Follower {
     /// that was.
     pub(super) fn follow(mut self, mut bulk: Bulk, rate: ByteSize, show: &mut Show<'_>) -> Followed {
         self.begin();
+        let mut left = self.pages;
         while let Some(broken) = self.serve(bulk, Rate(rate), show) {
             self.put_back(&broken);
+            let before = std::mem::replace(&mut left, self.shared.lock().tail.left());
+            self.pause = if left < before { Duration::ZERO } else { self.longer_pause() };
             match self.reconnect(show) {
                 Some(again) => bulk = again,
                 None => break,
@@ -171,6 +182,7 @@ impl Follower {
             neighbours: totals.neighbours,
             background: totals.background,
             given_back: totals.given_back,
+            unreadable: state.tail.unreadable(),
             needless: 0,
             cuts: self.cuts,
             ms: self.started.elapsed().as_millis() as u64,
@@ -186,7 +198,7 @@ impl Follower {
             if following.rendezvous.is_closed() {
                 return None;
             }
-            let met = following.rendezvous.take_both(Duration::ZERO).or_else(|| {
+            let met = following.rendezvous.take_both(self.pause).or_else(|| {
                 if let Some(address) = following.address()
                     && let Err(e) = following.rendezvous.connect(&address, &[Channel::Bulk, Channel::Faults])
                 {
@@ -197,9 +209,16 @@ impl Follower {
             let Some((bulk, faults)) = met else { continue };
             match self.resume(bulk, faults) {
                 Ok(bulk) => return Some(bulk),
-                Err(e) => tracing::warn!("the new connection is of no use: {e}"),
+                Err(e) => {
+                    tracing::warn!("the new connection is of no use: {e}");
+                    self.pause = self.longer_pause();
+                }
             }
         }
+    }
+
+    fn longer_pause(&self) -> Duration {
+        (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
     /// Hears what is missing, and serves the guest over the new connection.

@@ -1,5 +1,6 @@
 //! What the threads of a tail share, and those that the guest does not wait for: what is sent unasked, heard of and given back.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
 
+use super::super::guest::Guest;
 use super::Following;
 use crate::migration::link::Link;
 use crate::migration::plan::Tail;
 use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
+use crate::migration::seldom::Seldom;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError, pages};
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, RamError, ReadPages};
 
 /// Pages sent unasked at a time: what a page that is wanted may have to wait for.
 const BATCH: u64 = 16;
@@ -23,6 +26,8 @@ const BATCH: u64 = 16;
 const MOST_ON_WAY: u64 = 256;
 /// How much of a delay is made up for: a rate is kept on a busy machine too, and nothing comes in a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
+/// How often pages that could not be read are tried again.
+const TRY_UNREADABLE: Duration = Duration::from_secs(5);
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
@@ -58,6 +63,8 @@ pub(super) struct State {
 /// What the threads of a tail share.
 pub(super) struct Shared {
     pub(super) ram: Arc<GuestRam>,
+    reader: Arc<dyn ReadPages>,
+    complaint: Mutex<Seldom>,
     pub(super) following: Arc<Following>,
     state: Mutex<State>,
     pub(super) changed: Condvar,
@@ -68,9 +75,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(ram: &Arc<GuestRam>, following: &Arc<Following>, tail: Tail) -> Self {
+    pub(super) fn new(guest: &Guest<'_>, following: &Arc<Following>, tail: Tail) -> Self {
         Self {
-            ram: Arc::clone(ram),
+            ram: Arc::clone(guest.ram()),
+            reader: guest.page_reader(),
+            complaint: Mutex::default(),
             following: Arc::clone(following),
             state: Mutex::new(State { tail, totals: Totals::default() }),
             changed: Condvar::new(),
@@ -88,7 +97,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Reads pages and sends them.
+    /// Reads pages and sends them, all but those that cannot be read.
     pub(super) fn send(
         &self,
         writer: &mut FrameWriter<Link>,
@@ -96,10 +105,39 @@ impl Shared {
         runs: &[Range<u64>],
         payload: &mut Vec<u8>,
     ) -> Result<(), WireError> {
-        let read = |page, bytes: &mut [u8]| self.ram.read_through_file(page..page + 1, bytes);
-        let sum = pages::encode(lane, runs, payload, read).map_err(|e| WireError::Io(std::io::Error::other(e)))?;
-        self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
-        writer.write_summed(Kind::Pages, payload, sum)
+        let mut runs = Cow::Borrowed(runs);
+        while !runs.is_empty() {
+            let read = |page, bytes: &mut [u8]| self.reader.read_page(page, bytes).map_err(|e| (page, e));
+            match pages::encode(lane, &runs, payload, read) {
+                Ok(sum) => {
+                    self.bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+                    return writer.write_summed(Kind::Pages, payload, sum);
+                }
+                Err((page, e)) => {
+                    self.cannot_read(page, &e);
+                    runs = runs
+                        .iter()
+                        .flat_map(|run| [run.start..run.end.min(page), run.start.max(page + 1)..run.end])
+                        .filter(|run| !run.is_empty())
+                        .collect();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a page alone for a while, and says so now and then.
+    fn cannot_read(&self, page: u64, why: &RamError) {
+        let unreadable = {
+            let mut state = self.lock();
+            state.tail.cannot_read(page);
+            state.tail.unreadable()
+        };
+        if self.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+            tracing::error!(
+                "{why}; such pages: {unreadable}. The guest stands still where it needs one. All others are sent, and these are tried again every {TRY_UNREADABLE:?}"
+            );
+        }
     }
 
     /// What went before the guest did is nothing but memory here, too.
@@ -164,6 +202,7 @@ impl Shared {
         let mut payload = Vec::new();
         let mut due = Instant::now();
         let mut shown = Instant::now();
+        let mut tried = Instant::now();
         let mut told = false;
         loop {
             // Before anything is looked at: between that and waiting for it to change, nothing may be missed.
@@ -175,6 +214,10 @@ impl Shared {
             if shown.elapsed() >= SHOW_EVERY {
                 shown = Instant::now();
                 show(&state);
+            }
+            if tried.elapsed() >= TRY_UNREADABLE {
+                tried = Instant::now();
+                state.tail.try_unreadable();
             }
             let is_done = state.tail.left() == 0;
             if is_done && !told {
