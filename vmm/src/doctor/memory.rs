@@ -52,7 +52,7 @@ fn reclaim(found: &mut Findings, devices: &[SwapDevice]) {
     let there = MemoryGroup::own().is_some_and(|group| group.can_reclaim());
     let needed = any_keeps(devices);
     let (value, consequence) = match (there, needed) {
-        (true, _) => ("there", "pages that wait in the swap cache can be freed on demand"),
+        (true, _) => ("there", "memory-agent page-out --reclaim has pages freed that wait in the swap cache"),
         (false, true) => ("none (cgroup 2, Linux 5.19)", "pages in the swap cache leave when the kernel needs memory"),
         (false, false) => ("none (cgroup 2, Linux 5.19)", "not needed: no swap device here keeps pages in memory"),
     };

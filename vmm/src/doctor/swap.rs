@@ -57,7 +57,7 @@ fn consequence(device: &SwapDevice) -> (State, &'static str) {
         (false, true) => (State::Ok, "a page that is paged out leaves memory at once"),
         (false, false) => (
             State::Limited,
-            "a page that is paged out stays in the swap cache until the kernel needs the memory, or memory.reclaim asks",
+            "a page that is paged out stays in the swap cache until the kernel needs the memory, or memory.reclaim is asked",
         ),
     }
 }
@@ -79,18 +79,16 @@ fn zswap(found: &mut Findings) {
     }
 }
 
-/// A control group can be kept from swap that the host has.
+/// A control group, or one above it, can be kept from swap that the host has.
 fn group_limit(found: &mut Findings) {
-    let Some(limit) = MemoryGroup::own().and_then(|group| group.read("memory.swap.max")) else { return };
-    let (state, value, consequence) = match limit.parse::<u64>() {
-        Ok(0) => (
-            State::Limited,
-            "none".into(),
-            "nothing can get cold in this control group: raise memory.swap.max (systemd: MemorySwapMax)",
-        ),
-        Ok(bytes) => (State::Ok, ByteSize(bytes).to_string(), "no more than this of a guest can be cold"),
-        Err(_) => return,
+    let Some(limit) = MemoryGroup::own().and_then(|group| group.swap_limit()) else { return };
+    let (state, consequence) = match limit.max {
+        0 => {
+            (State::Limited, "nothing can be swapped out: raise that group's memory.swap.max (systemd: MemorySwapMax)")
+        }
+        _ => (State::Ok, "no more than this of the group's guests can be swapped out"),
     };
+    let value = format!("{}, {} used, by {}", ByteSize(limit.max), ByteSize(limit.used), limit.group.display());
     found.add(Area::Swap, "memory.swap.max", state, value, consequence);
 }
 
