@@ -55,23 +55,25 @@ fn prepare<M>(
 }
 
 /// Receives a machine whose offer can be taken. When this returns `Ok`, the guest runs here and belongs here; when it fails, the
-/// guest has never run here, nothing of it is left, and the source has been told. A source whose pages follow the guest may stay
-/// away for `patience`.
+/// guest has never run here, and the source has been told. `is_gone` is called before that, once nothing of the guest is left: who
+/// comes next need not wait until the source has heard why. A source whose pages follow the guest may stay away for `patience`.
 fn receive<M: DestinationMachine>(
     expected: Expected<M>,
     patience: Duration,
     cancel: &Cancel,
+    is_gone: impl FnOnce(),
 ) -> Result<Arrived<M>, DestinationError> {
     let Expected { machine, cold, window, rendezvous, mut reader, mut writer } = expected;
     cancel.watch(writer.link());
     match take(machine, window, rendezvous, &mut reader, &mut writer, patience, cancel) {
         Ok((machine, landed, receiver)) => Ok(Arrived { machine, cold, landed, receiver, reader, writer }),
-        Err(_) if cancel.is_cancelled() => Err(DestinationError::Cancelled),
         Err(e) => {
-            if let Some(refusal) = e.refusal() {
+            let error = if cancel.is_cancelled() { DestinationError::Cancelled } else { e };
+            is_gone();
+            if let Some(refusal) = error.refusal() {
                 refuse(&mut reader, &mut writer, refusal);
             }
-            Err(e)
+            Err(error)
         }
     }
 }

@@ -126,10 +126,10 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
                 let rendezvous = self.lock().rendezvous().cloned();
                 match rendezvous {
                     Some(rendezvous) => rendezvous.join(introduced),
-                    None => introduced.refuse(Refusal {
-                        reason: RefusalReason::Connection,
-                        text: "no memory of that guest is on its way here".into(),
-                    }),
+                    None => {
+                        let text = "no memory of that guest is on its way here".into();
+                        self.turn_away(introduced, Refusal { reason: RefusalReason::Connection, text });
+                    }
                 }
             }
             other => {
@@ -153,9 +153,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             Ok(prepared) => prepared,
             Err(refusal) => {
                 drop(place);
-                let from = introduced.from.clone();
-                introduced.refuse(refusal.clone());
-                return self.failed(&from, DestinationError::Refused(refusal));
+                return self.turn_away(introduced, refusal);
             }
         };
         let cancel = Arc::new(Cancel::default());
@@ -167,10 +165,23 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
         self.start(Expected { machine, cold, window, rendezvous, reader, writer }, from, cancel);
     }
 
+    fn turn_away(&self, introduced: Introduced<'_>, refusal: Refusal) {
+        let from = introduced.from.clone();
+        introduced.refuse(refusal.clone());
+        self.failed(&from, DestinationError::Refused(refusal));
+    }
+
     /// Receives a guest in a thread of its own.
     fn start(self: &Arc<Self>, expected: Expected<M>, from: String, cancel: Arc<Cancel>) {
         let shared = Arc::clone(self);
-        let run = move || match receive(expected, shared.terms.patience, &cancel) {
+        let Terms { patience, once } = self.terms;
+        // Whoever ends with what fails first takes nobody else before that.
+        let free = |now: bool, shared: &Self| {
+            if now {
+                *shared.lock() = Place::Free
+            }
+        };
+        let run = move || match receive(expected, patience, &cancel, || free(!once, &shared)) {
             Ok(arrived) => {
                 {
                     let mut place = shared.lock();
@@ -181,17 +192,15 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
                 shared.over.set();
                 (shared.report)(Arrival::Whole);
             }
-            Err(e) => shared.gone(&from, e),
+            Err(error) => {
+                free(once, &shared);
+                shared.failed(&from, error);
+            }
         };
         if let Err(e) = Builder::new().name("incoming".into()).spawn(run) {
-            self.gone("this host", DestinationError::Thread(e.to_string()));
+            free(true, self);
+            self.failed("this host", DestinationError::Thread(e.to_string()));
         }
-    }
-
-    /// A guest that was on its way does not come, and nothing of it is left: its place is free.
-    fn gone(&self, from: &str, error: DestinationError) {
-        *self.lock() = Place::Free;
-        self.failed(from, error);
     }
 
     /// Somebody has brought no guest.
@@ -199,14 +208,14 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
         if self.over.is_set() {
             return;
         }
-        if !self.terms.once {
-            tracing::warn!(from, "no guest has come, waiting for another: {error}");
-            return;
-        }
-        // Unless somebody else's is on its way.
-        if matches!(*self.lock(), Place::Free) {
+        let is_free = matches!(*self.lock(), Place::Free);
+        if !is_free {
+            tracing::warn!(from, "a connection was not taken: {error}");
+        } else if self.terms.once {
             self.over.set();
             (self.report)(Arrival::Failed(error));
+        } else {
+            tracing::warn!(from, "no guest has come, waiting for another: {error}");
         }
     }
 
