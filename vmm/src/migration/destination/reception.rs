@@ -174,14 +174,8 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
     /// Receives a guest in a thread of its own.
     fn start(self: &Arc<Self>, expected: Expected<M>, from: String, cancel: Arc<Cancel>) {
         let shared = Arc::clone(self);
-        let Terms { patience, once } = self.terms;
-        // Whoever ends with what fails first takes nobody else before that.
-        let free = |now: bool, shared: &Self| {
-            if now {
-                *shared.lock() = Place::Free
-            }
-        };
-        let run = move || match receive(expected, patience, &cancel, || free(!once, &shared)) {
+        let patience = self.terms.patience;
+        let run = move || match receive(expected, patience, &cancel, || shared.free()) {
             Ok(arrived) => {
                 {
                     let mut place = shared.lock();
@@ -192,18 +186,20 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
                 shared.over.set();
                 (shared.report)(Arrival::Whole);
             }
-            Err(error) => {
-                free(once, &shared);
-                shared.failed(&from, error);
-            }
+            Err(error) => shared.failed(&from, error),
         };
         if let Err(e) = Builder::new().name("incoming".into()).spawn(run) {
-            free(true, self);
+            self.free();
             self.failed("this host", DestinationError::Thread(e.to_string()));
         }
     }
 
-    /// Somebody has brought no guest.
+    /// A guest that was on its way does not come.
+    fn free(&self) {
+        *self.lock() = Place::Free;
+    }
+
+    /// Somebody has brought no guest. Where that is the end of it, it is not while somebody else's is on its way.
     fn failed(&self, from: &str, error: DestinationError) {
         if self.over.is_set() {
             return;
