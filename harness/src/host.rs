@@ -1,6 +1,20 @@
-//! What may be left out on this host.
+//! What may be done to this host, and what may be left out on it.
 
 use std::path::Path;
+
+/// Set, tests may set up on this host what they need: swap devices, network namespaces, control groups, loop devices.
+pub const USE_HOST: &str = "THERMOCLINE_TESTS_USE_HOST";
+
+/// Whether tests may set up on this host what they need; if not, a sentence says how to let them.
+///
+/// # Errors
+/// When nobody has said that they may.
+pub fn may_be_used() -> Result<(), String> {
+    let allowed = std::env::var_os(USE_HOST).is_some_and(|value| !value.is_empty() && value != "0");
+    allowed.then_some(()).ok_or_else(|| {
+        format!("it sets up things of its own on this host, which only {USE_HOST}=1 or `cargo xtask test` allows")
+    })
+}
 
 /// Whether this is root.
 pub fn is_root() -> bool {

@@ -1,9 +1,9 @@
-//! What tests and benchmarks share: what they ask of the host, and what they set up on it. All of it is taken down when it is
-//! dropped.
+//! What tests and benchmarks share: what they may do to the host, and what they set up on it. All of it is taken down when it
+//! is dropped.
 //!
 //! | to read about | open |
 //! |---|---|
-//! | what may be left out, and saying so | `host.rs` |
+//! | whether the host may be used, and saying that a test is skipped | `host.rs` |
 //! | who else moves pages in and out | `disturbance.rs` |
 //! | two hosts on one machine | `network.rs` |
 //! | a control group of one's own | `group.rs` |

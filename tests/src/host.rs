@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use harness::host::is_root;
+use harness::host::{is_root, may_be_used};
 
 /// Something that not every host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +25,12 @@ pub(crate) fn missing(need: Need) -> Option<String> {
             Err(e) => Some(format!("no /dev/kvm: {e}")),
         },
         Need::Root => (!is_root()).then(|| "not root".into()),
-        Need::Zram => crate::swap::unavailable(),
-        Need::Network => ["ip", "tc"].into_iter().find_map(|program| {
-            let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-            found.err().map(|e| format!("no `{program}` (package iproute2): {e}"))
+        Need::Zram => may_be_used().err().or_else(crate::swap::unavailable),
+        Need::Network => may_be_used().err().or_else(|| {
+            ["ip", "tc"].into_iter().find_map(|program| {
+                let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+                found.err().map(|e| format!("no `{program}` (package iproute2): {e}"))
+            })
         }),
     }
 }

@@ -24,7 +24,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run every test, after installing what they need.
+    /// Run every test, after installing what they need. As root they set up swap, network namespaces, control groups and
+    /// loop devices of their own on this host, and take them down.
     Test(test::Arguments),
     /// Check formatting, lints and documentation.
     Lint,

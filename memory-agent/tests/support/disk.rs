@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::process::Command;
 
+use harness::host::may_be_used;
 use tempfile::NamedTempFile;
 
 /// Names an empty disk that the tests may write to, in place of a loop device.
@@ -17,6 +18,7 @@ pub(crate) struct DiskSwap {
 
 impl DiskSwap {
     pub(crate) fn new(bytes: u64) -> Result<Self, String> {
+        may_be_used()?;
         let (device, file) = match std::env::var(DISK) {
             Ok(disk) => (disk, None),
             Err(_) => Self::loop_device(bytes)?,

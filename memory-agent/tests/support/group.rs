@@ -1,6 +1,7 @@
 //! A control group of this process's own, whose memory is limited.
 
 use harness::group::Group;
+use harness::host::may_be_used;
 
 /// A control group that this process is in until this is dropped.
 pub(crate) struct LimitedGroup(Group);
@@ -8,6 +9,7 @@ pub(crate) struct LimitedGroup(Group);
 impl LimitedGroup {
     /// Makes one below the group that this process is in, and enters it. Pages that it has already stay the old group's.
     pub(crate) fn enter(bytes: u64) -> Result<Self, String> {
+        may_be_used()?;
         let group = Group::new().map_err(|e| format!("{e:#}"))?;
         // From here on it is left again also when the rest fails.
         let group = Self(group);

@@ -17,7 +17,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use harness::disturbance::{damon_is_on, swap_of_others};
-use harness::host::skip;
+use harness::host::{may_be_used, skip};
 use memory_agent::{KernelOffer, Mapping, PAGE_SIZE, PageState, Residency, ScopedZram};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -78,6 +78,7 @@ fn shared_zram() -> Result<Arc<ScopedZram>, String> {
     if let Some(zram) = shared.upgrade() {
         return Ok(zram);
     }
+    may_be_used()?;
     let zram = Arc::new(ScopedZram::new(SWAP_BYTES).map_err(|e| e.to_string())?);
     *shared = Arc::downgrade(&zram);
     Ok(zram)

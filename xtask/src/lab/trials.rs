@@ -40,7 +40,7 @@ pub(super) const ON_STOCK_TOO: &[&str] = &["kernel selftests", "hints against th
 
 /// What the trials' commands use.
 const FUNCTIONS: &str = r#"
-export THERMOCLINE_BIN=/lab/thermocline MEMORY_AGENT_BIN=/lab/memory-agent
+export THERMOCLINE_BIN=/lab/thermocline MEMORY_AGENT_BIN=/lab/memory-agent THERMOCLINE_TESTS_USE_HOST=1
 with_zram() {
     echo 512M > /sys/block/zram0/disksize && mkswap /dev/zram0 > /dev/null && swapon /dev/zram0 || return 1
     "$@"
