@@ -41,14 +41,6 @@ impl DiskSwap {
         Ok((device, Some(file)))
     }
 
-    /// Pages written to it so far.
-    pub(crate) fn pages_written(&self) -> u64 {
-        let name = self.device.rsplit('/').next().unwrap();
-        let stat = std::fs::read_to_string(format!("/sys/class/block/{name}/stat")).unwrap();
-        // Sectors of 512 bytes (Documentation/block/stat.rst).
-        stat.split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() / 8
-    }
-
     /// Its path.
     pub(crate) fn device(&self) -> &str {
         &self.device
