@@ -82,3 +82,30 @@ fn the_guest_does_not_stand_for_a_destination_that_is_silent() {
     });
     assert!(matches!(error, SourceError::Wire(WireError::Silent)), "{error}");
 }
+
+/// It has been told that the guest is its own, and says nothing: the guest stands until somebody has looked, and the source does
+/// not wait for that as long as for silence.
+#[test]
+fn a_destination_that_does_not_say_that_the_guest_runs_is_not_waited_for_long() {
+    const AT_MOST: Duration = Duration::from_secs(20);
+    let source = Fake::new();
+    SourceMachine::resume(&source);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (committed, has_committed) = std::sync::mpsc::channel();
+    let error = thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut reader, mut writer) = take_all(&theirs);
+            Message::Ready.send(&mut writer).unwrap();
+            assert!(matches!(receive_message(&mut reader, "commit").unwrap(), Message::Commit));
+            committed.send(Instant::now()).unwrap();
+            // Nothing more comes, and it is no news that the guest stays.
+            assert!(matches!(receive_message(&mut reader, "nothing"), Err(WireError::Closed)));
+        });
+        let (options, cancel) = (Options::default(), Cancel::default());
+        let link = Link::try_from(ours).unwrap();
+        source::migrate(&source, link, &options, None, &cancel, &mut |_: &Progress| {}).unwrap_err()
+    });
+    assert!(matches!(error, SourceError::Unconfirmed(WireError::Silent)), "{error}");
+    assert!(!source.runs(), "it may run there");
+    assert!(has_committed.recv().unwrap().elapsed() < AT_MOST);
+}
