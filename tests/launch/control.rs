@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
-use thermocline::control::{Answer, Response, RunState};
+use thermocline::control::{Answer, FailureKind, MigrationFailure, Response, RunState};
 use thermocline_tests::process::PATIENCE;
 use thermocline_tests::random::Random;
 use thermocline_tests::trials::unless_the_emulator_fails;
@@ -18,6 +18,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], pages_add_up);
     trial!(trials, [Kvm, Root, Zram], page_out_is_what_the_host_sees);
     trial!(trials, [Kvm], garbage_at_the_api_socket_is_answered);
+    trial!(trials, [Kvm], failures_have_kinds);
     trial!(trials, [Kvm], requests_with_unknown_fields_are_refused);
     trial!(trials, [Kvm], silent_api_clients_are_in_nobodys_way);
 }
@@ -147,13 +148,37 @@ fn garbage_at_the_api_socket_is_answered() -> Result<()> {
     for input in inputs {
         let start = input[..input.len().min(40)].escape_ascii().to_string();
         match answer(&machine, &input).with_context(|| format!("to \"{start}\""))? {
-            Response::Error(failure) => ensure!(!failure.text.is_empty() && failure.exit_code > 0, "{failure:?}"),
+            Response::Error(failure) => ensure!(!failure.text.is_empty(), "{failure:?}"),
             other => anyhow::bail!("{other:?} to \"{start}\""),
         }
     }
     let status = answer(&machine, b"{\"command\":\"status\"}\n")?;
     ensure!(matches!(status, Response::Ok(Answer::Status(_))), "{status:?}");
     machine.must_go_on()
+}
+
+fn failures_have_kinds() -> Result<()> {
+    let lab = Lab::new()?;
+    let machine = lab.boot(&Workload::default())?;
+    for (request, kind) in [
+        (r#"{"command":"format-disk"}"#, FailureKind::Invalid),
+        (r#"{"command":"migrate","to":"nowhere"}"#, FailureKind::Invalid),
+        (r#"{"command":"cancel-migration"}"#, FailureKind::NotFound),
+        (r#"{"command":"migration"}"#, FailureKind::NotFound),
+        (r#"{"command":"page-out","ranges":[[1,2]]}"#, FailureKind::NotFound),
+        (r#"{"command":"dump","to":"/nowhere/file"}"#, FailureKind::WrongState),
+        (r#"{"command":"migrate","to":"unix:/nowhere"}"#, FailureKind::MigrationFailed),
+    ] {
+        match answer(&machine, format!("{request}\n").as_bytes())? {
+            Response::Error(failure) => {
+                ensure!(failure.kind == kind, "{failure:?} to {request}");
+                let is_migration = kind == FailureKind::MigrationFailed;
+                ensure!(failure.reason == is_migration.then_some(MigrationFailure::Unreachable), "{failure:?}");
+            }
+            other => anyhow::bail!("{other:?} to {request}"),
+        }
+    }
+    Ok(())
 }
 
 /// A field that is not known may be one that matters: better no than half of what was asked for.

@@ -4,6 +4,7 @@ mod arrives;
 mod cold;
 mod given_up;
 mod lazy;
+mod resource;
 mod two_hosts;
 
 fn main() -> std::process::ExitCode {
@@ -12,6 +13,7 @@ fn main() -> std::process::ExitCode {
     cold::add(&mut trials);
     given_up::add(&mut trials);
     lazy::add(&mut trials);
+    resource::add(&mut trials);
     two_hosts::add(&mut trials);
     trials.run()
 }

@@ -1,9 +1,9 @@
 //! The codes this program exits with: one for each kind of end that a script may want to tell apart.
 
 use crate::config::ConfigError;
+use crate::control::{Failure, FailureKind, MigrationFailure};
 use crate::migration::destination::DestinationError;
 use crate::migration::source::SourceError;
-use crate::migration::wire::{RefusalReason, WireError};
 
 /// Exit codes. Documented in `docs/operating.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,31 +56,31 @@ impl From<ExitCode> for u8 {
 }
 
 impl ExitCode {
-    const ALL: [Self; 19] = [
-        Self::Success,
-        Self::Failure,
-        Self::Usage,
-        Self::SocketExists,
-        Self::TripleFault,
-        Self::GuestFailed,
-        Self::Unreachable,
-        Self::RefusedMemory,
-        Self::RefusedCpu,
-        Self::RefusedDevices,
-        Self::OtherProgram,
-        Self::OtherVersion,
-        Self::ConnectionLost,
-        Self::Garbled,
-        Self::NotConverging,
-        Self::Cancelled,
-        Self::Unconfirmed,
-        Self::RefusedBusy,
-        Self::Interrupted,
-    ];
+    /// For a request that was not done.
+    pub fn of_failure(failure: &Failure) -> Self {
+        match (failure.kind, failure.reason) {
+            (FailureKind::MigrationFailed, Some(reason)) => Self::of_migration(reason),
+            (FailureKind::Invalid, _) => Self::Usage,
+            _ => Self::Failure,
+        }
+    }
 
-    /// The code with this number; [`ExitCode::Failure`] when there is none.
-    pub fn from_number(number: u8) -> Self {
-        Self::ALL.into_iter().find(|code| *code as u8 == number).unwrap_or(Self::Failure)
+    fn of_migration(reason: MigrationFailure) -> Self {
+        match reason {
+            MigrationFailure::Unreachable => Self::Unreachable,
+            MigrationFailure::RefusedMemory => Self::RefusedMemory,
+            MigrationFailure::RefusedCpu => Self::RefusedCpu,
+            MigrationFailure::RefusedDevices => Self::RefusedDevices,
+            MigrationFailure::RefusedBusy => Self::RefusedBusy,
+            MigrationFailure::OtherProgram => Self::OtherProgram,
+            MigrationFailure::OtherVersion => Self::OtherVersion,
+            MigrationFailure::ConnectionLost => Self::ConnectionLost,
+            MigrationFailure::Garbled => Self::Garbled,
+            MigrationFailure::NotConverging => Self::NotConverging,
+            MigrationFailure::Cancelled => Self::Cancelled,
+            MigrationFailure::Unconfirmed => Self::Unconfirmed,
+            MigrationFailure::RefusedHost | MigrationFailure::Host => Self::Failure,
+        }
     }
 
     /// For a machine that cannot be.
@@ -93,50 +93,19 @@ impl ExitCode {
 
     /// For a migration that failed at the source.
     pub fn of_source(error: &SourceError) -> Self {
-        match error {
-            SourceError::Link(_) => Self::Unreachable,
-            SourceError::Refused(refusal) => Self::of_refusal(refusal.reason),
-            SourceError::Wire(e) => Self::of_wire(e),
-            SourceError::Cancelled => Self::Cancelled,
-            SourceError::Channel(_) => Self::Unreachable,
-            SourceError::NoPostCopy => Self::OtherVersion,
-            SourceError::NotConverging { .. } => Self::NotConverging,
-            SourceError::Unconfirmed(_) => Self::Unconfirmed,
-            SourceError::Ram(_) | SourceError::Machine(_) => Self::Failure,
-        }
+        Self::of_migration(MigrationFailure::of(error))
     }
 
     /// For a migration that failed at the destination.
     pub fn of_destination(error: &DestinationError) -> Self {
         match error {
-            DestinationError::Refused(refusal) => Self::of_refusal(refusal.reason),
-            DestinationError::Wire(e) => Self::of_wire(e),
+            DestinationError::Refused(refusal) => Self::of_migration(refusal.reason.into()),
+            DestinationError::Wire(e) => Self::of_migration(e.into()),
             DestinationError::Incomplete(_) => Self::Garbled,
             DestinationError::Machine(e) if e.is_of_state() => Self::Garbled,
             DestinationError::Aborted(_) => Self::ConnectionLost,
             DestinationError::Cancelled => Self::Interrupted,
             _ => Self::Failure,
-        }
-    }
-
-    fn of_refusal(reason: RefusalReason) -> Self {
-        match reason {
-            RefusalReason::Memory => Self::RefusedMemory,
-            RefusalReason::Cpu => Self::RefusedCpu,
-            RefusalReason::Devices => Self::RefusedDevices,
-            RefusalReason::Connection => Self::ConnectionLost,
-            RefusalReason::Stream => Self::Garbled,
-            RefusalReason::Host => Self::Failure,
-            RefusalReason::Busy => Self::RefusedBusy,
-        }
-    }
-
-    fn of_wire(error: &WireError) -> Self {
-        match error {
-            WireError::Io(_) | WireError::Closed | WireError::Silent => Self::ConnectionLost,
-            WireError::NotThermocline { .. } => Self::OtherProgram,
-            WireError::Version { .. } => Self::OtherVersion,
-            _ => Self::Garbled,
         }
     }
 }

@@ -13,8 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::PROGRAM;
 use crate::console::{Console, ConsoleInput};
+use crate::control::ExitReason;
+use crate::control::controller::Controller;
 use crate::control::server::Server;
-use crate::control::vmm::{Farewell, Vmm};
 use crate::devices::StopReason;
 use crate::incoming::Incoming;
 use crate::machine::Machine;
@@ -81,7 +82,7 @@ impl Source {
 
 /// A machine's monitor.
 pub struct Monitor {
-    vmm: Arc<Vmm>,
+    controller: Arc<Controller>,
     api: Option<Server>,
     input: Option<ConsoleInput>,
     drained: Option<EventFd>,
@@ -93,15 +94,19 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor for what `vmm` holds, with a console and, if wanted, an API socket. SIGINT and SIGTERM end it from now
+    /// A monitor for what `controller` holds, with a console and, if wanted, an API socket. SIGINT and SIGTERM end it from now
     /// on.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn new(vmm: Arc<Vmm>, console: &mut Console, api_socket: Option<&Path>) -> Result<Self, MonitorError> {
+    pub fn new(
+        controller: Arc<Controller>,
+        console: &mut Console,
+        api_socket: Option<&Path>,
+    ) -> Result<Self, MonitorError> {
         let api = api_socket
             .map(|path| {
-                Server::bind(path, Arc::clone(&vmm))
+                Server::bind(path, Arc::clone(&controller))
                     .map_err(MonitorError::host(format!("cannot listen on {}", path.display())))
             })
             .transpose()?;
@@ -111,7 +116,16 @@ impl Monitor {
             signal_hook::low_level::pipe::register(signal, sender).map_err(MonitorError::host("signals"))?;
         }
         let input = console.take_input();
-        Ok(Self { vmm, api, input, drained: None, incoming: None, signals, was_warned: false, outcome: Arc::default() })
+        Ok(Self {
+            controller,
+            api,
+            input,
+            drained: None,
+            incoming: None,
+            signals,
+            was_warned: false,
+            outcome: Arc::default(),
+        })
     }
 
     /// Waits for a guest to come in.
@@ -138,7 +152,7 @@ impl Monitor {
     }
 
     fn end(&self, outcome: Outcome) {
-        self.vmm.end_tail();
+        self.controller.end_tail();
         locked(&self.outcome).get_or_insert(outcome);
     }
 
@@ -162,7 +176,7 @@ impl Monitor {
     /// SIGINT or SIGTERM. Whoever ends this process ends a guest that runs elsewhere, too, as long as pages of it are only here:
     /// not by the first signal.
     fn interrupted(&mut self) {
-        let only_here = self.vmm.only_here();
+        let only_here = self.controller.only_here();
         if only_here > 0 && !self.was_warned {
             self.was_warned = true;
             // A byte a signal.
@@ -171,7 +185,7 @@ impl Monitor {
                 "the guest runs elsewhere, and {only_here} pages that it may need are only here; interrupt again to give them and with them the guest up"
             ));
         }
-        self.vmm.end(Farewell::Quit);
+        self.controller.end(ExitReason::Quit);
         if let Some(incoming) = &self.incoming {
             incoming.cancel();
         }
@@ -185,7 +199,7 @@ impl Monitor {
     }
 
     fn guest_ended(&self) {
-        if let Some(reason) = self.vmm.machine().and_then(|machine| machine.end_reason()) {
+        if let Some(reason) = self.controller.machine().and_then(|machine| machine.end_reason()) {
             self.end(Outcome::Guest(reason));
         }
     }
@@ -193,11 +207,11 @@ impl Monitor {
     /// What has become of a guest that comes in.
     fn hear_of_guest(&mut self, ops: &mut EventOps) {
         match self.incoming.as_ref().and_then(Incoming::news) {
-            Some(Arrival::Running(machine, tail)) => {
-                self.vmm.set_machine(Arc::clone(&machine), tail);
-                self.attach(&machine, ops);
-            }
-            Some(Arrival::Whole) => self.vmm.set_whole(),
+            Some(Arrival::Running(machine, tail)) => match self.controller.set_machine(Arc::clone(&machine), tail) {
+                Ok(()) => self.attach(&machine, ops),
+                Err(e) => tracing::error!("a guest has come that cannot stay: {e}"),
+            },
+            Some(Arrival::Whole) => self.controller.set_whole(),
             Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
             None => {}
         }
@@ -214,7 +228,7 @@ impl Monitor {
     }
 
     fn read_input(&mut self, ops: &mut EventOps) {
-        let (Some(input), Some(machine)) = (&self.input, self.vmm.machine()) else { return };
+        let (Some(input), Some(machine)) = (&self.input, self.controller.machine()) else { return };
         let Some(console) = machine.console() else { return };
         let mut buffer = [0; 256];
         let room = console.room().min(buffer.len());
@@ -244,14 +258,14 @@ impl Monitor {
 impl MutEventSubscriber for Monitor {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, &self.signals, Source::Signal);
-        watch(ops, self.vmm.ended(), Source::Ended);
+        watch(ops, self.controller.ended(), Source::Ended);
         if let Some(api) = &self.api {
             watch(ops, api.listener(), Source::Api);
         }
         if let Some(incoming) = &self.incoming {
             watch(ops, incoming.arrival(), Source::Arrival);
         }
-        if let Some(machine) = self.vmm.machine() {
+        if let Some(machine) = self.controller.machine() {
             self.attach(&machine, ops);
         }
     }
@@ -259,8 +273,8 @@ impl MutEventSubscriber for Monitor {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match Source::of(events.data()) {
             Some(Source::Signal) => self.interrupted(),
-            Some(Source::Ended) => self.end(match self.vmm.farewell() {
-                Some(Farewell::Migrated) => Outcome::Migrated,
+            Some(Source::Ended) => self.end(match self.controller.exit_reason() {
+                Some(ExitReason::Migrated) => Outcome::Migrated,
                 _ => Outcome::Quit,
             }),
             Some(Source::Api) => self.serve_api(),

@@ -38,6 +38,14 @@ enum Command {
     },
     /// What Prometheus wants to know, in its text format.
     Metrics,
+    /// What a migration that is under way is doing, or the last one has come to, as JSON.
+    Migration,
+    /// Wait for the end of the migration that is under way, or of the last one, and print its result as JSON.
+    WaitMigration {
+        /// Only for this one.
+        #[arg(long, value_name = "ID")]
+        id: Option<u64>,
+    },
     /// Give up a migration that is under way; the guest stays.
     CancelMigration,
     /// Keep what there is of a guest that stands: its memory in a sparse file, each byte at its guest physical address, and
@@ -86,6 +94,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::Resume { force } => Request::Resume { force: *force },
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
         Command::Metrics => Request::Metrics {},
+        Command::Migration => Request::Migration {},
+        Command::WaitMigration { id } => Request::WaitMigration { id: *id },
         Command::CancelMigration => Request::CancelMigration {},
         Command::Dump { to } => Request::Dump { to: absolute(to) },
         Command::Reconnect { to, listen } => Request::Reconnect { to: to.clone(), listen: listen.clone() },
@@ -99,6 +109,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Answer::Metrics(text) => output.print(&text),
         Answer::Dump(report) => output.print_json(&report),
         Answer::PageOut(report) => output.print_json(&report),
+        Answer::Migration(status) => output.print_json(&status),
+        Answer::Migrated(report) => output.print_json(&report),
         other => output.print_json(&other),
     }?)
 }

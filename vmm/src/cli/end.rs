@@ -39,8 +39,7 @@ impl From<ConfigError> for End {
 impl From<ClientError> for End {
     fn from(e: ClientError) -> Self {
         match &e {
-            // The codes of the monitor's table; anything else would be a monitor of another release.
-            ClientError::Failed(failure) => Self::new(ExitCode::from_number(failure.exit_code), e),
+            ClientError::Failed(failure) => Self::new(ExitCode::of_failure(failure), e),
             _ => Self::new(ExitCode::Failure, e),
         }
     }

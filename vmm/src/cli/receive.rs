@@ -13,7 +13,7 @@ use super::{AgentArguments, end};
 use crate::PROGRAM;
 use crate::config::check_socket;
 use crate::console::{Console, SerialTarget};
-use crate::control::vmm::Vmm;
+use crate::control::controller::Controller;
 use crate::exit::ExitCode;
 use crate::incoming::{Incoming, Limits};
 use crate::migration::destination::Terms;
@@ -61,8 +61,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
     let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
-    let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
-    let monitor = Monitor::new(vmm, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
+    let controller = Arc::new(Controller::new(agent).context("no monitor")?);
+    let monitor = Monitor::new(controller, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
     PROGRAM.say(format_args!("waiting for a guest on {bound}"));
     end::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)
 }

@@ -12,7 +12,7 @@ use super::{AgentArguments, end};
 use crate::boot::Kernel;
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, VmConfig};
 use crate::console::{Console, SerialTarget};
-use crate::control::vmm::Vmm;
+use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::exit::ExitCode;
 use crate::machine::Builder;
@@ -58,10 +58,10 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let builder = Builder::new(Backends { console: Some(console.take_output()) });
     let machine = builder.new_machine(config.memory, config.cpus).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
-    let vmm = Arc::new(Vmm::new(agent).context("no monitor")?);
+    let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
-    vmm.set_machine(Arc::clone(&machine), None);
-    let monitor = Monitor::new(vmm, &mut console, config.api_socket.as_deref()).context("no monitor")?;
+    controller.set_machine(Arc::clone(&machine), None).context("no monitor")?;
+    let monitor = Monitor::new(controller, &mut console, config.api_socket.as_deref()).context("no monitor")?;
     machine.resume();
     drop(machine);
     end::of_monitor(monitor.run().context("the monitor failed")?)

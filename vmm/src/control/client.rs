@@ -66,11 +66,12 @@ fn ask_over(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::FailureKind;
 
     #[test]
     fn who_is_turned_away_before_asking_hears_why() {
         let (client, mut monitor) = UnixStream::pair().unwrap();
-        let failure = Failure { text: "too many".into(), exit_code: 1 };
+        let failure = Failure::new(FailureKind::Busy, "too many");
         serde_json::to_writer(&mut monitor, &Response::Error(failure)).unwrap();
         monitor.write_all(b"\n").unwrap();
         drop(monitor);

@@ -3,9 +3,18 @@
 //! A client sends one [`Request`] and reads [`Response`]s: any number of `progress`, then `ok` or `error`.
 
 pub mod client;
+pub mod controller;
+pub mod error;
+pub mod failure;
+mod life;
+mod memory;
+mod migration;
 pub mod server;
 mod tail_metrics;
-pub mod vmm;
+
+pub use failure::{Failure, FailureKind, MigrationFailure};
+pub use life::ExitReason;
+pub use migration::{MigrationState, MigrationStatus};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +28,9 @@ use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
 use crate::migration::source::{Options, Switchover};
 use crate::ram::RamWatch;
+
+/// Most parts that a picture may have.
+const MAX_CELLS: u32 = 1 << 16;
 
 /// What a client may ask. Empty requests are structs, since serde lets unit variants have any fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,8 +69,17 @@ pub enum Request {
         #[serde(default)]
         ranges: Option<Vec<(u64, u64)>>,
     },
-    /// Migrate to another host.
+    /// Migrate to another host. Unless it is detached, the answer comes when that has ended; it goes on without whoever
+    /// asked.
     Migrate(MigrateRequest),
+    /// What the migration under way is doing, or the last one has come to.
+    Migration {},
+    /// Wait for a migration's end, as whoever started it does.
+    WaitMigration {
+        /// Which one; the last when left out.
+        #[serde(default)]
+        id: Option<u64>,
+    },
     /// Give a migration up.
     CancelMigration {},
     /// Keep what there is of a guest that stands: its memory and its state, in new files.
@@ -98,6 +119,9 @@ pub struct MigrateRequest {
     /// Whether the process stays, with the guest's memory, until [`Request::Quit`].
     #[serde(default)]
     pub stay: bool,
+    /// Whether the answer is [`Answer::Migration`], at once.
+    #[serde(default)]
+    pub detach: bool,
     /// When the guest goes.
     #[serde(default)]
     pub switchover: Switchover,
@@ -252,17 +276,10 @@ pub enum Answer {
     PageOut(PageOutReport),
     /// To [`Request::Dump`].
     Dump(DumpReport),
-    /// To [`Request::Migrate`].
+    /// To [`Request::Migrate`] and [`Request::WaitMigration`].
     Migrated(Report),
-}
-
-/// Why not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// The sentence for people.
-    pub text: String,
-    /// The code a command-line client exits with.
-    pub exit_code: u8,
+    /// To [`Request::Migration`], and to [`Request::Migrate`] with `detach`.
+    Migration(Box<MigrationStatus>),
 }
 
 #[cfg(test)]

@@ -5,14 +5,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::vmm::{Farewell, Vmm};
-use super::{Failure, MigrateRequest, Request, Response};
-use crate::exit::ExitCode;
-use crate::migration::cancel::Cancel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::controller::Controller;
+use super::failure::{Failure, FailureKind};
+use super::migration::{Migration, News};
+use super::{Answer, Request, Response};
 use crate::migration::link::unix::{SocketFile, bind};
-use crate::migration::progress::Progress;
+use crate::migration::progress::Report;
 
 /// The longest request, in bytes.
 const MAX_REQUEST: u64 = 1 << 20;
@@ -20,15 +22,15 @@ const MAX_REQUEST: u64 = 1 << 20;
 const MAX_CONNECTIONS: usize = 16;
 /// How long a client may take to send its request or to read an answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(10);
-/// Progress is sent this often at most.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// How often to see whether a client has gone that waits for a migration which does not come on.
+const LOOKED_AFTER_EVERY: Duration = Duration::from_secs(1);
 
 /// A listening API socket. Its file goes with it.
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
     _file: SocketFile,
-    vmm: Arc<Vmm>,
+    controller: Arc<Controller>,
     connections: Arc<AtomicUsize>,
 }
 
@@ -37,9 +39,9 @@ impl Server {
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn bind(path: &Path, vmm: Arc<Vmm>) -> io::Result<Self> {
+    pub fn bind(path: &Path, controller: Arc<Controller>) -> io::Result<Self> {
         let (listener, file) = bind(path)?;
-        Ok(Self { listener, _file: file, vmm, connections: Arc::default() })
+        Ok(Self { listener, _file: file, controller, connections: Arc::default() })
     }
 
     /// The socket to wait on.
@@ -55,12 +57,12 @@ impl Server {
         let (stream, _) = self.listener.accept()?;
         if self.connections.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
             self.connections.fetch_sub(1, Ordering::SeqCst);
-            return refuse(&stream, "too many connections; try again when others have ended");
+            return refuse(&stream, FailureKind::Busy, "too many connections; try again when others have ended");
         }
-        let vmm = Arc::clone(&self.vmm);
+        let controller = Arc::clone(&self.controller);
         let connections = Arc::clone(&self.connections);
         std::thread::Builder::new().name("api".into()).spawn(move || {
-            if let Err(e) = serve(&stream, &vmm) {
+            if let Err(e) = serve(&stream, &controller) {
                 tracing::debug!("an API client has gone: {e}");
             }
             connections.fetch_sub(1, Ordering::SeqCst);
@@ -69,51 +71,56 @@ impl Server {
     }
 }
 
-fn refuse(stream: &UnixStream, text: &str) -> io::Result<()> {
-    let failure = Failure { text: text.into(), exit_code: ExitCode::Failure as u8 };
-    respond(stream, &Response::Error(failure))
+fn refuse(stream: &UnixStream, kind: FailureKind, text: &str) -> io::Result<()> {
+    respond(stream, &Response::Error(Failure::new(kind, text)))
 }
 
-fn serve(stream: &UnixStream, vmm: &Vmm) -> io::Result<()> {
+fn serve(stream: &UnixStream, controller: &Arc<Controller>) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_LIMIT))?;
     stream.set_write_timeout(Some(CLIENT_LIMIT))?;
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_REQUEST)).read_until(b'\n', &mut line)?;
     let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
-        Err(e) => return refuse(stream, &format!("not a request: {e}")),
+        Err(e) => return refuse(stream, FailureKind::Invalid, &format!("not a request: {e}")),
     };
-    let farewell = match request {
-        Request::Quit { .. } => Some(Farewell::Quit),
-        Request::Migrate(MigrateRequest { stay: false, .. }) => Some(Farewell::Migrated),
-        _ => None,
+    let _answering = controller.answering(&request);
+    let answer = match controller.watched(&request) {
+        Ok(Some((migration, seen))) => watch(stream, &migration, seen)?.map(Answer::Migrated),
+        Ok(None) => controller.handle(&request).map_err(Failure::from),
+        Err(e) => Err(e.into()),
     };
-    let cancel = Arc::new(Cancel::default());
-    let mut shown = None;
-    let mut observer = |progress: &Progress| {
-        if shown.is_some_and(|(phase, at): (_, Instant)| phase == progress.phase && at.elapsed() < PROGRESS_EVERY) {
-            return;
-        }
-        shown = Some((progress.phase, Instant::now()));
-        // Who asked for the migration and has gone no longer wants it.
-        if respond(stream, &Response::Progress(progress.clone())).is_err() {
-            cancel.cancel();
-        }
-    };
-    let result = vmm.handle(&request, &cancel, &mut observer);
-    let farewell = farewell.filter(|_| result.is_ok());
-    let responded = respond(
+    respond(
         stream,
-        &match result {
+        &match answer {
             Ok(answer) => Response::Ok(answer),
-            Err(e) => Response::Error(e.into()),
+            Err(failure) => Response::Error(failure),
         },
-    );
-    // Only now: when the monitor ends the process does, and with it this thread.
-    if let Some(farewell) = farewell {
-        vmm.end(farewell);
+    )
+}
+
+/// Shows a migration's progress behind what has been `seen` until it ends, and gives how. It goes on when the client does not read or has gone.
+fn watch(stream: &UnixStream, migration: &Migration, mut seen: u64) -> io::Result<Result<Report, Failure>> {
+    loop {
+        match migration.next(&mut seen, LOOKED_AFTER_EVERY) {
+            News::Ended(outcome) => return Ok(outcome),
+            News::Progress(progress) if is_ready(stream, PollFlags::OUT)? => {
+                respond(stream, &Response::Progress(progress))?;
+            }
+            News::Progress(_) | News::Nothing => {
+                if is_ready(stream, PollFlags::HUP)? {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+            }
+        }
     }
-    responded
+}
+
+/// Whether a client's socket is so at this moment.
+fn is_ready(stream: &UnixStream, flags: PollFlags) -> io::Result<bool> {
+    let mut polled = [PollFd::new(stream, flags)];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    Ok(polled[0].revents().intersects(flags))
 }
 
 fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {

@@ -113,6 +113,7 @@ fn migrate(
         window: arguments.window,
         downtime_limit_ms: 300,
         max_rounds: 50,
+        detach: false,
         stay: true,
         switchover: Switchover::Converged,
         cold_rate: DEFAULT_COLD_RATE,

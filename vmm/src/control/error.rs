@@ -1,0 +1,122 @@
+//! Why something was not done.
+
+use super::MAX_CELLS;
+use super::failure::{Failure, FailureKind, MigrationFailure};
+use crate::dump::DumpError;
+use crate::machine::MachineError;
+use crate::migration::link::{AddressError, LinkError};
+use crate::migration::rendezvous::JoinError;
+use crate::migration::source::SourceError;
+use crate::ram::RamError;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// There is no guest yet.
+    #[error("no guest has arrived here yet")]
+    NoGuest,
+    /// There is one already.
+    #[error("there is a guest here already")]
+    HasGuest,
+    /// The monitor ends.
+    #[error("this monitor is about to end")]
+    Ending,
+    /// A migration is under way.
+    #[error("a migration is under way; wait for it, or end it with `thermocline ctl cancel-migration`")]
+    Migrating,
+    /// No migration is under way.
+    #[error("no migration is under way")]
+    NotMigrating,
+    /// There has been no migration, or not this one.
+    #[error("there has been no such migration")]
+    NoMigration,
+    /// The guest may run elsewhere.
+    #[error("the guest was handed over and may run at the destination; `resume --force` if you know that it does not")]
+    HandedOver,
+    /// Pages are only here.
+    #[error(
+        "the guest runs elsewhere, and {0} pages that it may need are only here; `thermocline ctl reconnect` if the connection is gone, `quit --force` to give them and with them the guest up"
+    )]
+    Following(u64),
+    /// Not all of the guest's memory is here.
+    #[error(
+        "{0} pages of the guest's memory are still to come from where it was; wait until `thermocline ctl status` shows no `tail`"
+    )]
+    StillComing(u64),
+    /// Nothing follows a guest.
+    #[error("no pages are on their way that a connection could be made for")]
+    NothingFollows,
+    /// No way given.
+    #[error("say where the other side listens (--to), or where to listen for it (--listen)")]
+    NoWay,
+    /// The other side cannot be reached.
+    #[error("no new connection: {0}")]
+    Join(JoinError),
+    /// The guest could not be kept.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] LinkError),
+    /// The host gives no random bytes or no threads.
+    #[error("the host refuses: {0}")]
+    Host(std::io::Error),
+    /// Its memory has been given back.
+    #[error("the guest runs elsewhere, and its memory has been given back to this host: it can never run here again")]
+    Hollow,
+    /// The address to migrate to is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Nobody has a map.
+    #[error("there is no map yet: the memory agent has not seen all of guest RAM, or --agent-budget is 0")]
+    NoMap,
+    /// The metrics cannot be written.
+    #[error("the metrics cannot be written: {0}")]
+    Metrics(String),
+    /// A range is not guest RAM.
+    #[error("{start:#x} to {end:#x} is not all guest RAM, or not whole pages")]
+    Range {
+        /// First guest physical address.
+        start: u64,
+        /// First behind it.
+        end: u64,
+    },
+    /// Too many parts.
+    #[error("{0} cells are too many, {MAX_CELLS} are possible")]
+    Cells(u32),
+}
+
+impl VmmError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::NoWay | Self::Address(_) | Self::Cells(_) => FailureKind::Invalid,
+            Self::NoGuest | Self::NotMigrating | Self::NoMigration | Self::NothingFollows => FailureKind::NotFound,
+            Self::NoMap | Self::Range { .. } => FailureKind::NotFound,
+            Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
+            Self::HasGuest | Self::Ending | Self::HandedOver | Self::Following(_) | Self::Hollow => {
+                FailureKind::WrongState
+            }
+            Self::Dump(DumpError::Running) => FailureKind::WrongState,
+            Self::Join(_) | Self::Dump(_) | Self::Listen(_) | Self::Host(_) => FailureKind::Host,
+            Self::Ram(_) | Self::Machine(_) | Self::Metrics(_) => FailureKind::Host,
+        }
+    }
+}
+
+impl From<VmmError> for Failure {
+    fn from(e: VmmError) -> Self {
+        Self::new(e.kind(), e.to_string())
+    }
+}
+
+impl From<&SourceError> for Failure {
+    fn from(e: &SourceError) -> Self {
+        Self { kind: FailureKind::MigrationFailed, reason: Some(MigrationFailure::of(e)), text: e.to_string() }
+    }
+}

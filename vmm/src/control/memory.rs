@@ -1,0 +1,64 @@
+//! Requests about guest RAM, which change nothing of the machine's life.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use memory_agent::{Metrics, PAGE_SIZE, PageOutReport, picture};
+
+use super::error::VmmError;
+use super::{MAX_CELLS, PagesReport, Status, tail_metrics};
+use crate::machine::Machine;
+use crate::ram::{GuestRam, RamWatch};
+
+/// What guest RAM is, in `cells` parts; with `from_agent`, as the agent saw it last.
+pub(super) fn pages(machine: &Machine, cells: u32, from_agent: bool) -> Result<PagesReport, VmmError> {
+    if cells > MAX_CELLS {
+        return Err(VmmError::Cells(cells));
+    }
+    let (residency, age) = if from_agent {
+        machine.ram_watch().and_then(RamWatch::map).ok_or(VmmError::NoMap)?
+    } else {
+        (machine.ram().residency(0..machine.ram().pages())?, Duration::ZERO)
+    };
+    let cells = picture::cells(&residency, cells);
+    Ok(PagesReport { counts: residency.counts(), cells, age_ms: age.as_millis() as u64 })
+}
+
+/// What Prometheus wants to know.
+pub(super) fn metrics(machine: &Machine, status: &Status) -> Result<String, VmmError> {
+    let watch = machine.ram_watch();
+    let map = watch.and_then(RamWatch::counts);
+    // Without an agent's map the kernel's own sums are as good.
+    let map = map.or_else(|| Some((machine.ram().counts().ok()?, Duration::ZERO)));
+    let cost = watch.map(RamWatch::cost).unwrap_or_default();
+    let metrics = Metrics { pid: std::process::id(), map, cost };
+    let text = metrics
+        .text()
+        .and_then(|text| Ok(text + &tail_metrics::text(status.tail.as_ref(), status.following.as_ref())?));
+    text.map_err(|e| VmmError::Metrics(e.to_string()))
+}
+
+/// Pages out what is resident of guest physical addresses and lengths in bytes, or of all of guest RAM.
+pub(super) fn page_out(machine: &Machine, ranges: Option<&[(u64, u64)]>) -> Result<PageOutReport, VmmError> {
+    let ram = machine.ram();
+    let ranges = match ranges {
+        None => vec![0..ram.pages()],
+        Some(ranges) => ranges
+            .iter()
+            .map(|&(start, length)| {
+                let end = start.saturating_add(length);
+                page_range(ram, start, end).ok_or(VmmError::Range { start, end })
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(ram.page_out(&ranges)?)
+}
+
+/// Guest physical addresses as RAM pages; `None` when they are not all RAM or not whole pages.
+fn page_range(ram: &GuestRam, start: u64, end: u64) -> Option<Range<u64>> {
+    if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
+        return None;
+    }
+    let (first, last) = (ram.layout().page_of(start)?, ram.layout().page_of(end - 1)?);
+    (last - first == (end - start) / PAGE_SIZE - 1).then_some(first..last + 1)
+}
