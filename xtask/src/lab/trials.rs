@@ -18,6 +18,15 @@ const TRIALS: &[(&str, &str)] = &[
         "probes against the truth with huge pages",
         "without_readahead with_huge_pages ./differential agrees_with_the_kernel --show-output",
     ),
+    (
+        "pages land alone under each huge page setting",
+        "under_each_huge_page_setting ./missing a_page_lands_alone --show-output",
+    ),
+    (
+        "post-copy while the huge page setting changes",
+        "while_huge_pages_change ./tail --show-output && \
+         while_huge_pages_change ./migrate a_guest_that_needs_everything_gets_it --show-output",
+    ),
     // With the kernel's own readahead: what it brings in besides goes again.
     ("neighbours of what is read", "./differential what_comes_along scanning_leaves a_failing_reader --show-output"),
     ("hints against the truth", "without_readahead ./hints --show-output"),
@@ -76,6 +85,31 @@ with_huge_pages() {
     echo never > $huge/shmem_enabled
     echo 511 > $huge/khugepaged/max_ptes_none
     echo 64 > $huge/khugepaged/max_ptes_swap
+    return $code
+}
+under_each_huge_page_setting() {
+    for setting in never advise within_size always force; do
+        echo $setting > /sys/kernel/mm/transparent_hugepage/shmem_enabled || return 1
+        MEMORY_AGENT_TESTS_SHMEM_ENABLED=$setting "$@"
+        code=$?
+        echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled
+        [ $code = 0 ] || return $code
+    done
+}
+# Before, in the middle of, and behind each step of what is run.
+while_huge_pages_change() {
+    while :; do
+        for setting in always never force advise within_size; do
+            echo $setting > /sys/kernel/mm/transparent_hugepage/shmem_enabled
+            sleep 0.1
+        done
+    done &
+    changes=$!
+    "$@"
+    code=$?
+    kill $changes
+    wait $changes
+    echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled
     return $code
 }
 "#;
