@@ -161,6 +161,9 @@ impl Follower {
         if left > 0 && is_confirmed {
             tracing::info!("the guest has ended at the destination, which needs {left} pages no more");
         }
+        if left == 0 && is_confirmed {
+            self.shared.give_back_all();
+        }
         following.keeps(0);
         Followed {
             tail: TailReport { needless: left, ..self.report(&state) },

@@ -146,6 +146,12 @@ impl Shared {
         self.punch(&gaps(&kept, self.ram.pages()));
     }
 
+    /// All of it is the destination's. Of huge pages, parts that were given back one by one may have stayed.
+    pub(super) fn give_back_all(&self) {
+        let all = 0..self.ram.pages();
+        self.punch(std::slice::from_ref(&all));
+    }
+
     fn punch(&self, ranges: &[Range<u64>]) {
         for range in ranges {
             if let Err(e) = self.ram.punch(range.clone()) {
