@@ -1,4 +1,4 @@
-//! The side that receives. [`Reception`] listens and takes the machine that is offered; what it does then, in [`take`], reads like
+//! The side that receives. [`Reception`] listens and takes the machine that is offered; what it does then, in `take`, reads like
 //! the script it is.
 
 mod error;
