@@ -111,6 +111,9 @@ pub fn decode(payload: &[u8], ram_pages: u64, sequence: u32) -> Result<PageBatch
     }
     let (wire_runs, bytes) = <[WireRun]>::ref_from_prefix_with_elems(rest, count)
         .map_err(|_| wrong("a page batch shorter than its runs".into()))?;
+    if header.zero != [0; 3] || wire_runs.iter().any(|run| run.zero != U32::ZERO) {
+        return Err(wrong("a page batch that says what this version does not know".into()));
+    }
     let mut runs = Vec::with_capacity(count);
     let mut at = payload.len() - bytes.len();
     for run in wire_runs {
@@ -177,6 +180,12 @@ mod tests {
         assert!(decode(&payload, 1001, 0).is_ok());
         assert!(matches!(decode(&payload, 1000, 3), Err(WireError::Payload { sequence: 3, .. })));
         let payload = batch(Lane::Hot, &[0..2]);
+        assert!(decode(&payload, 1000, 0).is_ok());
+        for reserved in [1, 3, 20, 23] {
+            let mut payload = payload.clone();
+            payload[reserved] = 1;
+            assert!(decode(&payload, 1000, 0).is_err(), "byte {reserved}");
+        }
         assert!(decode(&payload[..payload.len() - 1], 1000, 0).is_err());
         assert!(decode(&[payload, vec![0]].concat(), 1000, 0).is_err());
     }
