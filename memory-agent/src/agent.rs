@@ -69,7 +69,7 @@ pub struct AgentCost {
     pub elapsed_ns: u64,
     /// How long the last round took, ns.
     pub round_ns: u64,
-    /// Pages that were swapped at the look before and in memory then, by their owner or by a reader.
+    /// Pages that were swapped at one look and in memory at the next, by their owner or by a reader.
     pub swapped_in: u64,
     /// Pages of these that a reader swapped in and that were paged out again.
     pub restored: u64,

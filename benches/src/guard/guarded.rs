@@ -72,7 +72,7 @@ struct Guarding {
 }
 
 impl Guarding {
-    /// Has it put back what is left, and waits for its end; the CPU time it took.
+    /// Has it restore what is left, and waits for its end; the CPU time it took.
     fn finish(self) -> Result<Duration> {
         self.process.interrupt()?;
         let Some(_report) = self.lines.next(PATIENCE)? else {

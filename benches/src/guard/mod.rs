@@ -71,7 +71,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         "Medians of {} runs, window {} MiB; × is the ratio to {UNGUARDED}, or to {READ}.",
         arguments.common.runs, arguments.window
     ))?;
-    output.line(format_args!("total goes on until the guards have put back what they can. {}", qemu.version()))?;
+    output.line(format_args!("total goes on until the guards have restored what they can. {}", qemu.version()))?;
     for sentence in disturbances.sentences() {
         output.line(sentence)?;
     }

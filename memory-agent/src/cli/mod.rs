@@ -59,7 +59,7 @@ enum Command {
     Scan(scan::Arguments),
     /// Keep residency as it is while somebody else reads the memory.
     Guard(guard::Arguments),
-    /// Keep a map fresh at a bounded cost, restore what readers swap in, and tell Prometheus.
+    /// Keep a map fresh at a bounded cost, page out again what readers swap in, tell Prometheus.
     Daemon(daemon::Arguments),
 }
 
