@@ -1,6 +1,6 @@
 //! What can be done with a machine from outside, whoever asks: the API socket or a signal.
 //!
-//! Where the machine is and what may happen to it there says [`Life`]; here is what follows from it, and nothing else
+//! Where the machine is and what may happen to it there says `Life`; here is what follows from it, and nothing else
 //! decides when the monitor ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
