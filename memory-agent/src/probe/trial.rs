@@ -47,7 +47,7 @@ pub(super) fn exact_scan() -> Option<bool> {
 
 /// Whether pages that are paged out leave markers; `None` when nothing can be paged out.
 pub(super) fn markers() -> Option<bool> {
-    let pages = Pages::new()?;
+    let pages = Pages::to_page_out()?;
     let mapping = pages.mapping();
     let truth = pages.with_swapped()?;
     let hint = Marker.hint(&mapping, 0..Pages::COUNT).ok()?;
@@ -56,7 +56,7 @@ pub(super) fn markers() -> Option<bool> {
 }
 
 fn try_exact_scan() -> Option<bool> {
-    let pages = Pages::new()?;
+    let pages = Pages::to_page_out()?;
     let tables = pages.mapping().page_tables().ok()?;
     for _ in 0..ATTEMPTS {
         let truth = pages.with_swapped()?;
@@ -96,7 +96,12 @@ impl Pages {
     /// Those of them that are brought in again, and in no page table.
     const BROUGHT_IN: Range<u64> = 15..16;
 
-    /// `None` when there cannot be any.
+    /// `None` when there cannot be any, or nothing could be paged out.
+    fn to_page_out() -> Option<Self> {
+        let has_room = swap::active().is_ok_and(|devices| devices.iter().any(|device| device.free_bytes() > 0));
+        if has_room { Self::new() } else { None }
+    }
+
     fn new() -> Option<Self> {
         let length = Self::COUNT * PAGE_SIZE;
         let file = memfd_create("memory-agent-trial", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()?;
@@ -137,9 +142,6 @@ impl Pages {
 
     /// What they are when some are on swap; `None` when nothing can be paged out.
     fn with_swapped(&self) -> Option<Residency> {
-        if !swap::active().is_ok_and(|devices| devices.iter().any(|device| device.free_bytes() > 0)) {
-            return None;
-        }
         for _ in 0..ATTEMPTS {
             let mapping = self.mapping();
             mapping.map_pages(&Self::PAGED_OUT).ok()?;
