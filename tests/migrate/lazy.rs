@@ -14,6 +14,7 @@ use thermocline_tests::group::PressedGroup;
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::random::Random;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
+use thermocline_tests::starved::StarvedGroup;
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::trials::give_more_time;
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
@@ -25,6 +26,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], lazy_leaves_what_is_cold_asleep);
     trial!(trials, [Kvm, Root, Zram], lazy_there_and_back);
     trial!(trials, [Kvm, Root, Zram], lazy_under_pressure_with_cuts);
+    trial!(trials, [Kvm, Root, Zram], lazy_where_memory_runs_out_with_cuts);
     trial!(trials, [Kvm, Root, Zram], a_guest_that_needs_everything_gets_it);
     trial!(trials, [Kvm, Root, Zram], a_tail_survives_cuts);
     trial!(trials, [Kvm, Root, Zram], either_side_reconnects);
@@ -118,6 +120,58 @@ fn lazy_under_pressure_with_cuts() -> Result<()> {
         here = there;
     }
     println!("{times} moves, {cuts} connections cut and made anew, 0 errors");
+    Ok(())
+}
+
+/// The kernel refuses the destination memory now and then while pages land, and the connections are cut: nothing is lost, and
+/// nobody waits for ever.
+fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
+    if !StarvedGroup::is_possible()? {
+        eprintln!("not run: the control groups of this host are of version 2, which refuse no memory");
+        return Ok(());
+    }
+    let times: u32 = std::env::var(TIMES).ok().map_or(Ok(3), |times| times.parse())?;
+    let lab = Lab::new()?;
+    let groups = [StarvedGroup::new()?, StarvedGroup::new()?];
+    let prefixes: Vec<_> = groups.iter().map(StarvedGroup::prefix).collect();
+    let prefix = |number: usize| prefixes[number % 2].each_ref().map(String::as_str);
+    let mut here = lab.boot_behind(&prefix(0), &COLD)?;
+    let ready = here.console.ready()?;
+    let mut random = Random::new(0x57a2);
+    let (mut cuts, mut refused, mut held) = (0, [0; 2], 0);
+    for time in 0..times {
+        give_more_time();
+        here.page_out_cold(&ready)?;
+        let group = (time as usize + 1) % 2;
+        let destination = lab.receive_behind(&prefix(group), "tcp:127.0.0.1:0", &[], &COLD)?;
+        let cutter = Cutter::new(&destination.address)?;
+        let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "64MiB"]))?;
+        migration.wait_for_phase(Phase::Tail)?;
+        for _ in 0..3 {
+            refused[group] = groups[group].starve(Duration::from_millis(20 + random.below(100)))?;
+            if random.below(2) == 0 {
+                cutter.cut();
+            }
+        }
+        let mut there = destination.machine;
+        there.must_go_on().with_context(|| format!("move {time}"))?;
+        let report = migration.succeeds()?.report;
+        cuts += report.tail.context("no tail")?.cuts;
+        held += there
+            .process
+            .stderr
+            .lines()
+            .iter()
+            .filter(|line| line.contains("is tried again") || line.contains("are tried again"))
+            .count();
+        destination_only(&here, &mut there).with_context(|| format!("move {time}"))?;
+        here = there;
+    }
+    let refused = refused.iter().sum::<u64>();
+    println!(
+        "{times} moves, memory refused {refused} times, {held} complaints, {cuts} connections cut and made anew, 0 errors"
+    );
+    ensure!(refused > 0, "the kernel has refused no memory: this trial proves nothing");
     Ok(())
 }
 

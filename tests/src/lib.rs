@@ -30,6 +30,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod residency;
+pub mod starved;
 pub mod stop;
 pub mod swap;
 pub mod terminal;
