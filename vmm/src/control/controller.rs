@@ -397,3 +397,40 @@ impl Controller {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_once_whoever_asked_has_been_answered() {
+        let controller = Arc::new(Controller::new(None).unwrap());
+        let quit = Request::Quit { force: false };
+        let (first, second) = (controller.answering(&quit), controller.answering(&quit));
+        assert!(first.is_some());
+        controller.handle(&quit).unwrap();
+        controller.handle(&quit).unwrap();
+        assert_eq!(controller.exit_reason(), Some(ExitReason::Quit));
+        drop(first);
+        assert!(controller.ended().read().is_err(), "it ends before the second has its answer");
+        drop(second);
+        controller.ended().read().unwrap();
+    }
+
+    #[test]
+    fn whoever_only_looks_does_not_keep_it() {
+        let controller = Arc::new(Controller::new(None).unwrap());
+        assert!(controller.answering(&Request::Status {}).is_none());
+        controller.end(ExitReason::Quit);
+        controller.ended().read().unwrap();
+    }
+
+    #[test]
+    fn without_a_guest_nothing_is_migrated() {
+        let controller = Arc::new(Controller::new(None).unwrap());
+        let request: Request = serde_json::from_str(r#"{"command":"migrate","to":"unix:/nowhere"}"#).unwrap();
+        assert!(matches!(controller.watched(&request), Err(VmmError::NoGuest)));
+        assert!(matches!(controller.handle(&Request::Migration {}), Err(VmmError::NoMigration)));
+        assert!(matches!(controller.handle(&Request::CancelMigration {}), Err(VmmError::NotMigrating)));
+    }
+}

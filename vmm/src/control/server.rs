@@ -128,3 +128,62 @@ fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
     line.push(b'\n');
     stream.write_all(&line)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::MigrationFailure;
+    use crate::migration::progress::{Phase, Progress};
+
+    fn progress(phase: Phase) -> Progress {
+        let json = serde_json::json!({
+            "phase": phase, "round": 1, "elapsed_ms": 0, "bytes_sent": 0, "bytes_per_second": 0,
+            "dirty_bytes_per_second": 0, "pages": { "hole": 0, "zero": 0, "hot": 0, "cold": 0 }, "resent": 0,
+            "owed_hot": 0, "owed_cold": 0, "pages_total": 0, "left_ms": null,
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn migration() -> Migration {
+        Migration::new(1, "unix:/nowhere".parse().unwrap(), false, None)
+    }
+
+    fn cancelled() -> Failure {
+        let reason = Some(MigrationFailure::Cancelled);
+        Failure { kind: FailureKind::MigrationFailed, reason, text: "no".into() }
+    }
+
+    #[test]
+    fn whoever_does_not_read_holds_nobody_up_and_hears_the_end() {
+        let (_client, server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        while (&server).write(&[0; 4096]).is_ok() {}
+        server.set_nonblocking(false).unwrap();
+        let migration = migration();
+        for phase in [Phase::Negotiating, Phase::Warm, Phase::Cold, Phase::Warm] {
+            migration.show(&progress(phase));
+        }
+        migration.end(Err(cancelled()));
+        assert_eq!(watch(&server, &migration, 0).unwrap(), Err(cancelled()));
+    }
+
+    #[test]
+    fn whoever_reads_sees_progress() {
+        let (client, server) = UnixStream::pair().unwrap();
+        let migration = migration();
+        migration.show(&progress(Phase::Warm));
+        migration.end(Err(cancelled()));
+        watch(&server, &migration, 0).unwrap().unwrap_err();
+        drop(server);
+        let lines: Vec<_> = BufReader::new(client).lines().map(Result::unwrap).collect();
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with(r#"{"progress":{"phase":"warm""#), "{lines:?}");
+    }
+
+    #[test]
+    fn whoever_has_gone_is_not_waited_for() {
+        let (client, server) = UnixStream::pair().unwrap();
+        drop(client);
+        assert!(watch(&server, &migration(), 0).is_err());
+    }
+}
