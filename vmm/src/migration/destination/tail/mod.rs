@@ -144,6 +144,15 @@ impl Tail {
 }
 
 impl State {
+    /// From now on what has landed is confirmed over this. Where the other channel has ended already this one is over, too, and
+    /// whoever receives from it sees that.
+    fn confirm_over(&mut self, mut writer: FrameWriter<Link>) {
+        if self.has_lost_faults {
+            writer.link().shutdown(std::net::Shutdown::Both);
+        }
+        self.confirms = Some(writer);
+    }
+
     /// Tells the source what has landed.
     fn confirm(&mut self) -> Result<(), WireError> {
         let Some(writer) = &mut self.confirms else { return Ok(()) };

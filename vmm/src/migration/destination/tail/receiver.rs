@@ -99,17 +99,10 @@ impl Receiver {
     pub(in super::super) fn run(
         mut self,
         machine: &impl DestinationMachine,
-        (mut reader, mut writer): (FrameReader<Link>, FrameWriter<Link>),
+        (mut reader, writer): (FrameReader<Link>, FrameWriter<Link>),
     ) -> (FaultFigures, Option<FrameWriter<Link>>) {
         let tail = Arc::clone(&self.tail);
-        {
-            let mut state = tail.lock();
-            if state.has_lost_faults {
-                // Nobody has been told, since the guest was not ours yet.
-                writer.link().shutdown(std::net::Shutdown::Both);
-            }
-            state.confirms = Some(writer);
-        }
+        tail.lock().confirm_over(writer);
         loop {
             let received = reader
                 .link()
@@ -212,7 +205,7 @@ impl Receiver {
         };
         send_ranges(&ranges, &mut writer, Message::Missing)?;
         self.faults.serve(faults)?;
-        self.tail.lock().confirms = Some(writer);
+        self.tail.lock().confirm_over(writer);
         Ok(FrameReader::new(bulk))
     }
 }
