@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,4 +108,21 @@ fn a_destination_that_does_not_say_that_the_guest_runs_is_not_waited_for_long() 
     assert!(matches!(error, SourceError::Unconfirmed(WireError::Silent)), "{error}");
     assert!(!source.runs(), "it may run there");
     assert!(has_committed.recv().unwrap().elapsed() < AT_MOST);
+}
+
+/// Whoever gave the order may keep what cancels it: the other side sees the end of a migration that has failed all the same.
+#[test]
+fn a_migration_that_has_failed_leaves_no_connection() {
+    let source = Fake::new();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+    let cancel = Cancel::default();
+    let link = Link::try_from(ours).unwrap();
+    source::migrate(&source, link, &Options::default(), None, &cancel, &mut |_: &Progress| {}).unwrap_err();
+    theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut said = Vec::new();
+    let end = theirs.read_to_end(&mut said).map_err(|e| e.kind());
+    // An end, or that there was more to read for the other side.
+    assert!(matches!(end, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
+    drop(cancel);
 }

@@ -35,6 +35,11 @@ impl Cancel {
         }
     }
 
+    /// The migration has ended: its connection is not kept open by whoever may still hold this.
+    pub(super) fn forget(&self) {
+        *self.link() = None;
+    }
+
     /// From here on it cannot be given up; `false` when it has been already.
     pub(super) fn close(&self) -> bool {
         *self.link() = None;

@@ -69,6 +69,7 @@ fn receive<M: DestinationMachine>(
         Ok((machine, landed, receiver)) => Ok(Arrived { machine, cold, landed, receiver, reader, writer }),
         Err(e) => {
             let error = if cancel.is_cancelled() { DestinationError::Cancelled } else { e };
+            cancel.forget();
             is_gone();
             if let Some(refusal) = error.refusal() {
                 refuse(&mut reader, &mut writer, refusal);

@@ -102,6 +102,19 @@ pub fn migrate(
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
+    let result = run(machine, link, options, following, cancel, observer);
+    cancel.forget();
+    result
+}
+
+fn run(
+    machine: &dyn SourceMachine,
+    link: Link,
+    options: &Options,
+    following: Option<&Arc<Following>>,
+    cancel: &Cancel,
+    observer: &mut dyn Observer,
+) -> Result<Report, SourceError> {
     // Giving up ends the connection, and whatever waits on it sees only that.
     let mut session = Session::negotiate(machine, link, options, following, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
