@@ -9,7 +9,7 @@ use workload_guest::report::{CheckedAll, Ready, Report, Touched};
 use workload_guest::{Command, Line};
 
 use crate::lines::{Lines, Said};
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 
 /// Both ends of the guest's serial port.
 #[derive(Debug)]
@@ -76,9 +76,9 @@ impl Console {
     /// The next line that `wanted` takes. Lines that are none are passed over: firmware's, and the one that was cut in
     /// two when the guest moved.
     fn wait<T>(&self, mut wanted: impl FnMut(&Said, Line) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let said = self.lines.next(PATIENCE)?.context("the machine has ended")?;
+            let said = self.lines.next(TIMEOUT)?.context("the machine has ended")?;
             match Line::parse(&said.text) {
                 Ok(line @ (Line::Panic(_) | Line::Error(_) | Line::Bad(_))) => bail!("the guest says {line:?}"),
                 Ok(line) => {
@@ -88,7 +88,7 @@ impl Console {
                 }
                 Err(_) => {}
             }
-            ensure!(Instant::now() < deadline, "the guest did not say what it should within {PATIENCE:?}");
+            ensure!(Instant::now() < deadline, "the guest did not say what it should within {TIMEOUT:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::lines::Lines;
 use crate::stop;
 
 /// Longer than anything takes that is not wrong.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A process with pipes; killed and waited for when dropped.
 ///
@@ -62,7 +62,7 @@ impl Process {
 
     /// Waits for a line on standard error that starts with `prefix`, and gives the rest of it.
     pub(crate) fn wait_for_notice(&self, prefix: &str) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             let text = self.complaints();
             let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -71,7 +71,7 @@ impl Process {
             }
             stop::sleep(Duration::from_millis(2))?;
         }
-        bail!("no line {prefix:?} within {PATIENCE:?}, but: {}", self.complaints())
+        bail!("no line {prefix:?} within {TIMEOUT:?}, but: {}", self.complaints())
     }
 
     /// Asks it to end, as Ctrl-C does.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 /// How long pages may take to be written to a busy disk.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often a group is removed whose last process may still be counted.
 const ATTEMPTS: u32 = 100;
@@ -60,7 +60,7 @@ impl Group {
         let start = Instant::now();
         loop {
             match write(&path, bytes.to_string()) {
-                Err(e) if e.kind() == ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => sleep(PAUSE),
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && start.elapsed() < TIMEOUT => sleep(PAUSE),
                 done => return done.with_context(|| path.display().to_string()),
             }
         }

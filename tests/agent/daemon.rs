@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use thermocline_tests::agent::{ColdGuest, sentence, start};
 use thermocline_tests::console::eventually;
-use thermocline_tests::process::PATIENCE;
+use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::{Lab, Trials, trial};
 
@@ -37,7 +37,7 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
         let path = metrics.to_str().context("a path")?;
         let more = ["--interval", "100ms", "--budget", "20", "--json", "--metrics", path];
         let daemon = start(&["daemon"], pid, &more)?;
-        let (at, (counts, object)) = daemon.stdout.wait_for(0, PATIENCE, known)?;
+        let (at, (counts, object)) = daemon.stdout.wait_for(0, TIMEOUT, known)?;
         ensure!(counts == guest.before, "{counts:?} instead of {:?}", guest.before);
         ensure!(object["pid"] == pid && object["probe"].is_string(), "{object}");
         ensure!(object["cost"]["pages"].as_u64() >= Some(guest.pages()), "{object}");
@@ -45,7 +45,7 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
         // A slice that takes longer than the one before is rested for only afterwards.
         ensure!(percent > 0.0 && percent < 60.0, "{percent} % of a core with a budget of 20 %");
 
-        daemon.stdout.wait_for(at + 2, PATIENCE, known)?;
+        daemon.stdout.wait_for(at + 2, TIMEOUT, known)?;
         let text = std::fs::read_to_string(&metrics)?;
         for (state, count) in
             [("hole", guest.before.hole), ("resident", guest.before.resident), ("swapped", guest.before.swapped)]
@@ -72,14 +72,14 @@ fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
         let guest = ColdGuest::new(&lab)?;
         let more = ["--interval", "100ms", "--budget", "100", "--json"];
         let daemon = start(&["daemon"], guest.pid(), &more)?;
-        daemon.stdout.wait_for(0, PATIENCE, known)?;
+        daemon.stdout.wait_for(0, TIMEOUT, known)?;
         guest.read()?;
         let most = guest.before.swapped;
         let almost = most / 100 * 99;
         eventually("what was read is cold again", || Ok(guest.counts()?.swapped >= almost))?;
         let from = daemon.stdout.len();
         let restored = |line: &str| known(line).and_then(|(_, object)| object["cost"]["restored"].as_u64());
-        let (_, pages) = daemon.stdout.wait_for(from, PATIENCE, restored)?;
+        let (_, pages) = daemon.stdout.wait_for(from, TIMEOUT, restored)?;
         ensure!(pages >= almost, "{pages} of {most} restored");
         daemon.signal(Signal::INT)?;
         ensure!(daemon.wait()?.code() == Some(0), "it failed");
@@ -87,12 +87,12 @@ fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
         // Left in memory when asked to.
         let swapped = guest.counts()?.swapped;
         let daemon = start(&["daemon"], guest.pid(), &[&more[..], &["--no-restore"]].concat())?;
-        let (at, _) = daemon.stdout.wait_for(0, PATIENCE, known)?;
+        let (at, _) = daemon.stdout.wait_for(0, TIMEOUT, known)?;
         guest.read()?;
         let almost = swapped / 100 * 99;
         let swapped_in =
             |line: &str| known(line).filter(|(_, object)| object["cost"]["swapped_in"].as_u64() >= Some(almost));
-        let (_, (_, object)) = daemon.stdout.wait_for(at, PATIENCE, swapped_in).context("it does not see them")?;
+        let (_, (_, object)) = daemon.stdout.wait_for(at, TIMEOUT, swapped_in).context("it does not see them")?;
         ensure!(object["cost"]["restored"] == 0, "{object}");
         ensure!(guest.counts()?.swapped <= swapped - almost, "somebody restores: {:?}", guest.counts()?);
         Ok(())
@@ -103,7 +103,7 @@ fn the_daemon_ends_with_its_process() -> Result<()> {
     let lab = Lab::new()?;
     let guest = ColdGuest::new(&lab)?;
     let daemon = start(&["daemon"], guest.pid(), &["--interval", "100ms", "--budget", "20"])?;
-    daemon.stdout.wait_for(0, PATIENCE, |line| line.contains("resident ").then_some(()))?;
+    daemon.stdout.wait_for(0, TIMEOUT, |line| line.contains("resident ").then_some(()))?;
     guest.machine.process.kill();
     let said = sentence(&daemon.wait()?, 0)?;
     ensure!(said == format!("process {} has ended", guest.pid()), "{said}");

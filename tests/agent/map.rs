@@ -7,7 +7,7 @@ use memory_agent::{Counts, Residency};
 use rustix::process::Signal;
 use serde_json::Value;
 use thermocline_tests::agent::{ColdGuest, prints, start, start_on};
-use thermocline_tests::process::{PATIENCE, Standard};
+use thermocline_tests::process::{Standard, TIMEOUT};
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::terminal::Terminal;
 use thermocline_tests::{Lab, Trials, trial};
@@ -89,13 +89,13 @@ fn watch_tells_what_changes() -> Result<()> {
             let look: Value = serde_json::from_str(line).ok()?;
             Some((serde_json::from_value(look["counts"].clone()).ok()?, look["change"]["resident"].as_i64()?))
         };
-        let (at, first) = watch.stdout.wait_for(0, PATIENCE, counts)?;
+        let (at, first) = watch.stdout.wait_for(0, TIMEOUT, counts)?;
         ensure!(first == (guest.before, 0), "{first:?} instead of {:?}", guest.before);
         guest.read()?;
         let all = guest.before.resident + guest.before.swapped;
         let (_, last) = watch
             .stdout
-            .wait_for(at + 1, PATIENCE, |line| counts(line).filter(|(counts, _)| counts.resident == all))
+            .wait_for(at + 1, TIMEOUT, |line| counts(line).filter(|(counts, _)| counts.resident == all))
             .context("it does not see that all is resident")?;
         ensure!(last.1 >= 0, "{last:?}");
         watch.signal(Signal::INT)?;
@@ -107,7 +107,7 @@ fn watch_tells_what_changes() -> Result<()> {
         ensure!(changes >= guest.before.swapped.cast_signed(), "all changes together are {changes}");
         // The process's end is an end as well.
         let watch = start(&["watch"], guest.pid(), &["--interval", "50ms"])?;
-        watch.stdout.wait_for(0, PATIENCE, |line| line.contains("resident").then_some(()))?;
+        watch.stdout.wait_for(0, TIMEOUT, |line| line.contains("resident").then_some(()))?;
         guest.machine.process.kill();
         let said = thermocline_tests::agent::sentence(&watch.wait()?, 0)?;
         ensure!(said.contains("has ended"), "{said}");

@@ -86,7 +86,7 @@ fn idle_pages_are_paged_out_or_it_says_why_not() -> Result<()> {
         let now = guest.truth()?.counts();
         if std::path::Path::new("/sys/kernel/mm/page_idle/bitmap").exists() {
             ensure!(ended.code() == Some(0) && lines.len() == 1, "{ended:?}");
-            // The guest stands: all of it is idle, but for huge pages.
+            // The guest is paused: all of it is idle, but for huge pages.
             ensure!(now.resident < guest.before.resident / 2, "{now:?} from {:?}", guest.before);
         } else {
             let said = sentence(&ended, 1)?;

@@ -47,9 +47,9 @@ fn scans_read_what_is_there_and_leave_it_as_it_was() -> Result<()> {
         let zeros = guest.before.resident + guest.before.swapped - written;
         ensure!(zero["pages"] == zeros, "{} pages of zeros, not {zeros}", zero["pages"]);
 
-        // Last, because it wakes all.
+        // Last, because it swaps all in.
         ensure!(content == guest.read()?, "the dump is not what the memory holds");
-        ensure!(guest.counts()?.swapped < 64, "reading wakes nothing: these trials prove nothing");
+        ensure!(guest.counts()?.swapped < 64, "reading swaps nothing in: these trials prove nothing");
         Ok(())
     })
 }
@@ -60,7 +60,7 @@ fn an_interrupted_scan_leaves_memory_as_it_was() -> Result<()> {
             let lab = Lab::new()?;
             let guest = ColdGuest::new(&lab)?;
             let scan = start(&["scan", "hash"], guest.pid(), &[])?;
-            eventually("it wakes pages", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;
+            eventually("it swaps pages in", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;
             scan.signal(signal)?;
             let said = sentence(&scan.wait()?, 130)?;
             ensure!(said.starts_with("interrupted"), "{said}");
@@ -78,7 +78,7 @@ fn a_dump_that_fails_leaves_no_file() -> Result<()> {
         let dump = lab.path("dump");
         let path = dump.to_str().context("a path")?;
         let scan = start(&["scan", "dump", path], guest.pid(), &[])?;
-        eventually("it wakes pages", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;
+        eventually("it swaps pages in", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;
         scan.signal(Signal::INT)?;
         sentence(&scan.wait()?, 130)?;
         let folder = dump.parent().context("a folder")?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use thermocline::migration::progress::Phase;
-use thermocline_tests::owner::{destination_only, source_stands};
+use thermocline_tests::owner::{destination_only, source_paused};
 use thermocline_tests::random::Random;
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
 
@@ -35,7 +35,7 @@ fn the_destination_killed_at_any_moment() -> Result<()> {
             // It ran there, and died with its monitor.
             Some(0) => source = lab.boot(&GUEST)?,
             Some(20) => {
-                source_stands(&source).with_context(context)?;
+                source_paused(&source).with_context(context)?;
                 source = lab.boot(&GUEST)?;
             }
             // Killed before or after the connection came about.
@@ -62,7 +62,7 @@ fn the_source_killed_at_any_moment() -> Result<()> {
         let destination = lab.receive(&GUEST)?;
         let mut there = destination.machine;
         let migration = source.migrate(&destination.address, &How::usual())?;
-        migration.wait_for_phase(Phase::Warm)?;
+        migration.wait_for_phase(Phase::Hot)?;
         std::thread::sleep(moment);
         source.process.kill();
         source.process.wait()?;
@@ -83,7 +83,7 @@ fn the_source_killed_at_any_moment() -> Result<()> {
 }
 
 fn the_destination_killed_in_each_phase() -> Result<()> {
-    for phase in [Phase::Warm, Phase::Cold, Phase::Converging, Phase::Switchover, Phase::Settling] {
+    for phase in [Phase::Hot, Phase::Cold, Phase::Converging, Phase::Switchover, Phase::PagingOut] {
         let lab = Lab::new()?;
         let mut source = lab.boot(&GUEST)?;
         source.page_out_cold(&source.console.ready()?)?;
@@ -96,10 +96,10 @@ fn the_destination_killed_in_each_phase() -> Result<()> {
         match ended.code() {
             // By the time the signal arrived the guest was there.
             Some(0) => ensure!(source.process.wait()?.code() == Some(0), "{phase:?}"),
-            Some(20) => source_stands(&source).with_context(|| format!("{phase:?}"))?,
+            Some(20) => source_paused(&source).with_context(|| format!("{phase:?}"))?,
             _ => {
                 ended.sentence(16).with_context(|| format!("{phase:?}"))?;
-                ensure!(phase != Phase::Settling, "{ended:?} though it ran there");
+                ensure!(phase != Phase::PagingOut, "{ended:?} though it ran there");
                 destination.machine.console.must_be_silent()?;
                 source.must_go_on().with_context(|| format!("{phase:?}"))?;
             }

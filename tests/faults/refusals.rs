@@ -103,7 +103,7 @@ fn another_version_connects() -> Result<()> {
     Ok(())
 }
 
-/// Features that nobody knows yet are not used; without post-copy there, nothing may follow the guest.
+/// Features that nobody knows yet are not used; without post-copy there, there is none.
 fn features_are_agreed_upon() -> Result<()> {
     let lab = Lab::new()?;
     let mut source = lab.boot(&Workload::default())?;
@@ -114,7 +114,7 @@ fn features_are_agreed_upon() -> Result<()> {
         Ok(())
     })?;
     let sentence = source.migrate(&server.address, &How::with(&["--cold", "lazy"]))?.fails(15)?;
-    ensure!(sentence.contains("pages that follow the guest"), "{sentence:?}");
+    ensure!(sentence.contains("pages left to post-copy"), "{sentence:?}");
     server.finish()?;
     source.must_go_on()?;
     let more = Preamble { features: Features::from_bits(u64::MAX), ..Preamble::OURS };

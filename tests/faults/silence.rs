@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use thermocline_tests::owner::{gone_without_guest, source_only, source_stands};
+use thermocline_tests::owner::{gone_without_guest, source_only, source_paused};
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
 
@@ -60,7 +60,7 @@ fn nothing_comes(way: Way, frame: &'static str) -> Result<()> {
     // Unless the destination gives up first and says that it does not run the guest, the source cannot know.
     if frame == "commit" && ended.code() == Some(20) {
         ended.sentence(20)?;
-        source_stands(&source)?;
+        source_paused(&source)?;
         there.sentence(16)?;
         return gone_without_guest(&destination.machine, &there);
     }

@@ -115,7 +115,7 @@ fn every_kind_of_frame_is_tried() -> Result<()> {
     let proxy = Proxy::with_rate(&destination.address, u64::MAX)?;
     source.migrate(&proxy.address, &How::with(&["--downtime-limit", "2000"]))?.succeeds()?;
     destination_only(&source, &mut destination.machine)?;
-    let handled = ["preamble", "commit", "running", "settled"];
+    let handled = ["preamble", "commit", "running", "paged out"];
     for (way, seen) in [There, Back].into_iter().zip(proxy.seen()) {
         for name in seen {
             let tried = BEFORE_COMMIT.iter().any(|site| site.0 == way && site.1 == name) || handled.contains(&name);
@@ -210,7 +210,7 @@ fn a_unix_socket_whose_other_end_dies() -> Result<()> {
         let listen = format!("unix:{}", lab.path("migration.sock").display());
         let destination = lab.receive_on(&listen, &[], &BUSY)?;
         let migration = source.migrate(&destination.address, &How::with(&["--downtime-limit", "2000"]))?;
-        migration.wait_for_phase(thermocline::migration::progress::Phase::Warm)?;
+        migration.wait_for_phase(thermocline::migration::progress::Phase::Hot)?;
         std::thread::sleep(Duration::from_micros(random.below(20_000)));
         destination.machine.process.kill();
         let ended = migration.end()?;

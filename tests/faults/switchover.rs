@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use thermocline::control::RunState;
-use thermocline_tests::owner::{destination_only, gone_without_guest, source_only, source_stands};
+use thermocline_tests::owner::{destination_only, gone_without_guest, source_only, source_paused};
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
 use thermocline_tests::{How, Lab, Machine, Migration, Trials, Workload, trial};
 
@@ -60,7 +60,7 @@ fn commit_lost_on_the_way() -> Result<()> {
         let struck = strike(There, "commit", wrong)?;
         let sentence = struck.migration.fails_at_once(20)?;
         ensure!(sentence.contains("resume --force"), "{sentence:?} does not say what to do");
-        source_stands(&struck.source)?;
+        source_paused(&struck.source)?;
         let ended = struck.destination.process.wait()?;
         ended.sentence(16)?;
         gone_without_guest(&struck.destination, &ended)?;
@@ -97,7 +97,7 @@ fn commit_repeated() -> Result<()> {
 fn ready_repeated() -> Result<()> {
     let mut struck = strike(Back, "ready", Wrong::Repeat)?;
     struck.migration.fails_at_once(20)?;
-    source_stands(&struck.source)?;
+    source_paused(&struck.source)?;
     struck.destination.must_go_on()
 }
 
@@ -108,8 +108,8 @@ fn running_lost_on_the_way() -> Result<()> {
         let mut struck = strike(Back, "running", wrong)?;
         struck.migration.fails_at_once(20).with_context(|| format!("{wrong:?}"))?;
         struck.destination.must_go_on().with_context(|| format!("{wrong:?}: the destination"))?;
-        source_stands(&struck.source)?;
-        // The person looks at the destination, and ends the one that stands.
+        source_paused(&struck.source)?;
+        // The person looks at the destination, and ends the one that is paused.
         let (quit, _) = struck.source.ctl(&["quit"])?;
         ensure!(quit.code() == Some(0), "{quit:?}");
         ensure!(struck.source.process.wait()?.code() == Some(0), "quit failed");
@@ -120,7 +120,7 @@ fn running_lost_on_the_way() -> Result<()> {
 
 fn settled_lost_on_the_way() -> Result<()> {
     for wrong in [Wrong::CutBefore, Wrong::CutInside, Wrong::FlipPayload, Wrong::Drop, Wrong::Repeat] {
-        let mut struck = strike(Back, "settled", wrong)?;
+        let mut struck = strike(Back, "paged out", wrong)?;
         let migrated = struck.migration.succeeds().with_context(|| format!("{wrong:?}"))?;
         let told = migrated.report.destination.is_some();
         ensure!(told == (wrong == Wrong::Repeat), "{wrong:?}: {:?}", migrated.report);
@@ -183,7 +183,7 @@ fn the_destination_killed_before_commit() -> Result<()> {
     Ok(())
 }
 
-/// The destination had the guest, or may have had it: the source cannot know, and stands.
+/// The destination had the guest, or may have had it: the source cannot know, and stays paused.
 fn the_destination_killed_after_commit() -> Result<()> {
     for wrong in [Wrong::HoldBefore, Wrong::HoldAfter] {
         let struck = strike(There, "commit", wrong)?;
@@ -191,7 +191,7 @@ fn the_destination_killed_after_commit() -> Result<()> {
         struck.destination.process.wait()?;
         drop(struck.proxy);
         struck.migration.fails_at_once(20).with_context(|| format!("{wrong:?}"))?;
-        source_stands(&struck.source)?;
+        source_paused(&struck.source)?;
         // What the person sees is that the destination is no more.
         let (forced, _) = struck.source.ctl(&["resume", "--force"])?;
         ensure!(forced.code() == Some(0), "{forced:?}");

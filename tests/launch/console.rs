@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use rustix::termios::{LocalModes, Termios};
 use thermocline::control::Request;
 use thermocline_tests::console::eventually;
-use thermocline_tests::process::{Output, PATIENCE, Standard};
+use thermocline_tests::process::{Output, Standard, TIMEOUT};
 use thermocline_tests::terminal::Terminal;
 use thermocline_tests::{Console, Lab, Process, Trials, Workload, trial};
 use workload_guest::{Command, Line};
@@ -42,7 +42,7 @@ fn long_input_is_not_lost() -> Result<()> {
     let many = vec!["reset-stall"; COMMANDS].join("\n");
     machine.console.type_line(&many)?;
     let mut acknowledged = 0;
-    let all = machine.console.output().wait_for(from, PATIENCE, |line| {
+    let all = machine.console.output().wait_for(from, TIMEOUT, |line| {
         acknowledged += usize::from(matches!(Line::parse(line), Ok(Line::Ack(ack)) if ack.command == "reset-stall"));
         (acknowledged == COMMANDS).then_some(())
     });
@@ -88,7 +88,7 @@ fn a_pseudo_terminal_works_both_ways() -> Result<()> {
     let lab = Lab::new()?;
     let (process, _) = elsewhere(&lab, "pty")?;
     let announced = |line: &str| line.strip_prefix("thermocline: serial console on ").map(PathBuf::from);
-    let (_, path) = process.stderr.wait_for(0, PATIENCE, announced).context("the pseudo-terminal is not announced")?;
+    let (_, path) = process.stderr.wait_for(0, TIMEOUT, announced).context("the pseudo-terminal is not announced")?;
     let open = || File::options().read(true).write(true).open::<&Path>(&path);
     let mut console = Console::new(Output::collect(open()?), Some(Box::new(open()?)));
     console.report()?;
@@ -121,7 +121,7 @@ fn the_terminal_is_put_back() -> Result<()> {
             Some(signal) => process.signal(signal)?,
             None => terminal.person.write_all(command.as_bytes())?,
         }
-        process.wait_within(PATIENCE + Duration::from_secs(1))?;
+        process.wait_within(TIMEOUT + Duration::from_secs(1))?;
         let after = terminal.settings()?;
         ensure!(
             comparable(&before) == comparable(&after),

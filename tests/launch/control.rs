@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
 use thermocline::control::{Answer, FailureKind, MigrationFailure, Response, RunState};
-use thermocline_tests::process::PATIENCE;
+use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::random::Random;
 use thermocline_tests::trials::unless_the_emulator_fails;
 use thermocline_tests::{Lab, Machine, Trials, Workload, trial};
@@ -29,7 +29,7 @@ fn pause_and_resume_stop_and_start_the_guest() -> Result<()> {
     for _ in 0..3 {
         ensure!(machine.ctl(&["pause"])?.0.code() == Some(0), "pause failed");
         ensure!(machine.status()?.state == RunState::Paused, "{:?}", machine.status()?);
-        machine.console.must_stand()?;
+        machine.console.must_be_paused()?;
         ensure!(machine.ctl(&["resume"])?.0.code() == Some(0), "resume failed");
         ensure!(machine.status()?.state == RunState::Running, "{:?}", machine.status()?);
         machine.console.must_run()?;
@@ -109,7 +109,7 @@ fn page_out_is_what_the_host_sees() -> Result<()> {
         let counts = memory.counts()?;
         ensure!(counts == machine.pages()?.counts, "the host sees {counts:?}, the monitor {:?}", machine.pages()?);
         thermocline_tests::residency::must_be_near("swapped", counts.swapped, cold.pages(), 2)?;
-        // The check wakes them all, whole.
+        // The check swaps them all in, whole.
         machine.must_go_on()?;
         ensure!(memory.counts()?.swapped < 64, "{:?}", memory.counts()?);
         Ok(())
@@ -119,7 +119,7 @@ fn page_out_is_what_the_host_sees() -> Result<()> {
 /// Sends bytes to the API socket; the answer.
 fn answer(machine: &Machine, bytes: &[u8]) -> Result<Response> {
     let mut stream = UnixStream::connect(&machine.api)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     // The monitor may have heard enough before the end.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use thermocline::control::{Request, RunState};
-use thermocline_tests::process::PATIENCE;
+use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::{Lab, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -60,7 +60,7 @@ fn quit_is_a_success() -> Result<()> {
     let lab = Lab::new()?;
     let machine = lab.boot(&Workload::default())?;
     machine.ask(&Request::Quit { force: false })?;
-    let ended = machine.process.wait_within(PATIENCE)?;
+    let ended = machine.process.wait_within(TIMEOUT)?;
     ensure!(ended.code() == Some(0) && ended.stderr.is_empty(), "{ended:?}");
     ensure!(!machine.api.exists(), "the API socket is still there");
     Ok(())

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use thermocline::control::RunState;
 use thermocline_tests::console::must_continue;
 use thermocline_tests::owner::destination_only;
-use thermocline_tests::process::PATIENCE;
+use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::{How, Lab, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -36,7 +36,7 @@ fn migrates(workload: Workload, listen: &str, how: &How) -> Result<()> {
     ensure!(status.cpus == workload.cpus && status.memory.bytes() == workload.memory << 20, "{status:?}");
     // It can be controlled where it is now.
     ensure!(there.ctl(&["pause"])?.0.code() == Some(0), "pause failed");
-    there.console.must_stand()?;
+    there.console.must_be_paused()?;
     ensure!(there.ctl(&["resume"])?.0.code() == Some(0), "resume failed");
     there.console.type_line("off")?;
     ensure!(there.process.wait()?.code() == Some(0), "the guest did not power off");
@@ -95,7 +95,7 @@ fn people_see_lines_and_a_table() -> Result<()> {
     let mut destination = lab.receive(&Workload::default())?;
     let api = source.api.to_string_lossy().into_owned();
     let migrate = lab.start("migrate", &["migrate", "--api-socket", &api, "--to", &destination.address])?;
-    let ended = migrate.wait_within(PATIENCE)?;
+    let ended = migrate.wait_within(TIMEOUT)?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     let table = migrate.stdout.lines().join("\n");
     for part in ["--cold paced", "downtime", "bytes sent", "destination swapped"] {

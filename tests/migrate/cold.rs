@@ -140,7 +140,7 @@ impl Moved {
         must_be_near("destination resident, as told", told.resident, after.resident, 2)?;
         must_be_near("destination swapped, as told", told.swapped, after.swapped, 2)?;
         must_be_near("cold pages sent", report.pages.cold, before.swapped, 2)?;
-        // All of it is whole, which wakes it.
+        // All of it is whole, which swaps it in.
         destination.must_go_on()
     }
 }
@@ -161,7 +161,7 @@ fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
         let attempt = || {
             let lab = Lab::new()?;
             let cold = boot_cold_with(&lab, &["--probe", kind.name(), "--agent-budget", "50"])?;
-            // It has to have seen the pages asleep.
+            // It has to have seen the pages swapped.
             let rounds = || Ok::<_, anyhow::Error>(cold.0.status()?.agent.context("no agent")?.cost.rounds);
             let until = rounds()? + 2;
             eventually("the agent looks again", || Ok(rounds()? >= until))?;
@@ -235,7 +235,7 @@ fn a_cold_migration_given_up_leaves_the_source_as_it_was() -> Result<()> {
         migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
         source.ask(&Request::CancelMigration {})?;
         migration.fails(19)?;
-        // The window that was awake is paged out when the migration lets go of it.
+        // The window that was resident is paged out when the migration lets go of it.
         eventually("the source is as cold as before", || {
             Ok(must_be_near("", memory.counts()?.resident, before.resident, 2).is_ok())
         })?;

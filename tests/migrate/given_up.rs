@@ -71,7 +71,7 @@ fn interrupted_at_the_client() -> Result<()> {
     let destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     migration.process.signal(Signal::INT)?;
     migration.fails(19)?;
     eventually("the source has its guest back", || Ok(source.status()?.state == RunState::Running))?;
@@ -85,7 +85,7 @@ fn interrupted_at_the_destination() -> Result<()> {
     let destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     destination.machine.process.signal(Signal::INT)?;
     migration.fails(16)?;
     source_only(&mut source, &destination.machine, 130).map(drop)
@@ -98,7 +98,7 @@ fn interrupted_at_the_source() -> Result<()> {
     let destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     source.process.signal(Signal::INT)?;
     source.process.wait()?.sentence(130)?;
     ensure!(migration.end()?.code() != Some(0), "the client takes it for a success");
@@ -113,7 +113,7 @@ fn a_second_one_at_the_same_time() -> Result<()> {
     let other = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, 2 * SLOW)?;
     let first = source.migrate(&slow.address, &How::usual())?;
-    first.wait_for_phase(Phase::Warm)?;
+    first.wait_for_phase(Phase::Hot)?;
     let second = source.migrate(&other.address, &How::usual())?.fails(1)?;
     ensure!(second.contains("under way") && second.contains("cancel-migration"), "{second:?}");
     first.succeeds()?;
@@ -128,7 +128,7 @@ fn commands_meanwhile() -> Result<()> {
     let mut destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, 2 * SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     for command in [&["pause"][..], &["resume"], &["resume", "--force"]] {
         let (refused, _) = source.ctl(command)?;
         ensure!(refused.sentence(1)?.contains("under way"), "{command:?}: {refused:?}");
@@ -164,7 +164,7 @@ fn a_guest_that_ends_meanwhile() -> Result<()> {
     let destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     source.console.type_line("off")?;
     let ended = source.process.wait().context("the source")?;
     ensure!(ended.code() == Some(0), "{ended:?}");

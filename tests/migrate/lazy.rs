@@ -1,4 +1,4 @@
-//! Guests that go at once, and whose cold memory follows them.
+//! Guests that are switched over at once, and whose cold memory comes by post-copy.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(crate) fn add(trials: &mut Trials) {
 
 /// Everything that goes, as quickly as it goes.
 const QUICK: [&str; 4] = ["--cold", "lazy", "--cold-rate", "0"];
-/// So slowly that a tail lasts.
+/// So slowly that post-copy lasts.
 const SLOW: [&str; 4] = ["--cold", "lazy", "--cold-rate", "1MiB"];
 
 fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
@@ -49,15 +49,15 @@ fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
         let migration = source.migrate(&destination.address, &How::with(&[&QUICK[..], &["--stay"]].concat()))?;
         let migrated = migration.succeeds()?;
         let report = &migrated.report;
-        let tail = report.tail.context("no tail")?;
+        let post_copy = report.post_copy.context("no post-copy")?;
         // The counter is the host's: what the trials' own processes swap meanwhile is little.
         ensure!(report.swap_ins_before_switchover * 50 <= before.swapped, "{report:?}");
-        must_be_near("pages that followed", tail.pages, before.swapped, 2)?;
-        must_be_near("given back", tail.given_back, tail.pages * 4096, 0)?;
+        must_be_near("pages sent by post-copy", post_copy.pages, before.swapped, 2)?;
+        must_be_near("given back", post_copy.given_back, post_copy.pages * 4096, 0)?;
         let left = memory.counts()?;
         ensure!(left.swapped == 0, "cold pages are still at the source: {left:?}");
         let there = GuestMemory::of(&destination.machine)?.counts()?;
-        let faults = tail.faults.context("no word of faults")?;
+        let faults = post_copy.faults.context("no word of faults")?;
         must_be_near("destination resident", there.resident, before.resident + faults.count, 3)?;
         must_be_near("destination swapped", there.swapped, before.swapped, 3)?;
         ensure!(there.hole >= before.hole, "holes became pages: {before:?} {there:?}");
@@ -107,7 +107,7 @@ fn lazy_under_pressure_with_cuts() -> Result<()> {
         let destination = lab.receive_behind(&prefix(time as usize + 1), "tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "256MiB"]))?;
-        migration.wait_for_phase(Phase::Tail)?;
+        migration.wait_for_phase(Phase::PostCopy)?;
         for _ in 0..random.below(4) {
             std::thread::sleep(Duration::from_millis(random.below(150)));
             cutter.cut();
@@ -115,7 +115,7 @@ fn lazy_under_pressure_with_cuts() -> Result<()> {
         let mut there = destination.machine;
         there.must_go_on().with_context(|| format!("move {time}"))?;
         let report = migration.succeeds()?.report;
-        cuts += report.tail.context("no tail")?.cuts;
+        cuts += report.post_copy.context("no post-copy")?.cuts;
         destination_only(&here, &mut there).with_context(|| format!("move {time}"))?;
         here = there;
     }
@@ -146,7 +146,7 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
         let destination = lab.receive_behind(&prefix(group), "tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "64MiB"]))?;
-        migration.wait_for_phase(Phase::Tail)?;
+        migration.wait_for_phase(Phase::PostCopy)?;
         for _ in 0..3 {
             refused[group] = groups[group].starve(Duration::from_millis(20 + random.below(100)))?;
             if random.below(2) == 0 {
@@ -156,7 +156,7 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
         let mut there = destination.machine;
         there.must_go_on().with_context(|| format!("move {time}"))?;
         let report = migration.succeeds()?.report;
-        cuts += report.tail.context("no tail")?.cuts;
+        cuts += report.post_copy.context("no post-copy")?.cuts;
         held += there
             .process
             .stderr
@@ -180,11 +180,11 @@ fn a_guest_that_needs_everything_gets_it() -> Result<()> {
     let (source, ..) = boot_cold(&lab)?;
     let mut destination = lab.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
-    migration.wait_for_phase(Phase::Tail)?;
+    migration.wait_for_phase(Phase::PostCopy)?;
     // It looks at all of its memory, far quicker than it would come.
     destination.machine.must_go_on()?;
     let report = migration.succeeds()?.report;
-    let faults = report.tail.and_then(|tail| tail.faults).context("no word of faults")?;
+    let faults = report.post_copy.and_then(|post_copy| post_copy.faults).context("no word of faults")?;
     ensure!(faults.count > 500 && faults.p50_us <= faults.p99_us && faults.p99_us <= faults.max_us, "{faults:?}");
     ensure!(source.process.wait()?.code() == Some(0), "the source failed");
     Ok(())
@@ -196,16 +196,16 @@ fn a_tail_survives_cuts() -> Result<()> {
     let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
     let cutter = Cutter::new(&destination.address)?;
     let migration = source.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "48MiB"]))?;
-    migration.wait_for_phase(Phase::Tail)?;
+    migration.wait_for_phase(Phase::PostCopy)?;
     for n in 0..5_u64 {
         std::thread::sleep(Duration::from_millis(100 + n * 37));
         cutter.cut();
     }
     destination.machine.must_go_on()?;
     let report = migration.succeeds()?.report;
-    let tail = report.tail.context("no tail")?;
-    ensure!(tail.cuts >= 2, "{tail:?}");
-    must_be_near("given back", tail.given_back, tail.pages * 4096, 0)?;
+    let post_copy = report.post_copy.context("no post-copy")?;
+    ensure!(post_copy.cuts >= 2, "{post_copy:?}");
+    must_be_near("given back", post_copy.given_back, post_copy.pages * 4096, 0)?;
     destination_only(&source, &mut destination.machine)
 }
 
@@ -216,14 +216,21 @@ fn either_side_reconnects() -> Result<()> {
         let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = source.migrate(cutter.address(), &How::with(&SLOW))?;
-        migration.wait_for_phase(Phase::Tail)?;
+        migration.wait_for_phase(Phase::PostCopy)?;
         cutter.close();
-        migration.wait_for_phase(Phase::Cut)?;
+        migration.wait_for_phase(Phase::PostCopyPaused)?;
         let status = source.status()?;
-        let following = status.following.context("the source does not say what is left")?;
-        ensure!(status.state == RunState::Following && following.left > 0 && !following.connected, "{following:?}");
-        let tail = destination.machine.status()?.tail.context("the destination does not say what is missing")?;
-        ensure!(tail.missing > 0 && !tail.source_lost && !tail.first_missing.is_empty(), "{tail:?}");
+        let post_copy_source = status.post_copy_source.context("the source does not say what is left")?;
+        ensure!(
+            status.state == RunState::PostCopy && post_copy_source.left > 0 && !post_copy_source.connected,
+            "{post_copy_source:?}"
+        );
+        let post_copy =
+            destination.machine.status()?.post_copy.context("the destination does not say what is missing")?;
+        ensure!(
+            post_copy.missing > 0 && !post_copy.source_lost && !post_copy.first_missing.is_empty(),
+            "{post_copy:?}"
+        );
         destination.machine.console.must_run()?;
         if from_source {
             let (ended, _) = source.ctl(&["reconnect", "--to", &destination.address])?;
@@ -255,27 +262,27 @@ fn lose_a_source(waits: bool) -> Result<()> {
     let (source, ..) = boot_cold(&lab)?;
     let mut destination = lab.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "3"], &COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
-    migration.wait_for_phase(Phase::Tail)?;
+    migration.wait_for_phase(Phase::PostCopy)?;
     source.process.kill();
     if waits {
         destination.machine.console.tell(Command::Check)?;
         eventually("the guest waits", || {
-            Ok(destination.machine.status()?.tail.is_some_and(|tail| tail.waited_for > 0))
+            Ok(destination.machine.status()?.post_copy.is_some_and(|post_copy| post_copy.waited_for > 0))
         })?;
     }
     let machine = &destination.machine;
     eventually("the guest is stopped", || Ok(machine.status()?.state == RunState::Paused))?;
-    machine.console.must_stand()?;
-    let tail = machine.status()?.tail.context("it does not say what is missing")?;
-    ensure!(tail.source_lost && tail.missing > 0 && !tail.first_missing.is_empty(), "{tail:?}");
+    machine.console.must_be_paused()?;
+    let post_copy = machine.status()?.post_copy.context("it does not say what is missing")?;
+    ensure!(post_copy.source_lost && post_copy.missing > 0 && !post_copy.first_missing.is_empty(), "{post_copy:?}");
     let said = machine.process.stderr.lines().join("\n");
-    ensure!(said.contains("the guest stands") && said.contains("pages are missing"), "{said:?}");
+    ensure!(said.contains("the guest is paused") && said.contains("pages are missing"), "{said:?}");
     let kept = lab.path("kept.img");
     let path = kept.to_string_lossy();
     let (ended, lines) = machine.ctl(&["dump", "--to", &path])?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     let report: DumpReport = serde_json::from_str(&lines.join(""))?;
-    ensure!(report.missing == tail.missing && report.pages > 0, "{report:?}, missing {}", tail.missing);
+    ensure!(report.missing == post_copy.missing && report.pages > 0, "{report:?}, missing {}", post_copy.missing);
     ensure!(std::fs::metadata(&kept)?.len() == COLD.memory << 20, "the image has another size than guest RAM");
     let beside: serde_json::Value = serde_json::from_slice(&std::fs::read(format!("{path}.json"))?)?;
     let parts = beside["state"]["parts"].as_array().context("no state")?;
@@ -293,7 +300,7 @@ fn nobody_ends_a_source_by_mistake() -> Result<()> {
     let (source, ..) = boot_cold(&lab)?;
     let mut destination = lab.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
-    migration.wait_for_phase(Phase::Tail)?;
+    migration.wait_for_phase(Phase::PostCopy)?;
     let path = lab.path("kept.img").to_string_lossy().into_owned();
     let (refused, _) = destination.machine.ctl(&["dump", "--to", &path])?;
     ensure!(refused.sentence(1)?.contains("pause"), "{refused:?}");
@@ -318,7 +325,7 @@ fn a_guest_that_ends_frees_its_source() -> Result<()> {
     let (source, ..) = boot_cold(&lab)?;
     let destination = lab.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
-    migration.wait_for_phase(Phase::Tail)?;
+    migration.wait_for_phase(Phase::PostCopy)?;
     let (ended, _) = destination.machine.ctl(&["quit"])?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     migration.succeeds()?;
@@ -334,6 +341,6 @@ fn now_moves_a_guest_that_does_not_converge() -> Result<()> {
     let mut destination = lab.receive_behind(&network.prefix(1), &format!("tcp:{SECOND}:0"), &[], &workload)?;
     let how = How::with(&["--switchover", "now", "--cold-rate", "0"]);
     let report = source.migrate(&destination.address, &how)?.succeeds()?.report;
-    ensure!(report.rounds == 1 && report.tail.is_some_and(|tail| tail.pages > 0), "{report:?}");
+    ensure!(report.rounds == 1 && report.post_copy.is_some_and(|post_copy| post_copy.pages > 0), "{report:?}");
     destination_only(&source, &mut destination.machine)
 }

@@ -30,7 +30,7 @@ fn it_goes_on_without_whoever_started_it() -> Result<()> {
     let mut destination = lab.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
-    migration.wait_for_phase(Phase::Warm)?;
+    migration.wait_for_phase(Phase::Hot)?;
     migration.process.kill();
     migration.end()?;
     let api = source.api.to_string_lossy().into_owned();

@@ -9,7 +9,7 @@ use thermocline::control::Request;
 
 use crate::binary;
 use crate::machine::{Lab, Machine, Workload};
-use crate::process::{Ended, PATIENCE, Process, Standard};
+use crate::process::{Ended, Process, Standard, TIMEOUT};
 use crate::residency::must_be_near;
 
 /// The name of guest RAM's memory files.
@@ -85,12 +85,12 @@ pub fn sentence(ended: &Ended, code: i32) -> Result<String> {
     Ok(sentence.to_owned())
 }
 
-/// A guest that stands, with its cold memory paged out: nothing moves unless somebody moves it.
+/// A paused guest, with its cold memory paged out: nothing moves unless somebody moves it.
 #[derive(Debug)]
 pub struct ColdGuest {
     /// The machine.
     pub machine: Machine,
-    /// What its pages were once it stood.
+    /// What its pages were once it was paused.
     pub before: Counts,
     view: FileView,
 }
@@ -113,7 +113,7 @@ impl ColdGuest {
         machine.page_out_cold(&machine.console.ready()?)?;
         machine.console.must_run()?;
         machine.ask(&Request::Pause {})?;
-        machine.console.must_stand()?;
+        machine.console.must_be_paused()?;
         let view = FileView::of_process(machine.process.pid(), NAME)?;
         let mut guest = Self { machine, before: Counts::default(), view };
         guest.before = guest.truth()?.counts();
@@ -191,5 +191,5 @@ impl ColdGuest {
 pub fn guarding(process: &Process, pid: u32) -> Result<u64> {
     let start = format!("memory-agent: guarding PID {pid}: ");
     let ready = |line: &str| line.strip_prefix(&start)?.strip_suffix(" pages swapped")?.parse().ok();
-    Ok(process.stderr.wait_for(0, PATIENCE, ready).context("it does not guard")?.1)
+    Ok(process.stderr.wait_for(0, TIMEOUT, ready).context("it does not guard")?.1)
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use workload_guest::report::{CheckedAll, Ready, Report};
 use workload_guest::{Command, Line};
 
-use crate::process::{Output, PATIENCE};
+use crate::process::{Output, TIMEOUT};
 
 /// A guest that works reports ten times a second; one that does not for so long stands.
 const SILENT_IF_STANDING: Duration = Duration::from_millis(400);
@@ -97,18 +97,18 @@ impl Console {
     /// # Errors
     /// When it stands.
     pub fn must_run(&self) -> Result<Report> {
-        let first = self.report().context("the guest stands")?;
-        let second = self.report().context("the guest stands")?;
+        let first = self.report().context("the guest is paused")?;
+        let second = self.report().context("the guest is paused")?;
         ensure!(second.iterations > first.iterations, "the guest runs and does no work: {first:?} {second:?}");
         ensure!(second.errors == 0, "{} pages have lost their contents", second.errors);
         Ok(second)
     }
 
-    /// Checks that the guest stands now.
+    /// Checks that the guest is paused now.
     ///
     /// # Errors
     /// When it says something.
-    pub fn must_stand(&self) -> Result<()> {
+    pub fn must_be_paused(&self) -> Result<()> {
         std::thread::sleep(READ_BY_THEN);
         let before = self.output.len();
         std::thread::sleep(SILENT_IF_STANDING);
@@ -130,7 +130,7 @@ impl Console {
     /// The first line from number `from` on that `wanted` takes. A line that was cut when the guest moved is passed
     /// over; a guest that panics or loses a page's contents ends the search.
     fn find<T>(&self, from: usize, wanted: impl Fn(Line) -> Option<T>) -> Result<T> {
-        let found = self.output.wait_for(from, PATIENCE, |text| match Line::parse(text) {
+        let found = self.output.wait_for(from, TIMEOUT, |text| match Line::parse(text) {
             Ok(line @ (Line::Panic(_) | Line::Bad(_))) => Some(Err(line)),
             Ok(line) => wanted(line).map(Ok),
             Err(_) => None,
@@ -148,8 +148,8 @@ impl Console {
 /// # Errors
 /// When something is missing or there twice.
 pub fn must_continue(first: &Output, second: &Output) -> Result<()> {
-    ensure!(first.wait_closed(PATIENCE), "the first console is still open");
-    second.wait_for(0, PATIENCE, |_| Some(()))?;
+    ensure!(first.wait_closed(TIMEOUT), "the first console is still open");
+    second.wait_for(0, TIMEOUT, |_| Some(()))?;
     let mut lines = first.lines();
     if lines.first().is_some_and(|line| Line::parse(line).is_err()) {
         // The tail of what was said before the guest came to the first.
@@ -175,11 +175,11 @@ pub fn must_continue(first: &Output, second: &Output) -> Result<()> {
 /// Waits until `done` says so.
 ///
 /// # Errors
-/// When it does not within [`PATIENCE`].
+/// When it does not within [`TIMEOUT`].
 pub fn eventually(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done()? {
-        ensure!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        ensure!(Instant::now() < deadline, "{what}: not within {TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -13,7 +13,7 @@ use workload_guest::report::Ready;
 use crate::binary;
 use crate::console::Console;
 use crate::migration::{How, Migration};
-use crate::process::{Ended, PATIENCE, Process, Standard};
+use crate::process::{Ended, Process, Standard, TIMEOUT};
 
 /// How long a monitor that does not answer may take to end.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
@@ -176,7 +176,7 @@ impl Lab {
         let announced = machine
             .process
             .stderr
-            .wait_for(0, PATIENCE, |line| line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned));
+            .wait_for(0, TIMEOUT, |line| line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned));
         let (_, address) = announced.with_context(|| format!("not listening: {:?}", machine.process.stderr.lines()))?;
         Ok(Destination { machine, address })
     }

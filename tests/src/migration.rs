@@ -154,7 +154,7 @@ impl Migrated {
                 ensure!(now.round >= before.round, "rounds are taken back: {}", shown());
                 ensure!(now.resent >= before.resent, "pages are taken back: {}", shown());
                 // Connections that break are made anew.
-                let is_anew = (before.phase, now.phase) == (Phase::Cut, Phase::Tail);
+                let is_anew = (before.phase, now.phase) == (Phase::PostCopyPaused, Phase::PostCopy);
                 ensure!(is_anew || now.phase as u8 >= before.phase as u8, "phases are taken back: {}", shown());
                 ensure!(now.pages_total == before.pages_total, "the machine changes its size: {}", shown());
             }
@@ -164,13 +164,13 @@ impl Migrated {
         let classes = report.pages;
         let sum = classes.hole + classes.zero + classes.hot + classes.cold;
         ensure!(sum == last.pages_total, "{classes:?} is not {} pages", last.pages_total);
-        let needless = report.tail.map_or(0, |tail| tail.needless);
+        let needless = report.post_copy.map_or(0, |post_copy| post_copy.needless);
         ensure!(
             report.bytes_sent >= (classes.hot + classes.cold - needless) * 4096,
             "fewer bytes than pages: {report:?}"
         );
         ensure!(report.bytes_sent >= last.bytes_sent, "bytes are taken back: {report:?}");
-        ensure!(report.downtime_us / 1000 <= report.total_ms, "stood longer than all of it took: {report:?}");
+        ensure!(report.downtime_us / 1000 <= report.total_ms, "paused for longer than all of it took: {report:?}");
         ensure!(report.source.resident_peak >= report.source.resident_before, "{report:?}");
         ensure!(report.rounds >= 1 && report.rounds >= last.round, "{report:?}");
         if let Some(there) = report.destination {

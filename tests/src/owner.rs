@@ -46,12 +46,12 @@ pub fn destination_only(source: &Machine, destination: &mut Machine) -> Result<(
 ///
 /// # Errors
 /// When it is otherwise.
-pub fn source_stands(source: &Machine) -> Result<()> {
+pub fn source_paused(source: &Machine) -> Result<()> {
     let state = source.status()?.state;
     ensure!(state == RunState::HandedOver, "the source is {state:?}");
-    source.console.must_stand().context("the source")?;
+    source.console.must_be_paused().context("the source")?;
     let (refused, _) = source.ctl(&["resume"])?;
     let sentence = refused.sentence(1).context("resume without --force")?;
     ensure!(sentence.contains("--force"), "{sentence:?} does not say what to do");
-    source.console.must_stand().context("the source")
+    source.console.must_be_paused().context("the source")
 }

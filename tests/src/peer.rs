@@ -12,7 +12,7 @@ use thermocline::migration::wire::{Accepted, FrameReader, FrameWriter, Message, 
 
 use crate::machine::Machine;
 use crate::migration::How;
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 
 /// A server for one connection.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Server {
         let address = format!("tcp:{}", listener.local_addr()?);
         listener.set_nonblocking(true)?;
         let thread = std::thread::spawn(move || {
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TIMEOUT;
             let stream = loop {
                 match listener.accept() {
                     Ok((stream, _)) => break stream,
@@ -60,8 +60,8 @@ impl Server {
 }
 
 fn set_limits(stream: &TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub const EMULATED: bool = option_env!("THERMOCLINE_TESTS_EMULATED").is_some();
 pub(crate) const SLOWER: u64 = if EMULATED { 6 } else { 1 };
 
 /// Longer than anything takes that is not wrong.
-pub const PATIENCE: Duration = Duration::from_secs(20 * SLOWER);
+pub const TIMEOUT: Duration = Duration::from_secs(20 * SLOWER);
 /// Between two looks at something that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of each process that a failure shows.
@@ -294,12 +294,12 @@ impl Process {
         Ok(locked(&self.child).try_wait()?.is_some())
     }
 
-    /// Waits for its end, [`PATIENCE`] at most.
+    /// Waits for its end, [`TIMEOUT`] at most.
     ///
     /// # Errors
     /// When it does not end.
     pub fn wait(&self) -> Result<Ended> {
-        self.wait_within(PATIENCE)
+        self.wait_within(TIMEOUT)
     }
 
     /// Waits for its end.
@@ -311,8 +311,8 @@ impl Process {
         loop {
             let status = locked(&self.child).try_wait()?;
             if let Some(status) = status {
-                self.stdout.wait_closed(PATIENCE);
-                self.stderr.wait_closed(PATIENCE);
+                self.stdout.wait_closed(TIMEOUT);
+                self.stderr.wait_closed(TIMEOUT);
                 return Ok(Ended { status, stderr: self.stderr.lines() });
             }
             ensure!(Instant::now() < deadline, "{} has not ended within {limit:?}", self.name);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 use crate::stop::locked;
 use crate::wire_frame::{Frame, Frames, HEADER};
 
@@ -168,7 +168,7 @@ impl Proxy {
     /// # Errors
     /// When neither happens.
     pub fn struck(&self) -> Result<bool> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut struck = locked(&self.shared.struck);
         while !*struck && !self.shared.over.load(Ordering::SeqCst) {
             let left = deadline.saturating_duration_since(Instant::now());

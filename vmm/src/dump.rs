@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Machine, MachineError, MachineSpec};
 use crate::ram::RamError;
 
-/// Pages remembered at a time, and read at a time.
+/// Pages of one snapshot, read at a time.
 const WINDOW: u64 = 4096;
 const BATCH: u64 = 64;
 
@@ -82,8 +82,8 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     while start < ram.pages() {
         let window = start..ram.pages().min(start + WINDOW);
         start = window.end;
-        let remembered = ram.remember_asleep(std::slice::from_ref(&window))?;
-        for run in remembered.runs() {
+        let snapshot = ram.snapshot_swapped(std::slice::from_ref(&window))?;
+        for run in snapshot.runs() {
             if run.state == PageState::Hole {
                 report.holes += run.pages.end - run.pages.start;
                 continue;
@@ -96,13 +96,13 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
                     let batch = page..part.pages.end.min(page + BATCH);
                     page = batch.end;
                     let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
-                    ram.read_asleep(batch.clone(), bytes)?;
+                    ram.read_swapped(batch.clone(), bytes)?;
                     let address = ram.layout().address_of(batch.start).unwrap_or_default();
                     image.write_all_at(bytes, address).map_err(failed)?;
                 }
             }
         }
-        match remembered.put_back() {
+        match snapshot.restore_residency() {
             Ok(_) => {}
             Err(e)
                 if matches!(

@@ -29,7 +29,7 @@ impl Default for Limits {
     /// What this host has of memory and swap; half a minute for a source that is away; and whoever does not bring a guest is
     /// followed by the next.
     fn default() -> Self {
-        let terms = Terms { patience: Duration::from_secs(30), once: false };
+        let terms = Terms { source_timeout: Duration::from_secs(30), once: false };
         Self { memory: host::memory_and_swap().unwrap_or(ByteSize(MAX_RAM)), terms }
     }
 }

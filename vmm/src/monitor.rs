@@ -152,7 +152,7 @@ impl Monitor {
     }
 
     fn end(&self, outcome: Outcome) {
-        self.controller.end_tail();
+        self.controller.end_post_copy();
         locked(&self.outcome).get_or_insert(outcome);
     }
 
@@ -207,10 +207,12 @@ impl Monitor {
     /// What has become of a guest that comes in.
     fn hear_of_guest(&mut self, ops: &mut EventOps) {
         match self.incoming.as_ref().and_then(Incoming::news) {
-            Some(Arrival::Running(machine, tail)) => match self.controller.set_machine(Arc::clone(&machine), tail) {
-                Ok(()) => self.attach(&machine, ops),
-                Err(e) => tracing::error!("a guest has come that cannot stay: {e}"),
-            },
+            Some(Arrival::Running(machine, post_copy)) => {
+                match self.controller.set_machine(Arc::clone(&machine), post_copy) {
+                    Ok(()) => self.attach(&machine, ops),
+                    Err(e) => tracing::error!("a guest has come that cannot stay: {e}"),
+                }
+            }
             Some(Arrival::Whole) => self.controller.set_whole(),
             Some(Arrival::Failed(e)) => self.end(Outcome::NotArrived(e)),
             None => {}

@@ -15,16 +15,16 @@ use memory_agent::ByteSize;
 use support::post_copy::{Fate, HOLES, LAZY, Middle, believed_cold, can_handle_faults, migrate_to};
 use support::{Fake, PAGE, PAGES, Receiving, receive_with};
 use thermocline::migration::cancel::Cancel;
+use thermocline::migration::channels::Channels;
 use thermocline::migration::destination::Terms;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::progress::{Progress, Report};
-use thermocline::migration::rendezvous::Rendezvous;
-use thermocline::migration::source::{self, Following, Options, SourceError};
+use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
 use thermocline::migration::wire::Session;
 use thermocline::ram::{GuestRam, MissingPages, MissingRam, NotLanded, RamError, ReadPages};
 use vm_memory::{Bytes, GuestAddress};
 
-/// A page that follows the guest.
+/// A page of post-copy.
 const FOLLOWS: u64 = PAGES - 1;
 /// Far more than anything here takes that does not wait for ever.
 const FOR_EVER: Duration = Duration::from_secs(20);
@@ -134,17 +134,23 @@ struct Moving {
     migration: thread::JoinHandle<Result<Report, SourceError>>,
     receiving: Receiving,
     source: Arc<Fake>,
-    following: Arc<Following>,
+    post_copy_source: Arc<PostCopyControl>,
     _directory: tempfile::TempDir,
 }
 
 impl Moving {
-    /// Towards `destination`, which loses its source after `patience`; `cold_rate` bytes a second come that nobody waits for.
-    fn start(destination: Fake, fates: Vec<Fate>, cold_rate: u64, patience: Duration) -> Self {
-        Self::start_with(Arc::new(believed_cold()), destination, fates, cold_rate, patience)
+    /// Towards `destination`, which loses its source after `source_timeout`; `cold_rate` bytes a second come that nobody waits for.
+    fn start(destination: Fake, fates: Vec<Fate>, cold_rate: u64, source_timeout: Duration) -> Self {
+        Self::start_with(Arc::new(believed_cold()), destination, fates, cold_rate, source_timeout)
     }
 
-    fn start_with(source: Arc<Fake>, destination: Fake, fates: Vec<Fate>, cold_rate: u64, patience: Duration) -> Self {
+    fn start_with(
+        source: Arc<Fake>,
+        destination: Fake,
+        fates: Vec<Fate>,
+        cold_rate: u64,
+        source_timeout: Duration,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (front, back) = (directory.path().join("front"), directory.path().join("back"));
         let listener = Listener::bind(&Address::Unix(back.clone())).unwrap();
@@ -153,21 +159,29 @@ impl Moving {
         let mut content = vec![0; PAGES as usize * PAGE];
         // Not through its mapping: a hole stays one.
         source.ram.read_through_file(0..PAGES, &mut content).unwrap();
-        let receiving = receive_with(listener, Terms { patience, once: true }, {
+        let receiving = receive_with(listener, Terms { source_timeout, once: true }, {
             let destination = Arc::clone(&destination);
             move |_| Ok(Arc::clone(&destination))
         });
         let address = Address::Unix(front);
-        let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
+        let post_copy_source =
+            Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
         let migration = thread::spawn({
-            let (source, following) = (Arc::clone(&source), Arc::clone(&following));
+            let (source, post_copy_source) = (Arc::clone(&source), Arc::clone(&post_copy_source));
             move || {
                 let options = Options { cold_rate: ByteSize(cold_rate), ..LAZY };
                 let link = Link::connect(&address).unwrap();
-                source::migrate(&*source, link, &options, Some(&following), &Cancel::default(), &mut |_: &Progress| {})
+                source::migrate(
+                    &*source,
+                    link,
+                    &options,
+                    Some(&post_copy_source),
+                    &Cancel::default(),
+                    &mut |_: &Progress| {},
+                )
             }
         });
-        Self { destination, middle, content, migration, receiving, source, following, _directory: directory }
+        Self { destination, middle, content, migration, receiving, source, post_copy_source, _directory: directory }
     }
 
     fn until_it_runs(&self) {
@@ -302,7 +316,7 @@ fn the_fault_channel_may_go_before_anybody_receives() {
         return;
     }
     let destination = Fake::new();
-    let (let_go, may_go) = std::sync::mpsc::channel();
+    let (resume, may_go) = std::sync::mpsc::channel();
     destination.hooks.lock().unwrap().resuming = Some(Box::new(move |_| may_go.recv().unwrap()));
     let moving = Moving::start(destination, Vec::new(), 1, FOR_EVER);
     // The source has handed the guest over, and the destination is about to let it run.
@@ -310,7 +324,7 @@ fn the_fault_channel_may_go_before_anybody_receives() {
     thread::sleep(Duration::from_millis(100));
     moving.middle.cut_one(1);
     thread::sleep(Duration::from_millis(100));
-    let_go.send(()).unwrap();
+    resume.send(()).unwrap();
     moving.until_it_runs();
     moving.must_arrive_whole();
 }
@@ -349,7 +363,7 @@ fn a_vcpu_that_cannot_stop_keeps_nobody_from_giving_up() {
         return;
     }
     let moving = Moving::start(Fake::new(), Vec::new(), 1, Duration::from_millis(300));
-    let tail = moving.receiving.runs().unwrap();
+    let post_copy = moving.receiving.runs().unwrap();
     let waits = thread::spawn({
         let destination = Arc::clone(&moving.destination);
         move || {
@@ -361,14 +375,14 @@ fn a_vcpu_that_cannot_stop_keeps_nobody_from_giving_up() {
     });
     eventually(|| !moving.destination.runs());
     assert!(!waits.is_finished());
-    tail.end();
+    post_copy.end();
     moving.receiving.arrives().unwrap();
     // It sees no memory of the guest's, and runs no more.
     let (middle, seen) = waits.join().unwrap();
     assert_eq!(seen, 0);
     assert!(!moving.destination.runs());
     middle.refuse(false);
-    moving.following.rendezvous.close();
+    moving.post_copy_source.channels.close();
     moving.migration.join().unwrap().unwrap();
 }
 
@@ -399,10 +413,10 @@ fn a_page_that_cannot_be_read_is_the_only_one_that_does_not_come() {
     let unreadable = Unreadable { ram: Arc::clone(&source.ram), pages: 100..103, fails: Arc::clone(&fails) };
     source.hooks.lock().unwrap().reader = Some(Arc::new(unreadable));
     let moving = Moving::start_with(source, Fake::new(), Vec::new(), 0, FOR_EVER);
-    let tail = moving.receiving.runs().unwrap();
+    let post_copy = moving.receiving.runs().unwrap();
     let waits = moving.read(101);
-    eventually(|| tail.status().missing == 3);
-    assert_eq!(tail.missing(), [100..103]);
+    eventually(|| post_copy.status().missing == 3);
+    assert_eq!(post_copy.missing(), [100..103]);
     assert!(!waits.is_finished());
     assert_eq!(moving.middle.connections(), 2);
     fails.store(false, Ordering::SeqCst);
@@ -422,15 +436,15 @@ fn a_connection_that_never_works_is_not_made_without_a_pause() {
     let mut fates = vec![Fate::Cut(u64::MAX); 2];
     fates.resize(10_000, Fate::Cut(LITTLE));
     let moving = Moving::start(Fake::new(), fates, 1, FOR_EVER);
-    let tail = moving.receiving.runs().unwrap();
+    let post_copy = moving.receiving.runs().unwrap();
     moving.middle.cut();
     thread::sleep(WHILE);
     // 100, 200, 400, 800 and 1600 ms apart, two at a time.
     let connections = moving.middle.connections();
     assert!((8..=16).contains(&connections), "{connections} connections");
-    assert!(tail.status().missing > 0);
-    tail.end();
+    assert!(post_copy.status().missing > 0);
+    post_copy.end();
     moving.receiving.arrives().unwrap();
-    moving.following.rendezvous.close();
+    moving.post_copy_source.channels.close();
     moving.migration.join().unwrap().unwrap();
 }

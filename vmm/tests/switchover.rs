@@ -62,7 +62,7 @@ fn the_guest_goes_on_before_the_destination_hears_so() {
         assert!(!source.runs());
         writer.link().write_all(&[0; 24]).unwrap();
         match receive_message(&mut reader, "abort").unwrap() {
-            Message::Abort(_) => assert!(source.runs(), "the guest stood while the destination was told"),
+            Message::Abort(_) => assert!(source.runs(), "the guest was paused while the destination was told"),
             other => panic!("{}", other.name()),
         }
     });
@@ -75,7 +75,7 @@ fn the_guest_does_not_stand_for_a_destination_that_is_silent() {
     let error = migrate(|source, mut reader, _writer| {
         let since = Instant::now();
         while !source.runs() {
-            assert!(since.elapsed() < NOT_FOR, "the guest stands");
+            assert!(since.elapsed() < NOT_FOR, "the guest is paused");
             thread::sleep(Duration::from_millis(10));
         }
         assert!(matches!(receive_message(&mut reader, "abort").unwrap(), Message::Abort(_)));
@@ -83,7 +83,7 @@ fn the_guest_does_not_stand_for_a_destination_that_is_silent() {
     assert!(matches!(error, SourceError::Wire(WireError::Silent)), "{error}");
 }
 
-/// It has been told that the guest is its own, and says nothing: the guest stands until somebody has looked, and the source does
+/// It has been told that the guest is its own, and says nothing: the guest is paused until somebody has looked, and the source does
 /// not wait for that as long as for silence.
 #[test]
 fn a_destination_that_does_not_say_that_the_guest_runs_is_not_waited_for_long() {

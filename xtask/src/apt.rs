@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::step::{program, shown};
 
 /// How long others may take with their packages.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How often to try again. Which of several files is locked, and how, is apt's own affair, so that there is nothing to wait on.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// As [`install`].
 pub(crate) fn update() -> Result<()> {
-    run(apt_get().arg("update"), PATIENCE)
+    run(apt_get().arg("update"), TIMEOUT)
 }
 
 /// Installs packages.
@@ -30,7 +30,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if let Err(e) = update() {
         eprintln!("{e:#}; going on with the package lists that are there");
     }
-    run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages), PATIENCE)
+    run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages), TIMEOUT)
 }
 
 fn apt_get() -> Command {

@@ -3,9 +3,9 @@
 //!
 //! | mode | the guest | what it shows |
 //! |---|---|---|
-//! | `cold` | most of its pages swapped out, the others worked on | what a migration wakes, and what that takes |
+//! | `cold` | most of its pages swapped out, the others worked on | what a migration swaps in, and what that takes |
 //! | `hot` | three quarters written, resident, at rest | how fast resident memory travels |
-//! | `idle` | 32 MiB written, at rest | how long the guest stands |
+//! | `idle` | 32 MiB written, at rest | how long the guest is paused |
 //! | `start` | boots and is not migrated | how soon it runs, what its monitor occupies |
 //!
 //! Subjects take turns, so that what disturbs the host for a while disturbs all of them.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lines::Lines;
-use crate::process::{PATIENCE, Process};
+use crate::process::{Process, TIMEOUT};
 use crate::subject::{Host, Machine, Migrated, Subject};
 
 const READY: &str = "memory-agent: guarding PID ";
@@ -75,7 +75,7 @@ impl Guarding {
     /// Has it restore what is left, and waits for its end; the CPU time it took.
     fn finish(self) -> Result<Duration> {
         self.process.interrupt()?;
-        let Some(_report) = self.lines.next(PATIENCE)? else {
+        let Some(_report) = self.lines.next(TIMEOUT)? else {
             bail!("the guard has no result: {}", self.process.complaints().trim());
         };
         self.process.cpu_time()

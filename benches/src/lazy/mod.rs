@@ -1,9 +1,9 @@
-//! `cargo xtask bench lazy`: one guest, most of it swapped out, that goes at once and has its memory follow it, beside
+//! `cargo xtask bench lazy`: one guest, most of it swapped out, that is switched over at once and has its memory sent by post-copy, beside
 //! migrations that carry its memory first.
 //!
 //! | part | the guest | what it shows |
 //! |---|---|---|
-//! | `move` | works on its warm pages | how soon it runs at the destination, what that wakes, what is left where |
+//! | `move` | works on its warm pages | how soon it runs at the destination, what that swaps in, what is left where |
 //! | [`touch`] | also touches cold pages at the destination | how long it waits for one, beside what that takes at least |
 //! | [`rewrite`] | writes faster than the connection carries | that it moves all the same |
 //!

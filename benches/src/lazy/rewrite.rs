@@ -14,9 +14,9 @@ use crate::table::Row;
 
 /// This part.
 pub(super) const MODE: &str = "rewrite";
-/// It goes after one round.
+/// It is switched over after one round.
 pub(super) const NOW: &str = "thermocline-now";
-/// It goes once little is left, which is never.
+/// It is switched over once little is left, which is never.
 pub(super) const PRE_COPY: &str = "thermocline-precopy";
 /// The exit code that says so.
 pub(super) const NOT_CONVERGING: f64 = 18.0;

@@ -4,13 +4,13 @@ use super::verdict::Verdict;
 use super::{EAGER, LAZY, MOVE, floor, rewrite, touch};
 use crate::table::Row;
 
-/// Switchover, as a share of that of a migration that wakes everything first.
+/// Switchover, as a share of that of a migration that swaps everything in first.
 const OF_EAGER: f64 = 0.35;
 const OF_PRE_COPY: f64 = 0.2;
 /// A wait, as a multiple of what it takes at least.
 const P50_OF_FLOOR: f64 = 1.5;
 const P99_OF_FLOOR: f64 = 5.0;
-/// The 99th percentile while everything else follows as quickly as it goes, as a multiple of that while hardly anything does.
+/// The 99th percentile while everything else is sent as quickly as possible, as a multiple of that while hardly anything does.
 const P99_UNLIMITED: f64 = 2.0;
 /// By how much residency may be other than it should, as a share.
 const RESIDENCY: f64 = 0.02;
@@ -55,7 +55,7 @@ fn of_move(rows: Rows<'_>, lazy: &str, pre_copy: &str) -> Vec<Option<Verdict>> {
         Some(Verdict::at_most(what, off, RESIDENCY))
     };
     let left = |key, name| {
-        let what = format!("{lazy}: {name} at the source after the tail, pages");
+        let what = format!("{lazy}: {name} at the source after post-copy, pages");
         of(lazy, key).map(|pages| Verdict::exactly(what, pages, 0.0))
     };
     vec![

@@ -1,4 +1,4 @@
-//! A guest that touches cold pages at the destination while they follow it.
+//! A guest that touches cold pages at the destination while they are outstanding.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,11 +16,11 @@ use crate::table::Row;
 
 /// This part.
 pub(super) const MODE: &str = "touch";
-/// Hardly anything follows the guest that it does not wait for.
+/// Hardly anything is sent that the guest does not wait for.
 pub(super) const SLOW: &str = "thermocline-lazy-slow";
 /// The same, and some time passes from one touch to the next.
 pub(super) const APART: &str = "thermocline-lazy-slow-apart";
-/// Everything follows as quickly as it goes.
+/// Everything is sent as quickly as possible.
 pub(super) const UNLIMITED: &str = "thermocline-lazy-unlimited";
 
 /// Cold pages that the guest touches, chosen at random.
@@ -77,7 +77,7 @@ pub(super) fn measure(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
         found = Some(Touching { seen, took, faults, errors });
         Ok(())
     })?;
-    let Touching { seen, took, faults, errors } = found.context("nothing followed the guest")?;
+    let Touching { seen, took, faults, errors } = found.context("post-copy sent nothing")?;
     ensure!(errors == 0, "{errors} pages are not what the guest wrote");
     let mut values = BTreeMap::from([
         ("switchover_ms", ms(migrated.switchover)),

@@ -46,7 +46,7 @@ pub(crate) enum Before {
     Rest,
 }
 
-/// Boots, migrates, counts, and only then has the guest check every page, which wakes them.
+/// Boots, migrates, counts, and only then has the guest check every page, which swaps them in.
 pub(crate) fn measure(
     subject: &dyn Subject,
     machine: &Machine,
@@ -112,15 +112,15 @@ pub(crate) fn measure(
     Ok(values)
 }
 
-/// Figures of the switchover and of what followed it.
+/// Figures of the switchover and of what post-copy sent.
 pub(crate) fn of_switchover(migrated: &Migrated) -> BTreeMap<&'static str, f64> {
     let mut values = BTreeMap::from([
         ("switchover_ms", ms(migrated.switchover)),
         ("swap_ins_before_switchover", migrated.swap_ins_before_switchover as f64),
     ]);
-    if let Some(tail) = migrated.tail {
-        values.insert("tail_ms", ms(tail.time));
-        values.extend(tail.faults.iter().flat_map(of_faults));
+    if let Some(post_copy) = migrated.post_copy {
+        values.insert("tail_ms", ms(post_copy.time));
+        values.extend(post_copy.faults.iter().flat_map(of_faults));
     }
     values
 }

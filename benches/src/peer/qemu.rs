@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use workload_guest::ELF;
 
 use super::qmp::{Qmp, Refused};
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 use crate::stop;
 use crate::subject::{Host, Machine, Migrated, Subject, Tail};
 
@@ -46,7 +46,7 @@ impl Qemu {
         Ok(Self { version, firmware, post_copy: false })
     }
 
-    /// The same, whose guest runs at the destination first, with its memory to follow.
+    /// The same, whose guest runs at the destination first, with its memory by post-copy.
     pub(crate) fn post_copy(&self) -> Self {
         Self { post_copy: true, ..self.clone() }
     }
@@ -91,7 +91,7 @@ impl Subject for Qemu {
     fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host> {
         let mut host = self.start(folder, machine, "destination", &["-incoming", "tcp:127.0.0.1:0"])?;
         let mut qmp = control_of(&host)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             let info = qmp.ask("query-migrate", json!({}))?;
             if let Some(port) = info["socket-address"][0]["port"].as_str() {
@@ -104,7 +104,7 @@ impl Subject for Qemu {
     }
 
     /// From the command to the later of: the source says that it is done, the destination says that the guest runs.
-    /// Post-copy is begun at once, so that no page goes before the guest does.
+    /// Post-copy is begun at once, so that no page is sent before switchover.
     fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated> {
         let uri = destination.address.as_deref().context("the destination does not listen")?;
         let (mut from, mut to) = (control_of(source)?, control_of(destination)?);
@@ -140,9 +140,9 @@ impl Subject for Qemu {
             bail!("the migration failed: {why}");
         };
         let downtime = info["downtime"].as_u64().context("QEMU does not tell the downtime")?;
-        let tail = self.post_copy.then(|| Tail { time: total.saturating_sub(switchover), faults: None });
+        let post_copy = self.post_copy.then(|| Tail { time: total.saturating_sub(switchover), faults: None });
         let downtime = Duration::from_millis(downtime);
-        Ok(Migrated { switchover, swap_ins_before_switchover, tail, total, downtime, helpers_cpu: Duration::ZERO })
+        Ok(Migrated { switchover, swap_ins_before_switchover, post_copy, total, downtime, helpers_cpu: Duration::ZERO })
     }
 }
 

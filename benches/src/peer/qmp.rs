@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 use crate::stop;
 
 /// QEMU does not do what it was asked for.
@@ -45,7 +45,7 @@ pub(crate) struct Qmp {
 impl Qmp {
     /// Connects, waiting for the socket to appear.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let stream = loop {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,
@@ -78,7 +78,7 @@ impl Qmp {
 
     /// Waits for an event that `wanted` takes.
     pub(crate) fn wait_for<T>(&mut self, wanted: impl Fn(&Value) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let found = self.events.iter().enumerate().find_map(|(index, event)| Some((index, wanted(event)?)));
             if let Some((index, found)) = found {
@@ -86,14 +86,14 @@ impl Qmp {
                 return Ok(found);
             }
             self.events.clear();
-            ensure!(Instant::now() < deadline, "QEMU did not say what it should within {PATIENCE:?}");
+            ensure!(Instant::now() < deadline, "QEMU did not say what it should within {TIMEOUT:?}");
             let event = self.message()?;
             self.events.push(event);
         }
     }
 
     fn message(&mut self) -> Result<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             stop::check()?;
             match self.stream.read_until(b'\n', &mut self.partial) {
@@ -106,7 +106,7 @@ impl Qmp {
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
                 Err(e) => return Err(e).context("QEMU's control socket"),
             }
-            ensure!(Instant::now() < deadline, "QEMU said nothing within {PATIENCE:?}");
+            ensure!(Instant::now() < deadline, "QEMU said nothing within {TIMEOUT:?}");
         }
     }
 }

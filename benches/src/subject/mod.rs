@@ -64,7 +64,7 @@ impl Host {
     }
 }
 
-/// How long the guest waited for pages that followed it, by the monitor's own account.
+/// How long the guest waited for pages sent by post-copy, by the monitor's own account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Faults {
     /// Pages it waited for.
@@ -77,7 +77,7 @@ pub(crate) struct Faults {
     pub(crate) max_us: u64,
 }
 
-/// What followed the guest.
+/// What post-copy sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tail {
     /// From the guest's running at the destination to the last page.
@@ -93,11 +93,11 @@ pub(crate) struct Migrated {
     pub(crate) switchover: Duration,
     /// Pages swapped in on this host until then, by anyone.
     pub(crate) swap_ins_before_switchover: u64,
-    /// What followed the guest, if anything could.
-    pub(crate) tail: Option<Tail>,
+    /// What post-copy sent, if anything could.
+    pub(crate) post_copy: Option<Tail>,
     /// From the command to the monitors saying that all is done, seen from outside.
     pub(crate) total: Duration,
-    /// How long the guest stood, by the monitor's own account.
+    /// How long the guest was paused, by the monitor's own account.
     pub(crate) downtime: Duration,
     /// CPU time of programs that were there for the migration besides the monitors.
     pub(crate) helpers_cpu: Duration,
@@ -114,11 +114,11 @@ pub(crate) trait Subject {
     /// Waits for the machine to come in, on a port of loopback TCP.
     fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host>;
 
-    /// Migrates the machine and waits until both sides are done. Where pages follow the guest, `there` is called while they
+    /// Migrates the machine and waits until both sides are done. With post-copy, `there` is called while they
     /// do.
     fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated>;
 
-    /// How long the guest has waited so far for pages that follow it, where the monitor tells.
+    /// How long the guest has waited so far for outstanding pages, where the monitor tells.
     fn faults_so_far(&self, _destination: &Host) -> Result<Option<Faults>> {
         Ok(None)
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Faults, Host, Machine, Migrated, Subject, Tail};
 use crate::lines::Lines;
-use crate::process::{PATIENCE, Process};
+use crate::process::{Process, TIMEOUT};
 
 /// What its memory file is called.
 const RAM: &str = "thermocline-guest-ram";
@@ -121,12 +121,12 @@ impl Thermocline {
 }
 
 impl Client {
-    /// Waits for its end; calls `there` once pages follow the guest.
+    /// Waits for its end; calls `there` once post-copy has begun.
     pub(crate) fn finish(mut self, there: &mut dyn FnMut() -> Result<()>) -> Result<Outcome> {
         let mut is_there = false;
-        while let Some(said) = self.lines.next(PATIENCE)? {
+        while let Some(said) = self.lines.next(TIMEOUT)? {
             let message: Value = serde_json::from_str(&said.text).context("the client's output")?;
-            if !is_there && message["progress"]["phase"] == "tail" {
+            if !is_there && message["progress"]["phase"] == "post_copy" {
                 is_there = true;
                 there()?;
             }
@@ -141,15 +141,18 @@ impl Client {
 
 fn migrated_of(report: &Value, total: Duration) -> Result<Migrated> {
     let number = |value: &Value, key| value[key].as_u64().with_context(|| format!("the report has no {key}"));
-    let tail = &report["tail"];
-    let tail = match tail {
+    let post_copy = &report["post_copy"];
+    let post_copy = match post_copy {
         Value::Null => None,
-        tail => Some(Tail { time: Duration::from_millis(number(tail, "ms")?), faults: faults_of(&tail["faults"]) }),
+        post_copy => Some(Tail {
+            time: Duration::from_millis(number(post_copy, "ms")?),
+            faults: faults_of(&post_copy["faults"]),
+        }),
     };
     Ok(Migrated {
         switchover: Duration::from_millis(number(report, "total_ms")?),
         swap_ins_before_switchover: number(report, "swap_ins_before_switchover")?,
-        tail,
+        post_copy,
         total,
         downtime: Duration::from_micros(number(report, "downtime_us")?),
         helpers_cpu: Duration::ZERO,
@@ -190,7 +193,7 @@ impl Subject for Thermocline {
 
     fn faults_so_far(&self, destination: &Host) -> Result<Option<Faults>> {
         let status: Value = serde_json::from_str(&self.ctl(destination, &["status"])?).context("the status")?;
-        Ok(faults_of(&status["tail"]["faults"]))
+        Ok(faults_of(&status["post_copy"]["faults"]))
     }
 
     fn release(&self, source: &Host) -> Result<()> {

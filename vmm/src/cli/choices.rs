@@ -39,9 +39,9 @@ impl From<ColdPolicy> for Cold {
 /// [`Switchover`].
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum When {
-    /// Once so little is left that it need not stand for long.
+    /// Once so little is left that it is paused for a moment only.
     Converged,
-    /// After one round: what the guest has written meanwhile follows it. For guests that write faster than the link carries.
+    /// After one round: what the guest has written meanwhile comes by post-copy. For guests that write faster than the link carries.
     Now,
 }
 

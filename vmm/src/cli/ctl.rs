@@ -48,14 +48,14 @@ enum Command {
     },
     /// Give up a migration that is under way; the guest stays.
     CancelMigration,
-    /// Keep what there is of a guest that stands: its memory in a sparse file, each byte at its guest physical address, and
+    /// Keep what there is of a paused guest: its memory in a sparse file, each byte at its guest physical address, and
     /// registers, devices and what is missing in FILE.json.
     Dump {
         /// The file, which must not exist.
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
     },
-    /// Go on with a migration whose connection is gone while pages were still to follow the guest. On either side: one
+    /// Go on with a migration whose connection is gone while pages were outstanding. On either side: one
     /// connects to where the other listens, and `receive` listens all the time.
     Reconnect {
         /// Where the other side listens: `tcp:HOST:PORT` or `unix:PATH`.

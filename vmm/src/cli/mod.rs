@@ -65,19 +65,19 @@ struct MigrationOptions {
     /// out again, `lazy` leaves them until the guest runs at the destination, `eager` reads them like all others.
     #[arg(long, value_enum, default_value_t = Options::default().cold.into())]
     cold: Cold,
-    /// How much of the cold memory may be awake at a time.
+    /// How much of the cold memory may be resident at a time.
     #[arg(long, value_name = "SIZE", default_value_t = Options::default().window)]
     window: ByteSize,
-    /// How long the guest may stand at switchover, in milliseconds.
+    /// How long the guest may be paused at switchover, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = Options::default().downtime_limit.as_millis() as u64)]
     downtime_limit: u64,
     /// After how many rounds of pre-copy to give up when the guest writes faster than the connection carries.
     #[arg(long, value_name = "N", default_value_t = Options::default().max_rounds)]
     max_rounds: u32,
-    /// When the guest goes: once it `converged`, or `now`, after one round, with the rest to follow it.
+    /// When the guest is switched over: once it `converged`, or `now`, after one round, with the rest by post-copy.
     #[arg(long, value_enum, default_value_t = Options::default().switchover.into())]
     switchover: When,
-    /// How much follows the guest a second that it does not wait for; 0 for as much as goes.
+    /// How much post-copy sends a second that the guest does not wait for; 0 for no limit.
     #[arg(long, value_name = "SIZE", default_value_t = Options::default().cold_rate)]
     cold_rate: ByteSize,
 }

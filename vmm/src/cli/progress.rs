@@ -76,20 +76,22 @@ impl Shown {
 fn line(progress: &Progress) -> String {
     let phase = match progress.phase {
         Phase::Negotiating => "agreeing with the destination",
-        Phase::Warm => "warm pages",
+        Phase::Hot => "warm pages",
         Phase::Cold => "cold pages, a window at a time",
         Phase::Converging => "what the guest writes meanwhile",
         Phase::Switchover => "switchover",
-        Phase::Tail => "the guest runs there; the rest follows",
-        Phase::Cut => "the guest runs there; the connection is gone, and what it needs is here: waiting for a new one",
-        Phase::Settling => "the guest runs there; its cold pages are paged out",
+        Phase::PostCopy => "the guest runs there; the rest comes by post-copy",
+        Phase::PostCopyPaused => {
+            "the guest runs there; the connection is gone, and what it needs is here: waiting for a new one"
+        }
+        Phase::PagingOut => "the guest runs there; its cold pages are paged out",
     };
-    if let Some(tail) = &progress.tail {
+    if let Some(post_copy) = &progress.post_copy {
         return format!(
             "{phase}: {} left here, {} given back, the guest waited for {} pages",
             ByteSize(progress.owed_cold * PAGE_SIZE),
-            ByteSize(tail.given_back),
-            tail.wanted,
+            ByteSize(post_copy.given_back),
+            post_copy.requested,
         );
     }
     let left = progress.left_ms.map_or(String::new(), |ms| format!(", {:.1} s left", ms as f64 / 1000.0));

@@ -56,7 +56,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut console = Console::open(&serial).context("no console")?;
     super::announce_pty(&console);
-    let terms = Terms { patience: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
+    let terms = Terms { source_timeout: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
     let limits = Limits { terms, ..Limits::default() };
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);

@@ -14,21 +14,21 @@ use super::error::VmmError;
 use super::failure::Failure;
 use super::life::{Coming, ExitReason, Life, MigrationEnd};
 use super::migration::Migration;
-use super::{AgentStatus, Answer, FollowingStatus, MigrateRequest, Request, RunState, Status, memory};
+use super::{AgentStatus, Answer, MigrateRequest, PostCopySourceStatus, Request, RunState, Status, memory};
 use crate::dump;
 use crate::machine::Machine;
-use crate::migration::destination::Tail;
+use crate::migration::channels::Channels;
+use crate::migration::destination::PostCopy;
 use crate::migration::link::{Address, Link, Listener};
 use crate::migration::progress::{Progress, Report};
-use crate::migration::rendezvous::Rendezvous;
-use crate::migration::source::{self, Following, Options, SourceError};
+use crate::migration::source::{self, Options, PostCopyControl, SourceError};
 use crate::migration::wire::{Channel, Session};
 use crate::ram::RamWatch;
 
 /// How long a migration may take to see that nobody waits for it any more.
 const GIVEN_UP_BY_THEN: Duration = Duration::from_secs(10);
 
-impl Coming for Arc<Tail> {
+impl Coming for Arc<PostCopy> {
     fn to_come(&self) -> u64 {
         self.status().missing
     }
@@ -36,7 +36,7 @@ impl Coming for Arc<Tail> {
 
 #[derive(Debug, Default)]
 struct State {
-    life: Life<Arc<Machine>, Arc<Tail>, Arc<Migration>>,
+    life: Life<Arc<Machine>, Arc<PostCopy>, Arc<Migration>>,
     /// The last migration, under way or ended.
     last: Option<Arc<Migration>>,
     /// Clients that are to hear how it ended before the monitor does.
@@ -74,13 +74,13 @@ impl Controller {
         Ok(Self { agent, state: Mutex::default(), ended, migrations: AtomicU64::new(0) })
     }
 
-    /// The machine is here; with `tail`, not all of its memory.
+    /// The machine is here; with `post_copy`, not all of its memory.
     ///
     /// # Errors
     /// When there is one already, or the monitor ends.
-    pub fn set_machine(&self, machine: Arc<Machine>, tail: Option<Arc<Tail>>) -> Result<(), VmmError> {
-        let is_whole = tail.is_none();
-        self.lock().life.arrives(Arc::clone(&machine), tail)?;
+    pub fn set_machine(&self, machine: Arc<Machine>, post_copy: Option<Arc<PostCopy>>) -> Result<(), VmmError> {
+        let is_whole = post_copy.is_none();
+        self.lock().life.arrives(Arc::clone(&machine), post_copy)?;
         // One handler of faults a mapping: the agent may need it too, and begins when all pages have come.
         if is_whole {
             self.watch_ram(&machine);
@@ -90,11 +90,11 @@ impl Controller {
 
     /// All of the machine's memory is here.
     pub fn set_whole(&self) {
-        let (tail, machine) = {
+        let (post_copy, machine) = {
             let mut state = self.lock();
             (state.life.is_whole(), state.life.machine())
         };
-        if let (Some(_), Ok(machine)) = (tail, machine) {
+        if let (Some(_), Ok(machine)) = (post_copy, machine) {
             self.watch_ram(&machine);
         }
     }
@@ -111,10 +111,10 @@ impl Controller {
     }
 
     /// The guest has ended or is to: nobody need keep pages for it.
-    pub fn end_tail(&self) {
-        let tail = self.lock().life.is_whole();
-        if let Some(tail) = tail {
-            tail.end();
+    pub fn end_post_copy(&self) {
+        let post_copy = self.lock().life.is_whole();
+        if let Some(post_copy) = post_copy {
+            post_copy.end();
         }
     }
 
@@ -189,11 +189,11 @@ impl Controller {
             }
             Request::CancelMigration {} => self.cancel_migration().map(|()| Answer::Done),
             Request::Dump { to } => {
-                let (machine, tail) = {
+                let (machine, post_copy) = {
                     let state = self.lock();
                     (state.life.machine()?, state.life.coming().cloned())
                 };
-                let missing = tail.map(|tail| tail.missing()).unwrap_or_default();
+                let missing = post_copy.map(|post_copy| post_copy.missing()).unwrap_or_default();
                 Ok(Answer::Dump(dump::write(&machine, &missing, to)?))
             }
             Request::Reconnect { to, listen } => {
@@ -234,43 +234,43 @@ impl Controller {
         let migration = state.life.migration().ok_or(VmmError::NotMigrating)?;
         match state.life.only_here() {
             0 => migration.cancel.cancel(),
-            left => return Err(VmmError::Following(left)),
+            left => return Err(VmmError::OnlyHere(left)),
         }
         Ok(())
     }
 
     /// Goes on with a migration whose connection is gone, from either side.
     fn reconnect(&self, to: Option<&str>, listen: Option<&str>) -> Result<(), VmmError> {
-        let (following, tail) = {
+        let (post_copy_source, post_copy) = {
             let state = self.lock();
-            let following = state.life.migration().and_then(|migration| migration.following.clone());
-            (following, state.life.coming().cloned())
+            let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source.clone());
+            (post_copy_source, state.life.coming().cloned())
         };
-        if following.is_none() && tail.is_none() {
+        if post_copy_source.is_none() && post_copy.is_none() {
             return Err(VmmError::NothingFollows);
         }
-        let rendezvous = || match (&following, &tail) {
-            (Some(following), _) => Some(&following.rendezvous),
-            (_, tail) => tail.as_ref().map(|tail| tail.rendezvous().as_ref()),
+        let channels = || match (&post_copy_source, &post_copy) {
+            (Some(post_copy_source), _) => Some(&post_copy_source.channels),
+            (_, post_copy) => post_copy.as_ref().map(|post_copy| post_copy.channels().as_ref()),
         };
         match (to, listen) {
             (Some(to), None) => {
                 let address: Address = to.parse()?;
-                if let Some(rendezvous) = rendezvous() {
-                    rendezvous.connect(&address, &[Channel::Bulk, Channel::Faults]).map_err(VmmError::Join)?;
+                if let Some(channels) = channels() {
+                    channels.connect(&address, &[Channel::Bulk, Channel::Faults]).map_err(VmmError::Join)?;
                 }
-                if let Some(following) = &following {
-                    following.set_address(address);
+                if let Some(post_copy_source) = &post_copy_source {
+                    post_copy_source.set_address(address);
                 }
                 Ok(())
             }
             (None, Some(listen)) => {
                 let listener = Listener::bind(&listen.parse()?)?;
-                let (following, tail) = (following.clone(), tail.clone());
+                let (post_copy_source, post_copy) = (post_copy_source.clone(), post_copy.clone());
                 let thread = std::thread::Builder::new().name("reconnect".into());
-                let spawned = thread.spawn(move || match (following, tail) {
-                    (Some(following), _) => following.rendezvous.serve(&listener),
-                    (_, Some(tail)) => tail.rendezvous().serve(&listener),
+                let spawned = thread.spawn(move || match (post_copy_source, post_copy) {
+                    (Some(post_copy_source), _) => post_copy_source.channels.serve(&listener),
+                    (_, Some(post_copy)) => post_copy.channels().serve(&listener),
                     _ => {}
                 });
                 spawned.map(drop).map_err(VmmError::Host)
@@ -283,15 +283,15 @@ impl Controller {
     fn migrate(self: &Arc<Self>, request: &MigrateRequest) -> Result<Arc<Migration>, VmmError> {
         let address: Address = request.to.parse()?;
         let options = Options::from(request);
-        let following = match options.follows() {
-            true => Some(Arc::new(Following::new(
-                Rendezvous::new(Session::new().map_err(VmmError::Host)?),
+        let post_copy_source = match options.follows() {
+            true => Some(Arc::new(PostCopyControl::new(
+                Channels::new(Session::new().map_err(VmmError::Host)?),
                 Some(address.clone()),
             ))),
             false => None,
         };
         let id = self.migrations.fetch_add(1, Ordering::Relaxed) + 1;
-        let migration = Arc::new(Migration::new(id, address, request.stay, following));
+        let migration = Arc::new(Migration::new(id, address, request.stay, post_copy_source));
         let machine = {
             let mut state = self.lock();
             let machine = state.life.is_sent(Arc::clone(&migration))?;
@@ -309,14 +309,14 @@ impl Controller {
     fn run(&self, migration: &Arc<Migration>, machine: &Arc<Machine>, options: &Options) {
         // Migration looks for itself, and needs the CPU.
         let aside = machine.ram_watch().map(RamWatch::suspend);
-        let (following, cancel) = (migration.following.as_ref(), &migration.cancel);
+        let (post_copy_source, cancel) = (migration.post_copy_source.as_ref(), &migration.cancel);
         let mut observer = |progress: &Progress| migration.show(progress);
         let result = Link::connect(&migration.to)
             .map_err(SourceError::from)
-            .and_then(|link| source::migrate(machine.as_ref(), link, options, following, cancel, &mut observer));
+            .and_then(|link| source::migrate(machine.as_ref(), link, options, post_copy_source, cancel, &mut observer));
         drop(aside);
         let end = match &result {
-            Ok(report) => MigrationEnd::Moved { given_back: report.tail.is_some(), stay: migration.stay },
+            Ok(report) => MigrationEnd::Moved { given_back: report.post_copy.is_some(), stay: migration.stay },
             Err(SourceError::Unconfirmed(_)) => MigrationEnd::Unconfirmed,
             Err(_) => MigrationEnd::Stays,
         };
@@ -343,22 +343,22 @@ impl Controller {
         };
         let run_state = match &state.life {
             Life::HandedOver { .. } | Life::Gone { reason: ExitReason::Migrated, .. } => RunState::HandedOver,
-            Life::Migrating { .. } if state.life.only_here() > 0 => RunState::Following,
+            Life::Migrating { .. } if state.life.only_here() > 0 => RunState::PostCopy,
             Life::Migrating { .. } => RunState::Migrating,
             Life::Waiting | Life::Here { .. } | Life::Gone { .. } => machine_state(),
         };
-        let following = state.life.migration().and_then(|migration| migration.following.as_ref());
+        let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source.as_ref());
         Status {
             state: run_state,
             memory: ByteSize(machine.as_ref().map_or(0, |m| m.ram().layout().bytes())),
             cpus: machine.as_ref().map_or(0, |m| m.cpus()),
             pid: std::process::id(),
             agent: machine.as_ref().and_then(|machine| machine.ram_watch()).map(AgentStatus::of),
-            tail: state.life.coming().map(|tail| tail.status()),
-            following: following.map(|following| FollowingStatus {
-                left: following.left(),
-                connected: following.is_connected(),
-                to: following.address().map(|address| address.to_string()),
+            post_copy: state.life.coming().map(|post_copy| post_copy.status()),
+            post_copy_source: post_copy_source.map(|post_copy_source| PostCopySourceStatus {
+                left: post_copy_source.left(),
+                connected: post_copy_source.is_connected(),
+                to: post_copy_source.address().map(|address| address.to_string()),
             }),
         }
     }
@@ -386,9 +386,11 @@ impl Controller {
     /// Whoever knows that the destination does not run the guest need not wait for its word: all of the guest is here.
     fn give_up_unconfirmed(&self) {
         let Some(migration) = self.lock().life.migration().cloned() else { return };
-        let following = migration.following.as_ref();
-        if let Some(following) = following.filter(|following| following.left() > 0 && !following.is_confirmed()) {
-            following.rendezvous.close();
+        let post_copy_source = migration.post_copy_source.as_ref();
+        if let Some(post_copy_source) =
+            post_copy_source.filter(|post_copy_source| post_copy_source.left() > 0 && !post_copy_source.is_confirmed())
+        {
+            post_copy_source.channels.close();
             migration.wait(GIVEN_UP_BY_THEN);
         }
     }

@@ -4,8 +4,8 @@ use super::MAX_CELLS;
 use super::failure::{Failure, FailureKind, MigrationFailure};
 use crate::dump::DumpError;
 use crate::machine::MachineError;
+use crate::migration::channels::JoinError;
 use crate::migration::link::{AddressError, LinkError};
-use crate::migration::rendezvous::JoinError;
 use crate::migration::source::SourceError;
 use crate::ram::RamError;
 
@@ -37,13 +37,13 @@ pub enum VmmError {
     #[error(
         "the guest runs elsewhere, and {0} pages that it may need are only here; `thermocline ctl reconnect` if the connection is gone, `quit --force` to give them and with them the guest up"
     )]
-    Following(u64),
+    OnlyHere(u64),
     /// Not all of the guest's memory is here.
     #[error(
-        "{0} pages of the guest's memory are still to come from where it was; wait until `thermocline ctl status` shows no `tail`"
+        "{0} pages of the guest's memory are still to come from where it was; wait until `thermocline ctl status` shows no `post_copy`"
     )]
     StillComing(u64),
-    /// Nothing follows a guest.
+    /// Nothing is outstanding.
     #[error("no pages are on their way that a connection could be made for")]
     NothingFollows,
     /// No way given.
@@ -99,7 +99,7 @@ impl VmmError {
             Self::NoGuest | Self::NotMigrating | Self::NoMigration | Self::NothingFollows => FailureKind::NotFound,
             Self::NoMap | Self::Range { .. } => FailureKind::NotFound,
             Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
-            Self::HasGuest | Self::Ending | Self::HandedOver | Self::Following(_) | Self::Hollow => {
+            Self::HasGuest | Self::Ending | Self::HandedOver | Self::OnlyHere(_) | Self::Hollow => {
                 FailureKind::WrongState
             }
             Self::Dump(DumpError::Running) => FailureKind::WrongState,

@@ -175,7 +175,7 @@ impl<M: Clone, C: Coming, S: Sent> Life<M, C, S> {
     pub(super) fn ends(&mut self, reason: ExitReason, force: bool) -> Result<Option<S>, VmmError> {
         let left = self.only_here();
         if left > 0 && !force {
-            return Err(VmmError::Following(left));
+            return Err(VmmError::OnlyHere(left));
         }
         if let Self::Gone { .. } = self {
             return Ok(None);
@@ -310,7 +310,7 @@ mod tests {
         );
         is(
             |life| life.ends(ExitReason::Quit, false).map(drop),
-            ["gone", "gone", "gone", "gone", "Following(7)", "gone", "gone", "gone"],
+            ["gone", "gone", "gone", "gone", "OnlyHere(7)", "gone", "gone", "gone"],
         );
         is(|life| life.ends(ExitReason::Quit, true).map(drop), ["gone"; 8]);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use memory_agent::{Metrics, PAGE_SIZE, PageOutReport, picture};
 
 use super::error::VmmError;
-use super::{MAX_CELLS, PagesReport, Status, tail_metrics};
+use super::{MAX_CELLS, PagesReport, Status, postcopy_metrics};
 use crate::machine::Machine;
 use crate::ram::{GuestRam, RamWatch};
 
@@ -32,9 +32,9 @@ pub(super) fn metrics(machine: &Machine, status: &Status) -> Result<String, VmmE
     let map = map.or_else(|| Some((machine.ram().counts().ok()?, Duration::ZERO)));
     let cost = watch.map(RamWatch::cost).unwrap_or_default();
     let metrics = Metrics { pid: std::process::id(), map, cost };
-    let text = metrics
-        .text()
-        .and_then(|text| Ok(text + &tail_metrics::text(status.tail.as_ref(), status.following.as_ref())?));
+    let text = metrics.text().and_then(|text| {
+        Ok(text + &postcopy_metrics::text(status.post_copy.as_ref(), status.post_copy_source.as_ref())?)
+    });
     text.map_err(|e| VmmError::Metrics(e.to_string()))
 }
 

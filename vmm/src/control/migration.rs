@@ -12,7 +12,7 @@ use super::life::Sent;
 use crate::migration::cancel::Cancel;
 use crate::migration::link::Address;
 use crate::migration::progress::{Progress, Report};
-use crate::migration::source::Following;
+use crate::migration::source::PostCopyControl;
 
 /// Progress is shown this often at most, unless the phase changes.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
@@ -78,22 +78,22 @@ pub(super) struct Migration {
     /// Whether the process stays when the guest has moved.
     pub(super) stay: bool,
     pub(super) cancel: Cancel,
-    /// What follows the guest, where something may.
-    pub(super) following: Option<Arc<Following>>,
+    /// What is left to post-copy, where something may.
+    pub(super) post_copy_source: Option<Arc<PostCopyControl>>,
     shown: Mutex<Shown>,
     changed: Condvar,
 }
 
 impl Sent for Arc<Migration> {
     fn outstanding(&self) -> u64 {
-        self.following.as_ref().map_or(0, |following| following.left())
+        self.post_copy_source.as_ref().map_or(0, |post_copy_source| post_copy_source.left())
     }
 }
 
 impl Migration {
-    pub(super) fn new(id: u64, to: Address, stay: bool, following: Option<Arc<Following>>) -> Self {
+    pub(super) fn new(id: u64, to: Address, stay: bool, post_copy_source: Option<Arc<PostCopyControl>>) -> Self {
         let (cancel, shown, changed) = Default::default();
-        Self { id, to, stay, cancel, following, shown, changed }
+        Self { id, to, stay, cancel, post_copy_source, shown, changed }
     }
 
     /// Shows how far it is.
@@ -186,7 +186,7 @@ mod tests {
             owed_cold: 0,
             pages_total: 0,
             left_ms: None,
-            tail: None,
+            post_copy: None,
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
     fn every_watcher_hears_every_phase_and_the_end() {
         let migration = migration();
         let (mut early, mut late) = (migration.now(), 0);
-        for (round, phase) in [Phase::Negotiating, Phase::Warm, Phase::Cold].into_iter().enumerate() {
+        for (round, phase) in [Phase::Negotiating, Phase::Hot, Phase::Cold].into_iter().enumerate() {
             migration.show(&progress(phase, round as u32));
         }
         // Of one phase no more than anybody can read.
@@ -231,7 +231,7 @@ mod tests {
         let migration = migration();
         let mut seen = 0;
         for round in 0..2 * KEPT as u32 {
-            let phase = if round % 2 == 0 { Phase::Warm } else { Phase::Cold };
+            let phase = if round % 2 == 0 { Phase::Hot } else { Phase::Cold };
             migration.show(&progress(phase, round));
         }
         let rounds = rounds_seen(&migration, &mut seen);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn its_result_can_be_asked_for_when_it_has_ended() {
         let migration = migration();
-        migration.show(&progress(Phase::Warm, 1));
+        migration.show(&progress(Phase::Hot, 1));
         let status = migration.status();
         assert_eq!((status.id, status.state, status.to.as_str()), (3, MigrationState::Running, "unix:/nowhere"));
         migration.end(Err(failure(MigrationFailure::Cancelled)));

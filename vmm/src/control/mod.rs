@@ -9,8 +9,8 @@ pub mod failure;
 mod life;
 mod memory;
 mod migration;
+mod postcopy_metrics;
 pub mod server;
-mod tail_metrics;
 
 pub use failure::{Failure, FailureKind, MigrationFailure};
 pub use life::ExitReason;
@@ -23,7 +23,7 @@ use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
 
 use crate::dump::DumpReport;
-use crate::migration::destination::TailStatus;
+use crate::migration::destination::PostCopyStatus;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Progress, Report};
 use crate::migration::source::{Options, Switchover};
@@ -82,7 +82,7 @@ pub enum Request {
     },
     /// Give a migration up.
     CancelMigration {},
-    /// Keep what there is of a guest that stands: its memory and its state, in new files.
+    /// Keep what there is of a paused guest: its memory and its state, in new files.
     Dump {
         /// Where guest memory goes; the state goes to the same name with `.json` behind it.
         to: PathBuf,
@@ -107,10 +107,10 @@ pub struct MigrateRequest {
     /// What happens to cold pages.
     #[serde(default = "default_cold")]
     pub cold: ColdPolicy,
-    /// How many bytes of cold pages may be awake at a time.
+    /// How many bytes of cold pages may be resident at a time.
     #[serde(default = "default_window")]
     pub window: ByteSize,
-    /// How long the guest may stand, milliseconds.
+    /// How long the guest may be paused, milliseconds.
     #[serde(default = "default_downtime_limit_ms")]
     pub downtime_limit_ms: u64,
     /// How many rounds to try.
@@ -122,10 +122,10 @@ pub struct MigrateRequest {
     /// Whether the answer is [`Answer::Migration`], at once.
     #[serde(default)]
     pub detach: bool,
-    /// When the guest goes.
+    /// When the guest is switched over.
     #[serde(default)]
     pub switchover: Switchover,
-    /// How many bytes a second follow the guest that it does not wait for; 0 for as many as go.
+    /// How many bytes a second post-copy sends that the guest does not wait for; 0 for no limit.
     #[serde(default = "default_cold_rate")]
     pub cold_rate: ByteSize,
 }
@@ -171,14 +171,14 @@ pub enum RunState {
     Waiting,
     /// The guest runs.
     Running,
-    /// The guest stands.
+    /// The guest is paused.
     Paused,
     /// The guest is on its way elsewhere and still runs here.
     Migrating,
     /// The guest was handed over and nobody has confirmed that it runs.
     HandedOver,
     /// The guest runs elsewhere, and pages that it may need are still here.
-    Following,
+    PostCopy,
 }
 
 /// The answer to [`Request::Status`].
@@ -195,17 +195,17 @@ pub struct Status {
     /// The memory agent, if there is one.
     #[serde(default)]
     pub agent: Option<AgentStatus>,
-    /// What is still to come of the guest's memory, where some follows it here.
+    /// What is outstanding of the guest's memory, in post-copy.
     #[serde(default)]
-    pub tail: Option<TailStatus>,
-    /// What is still to follow the guest from here, where it runs elsewhere.
+    pub post_copy: Option<PostCopyStatus>,
+    /// What is outstanding for the guest that runs elsewhere.
     #[serde(default)]
-    pub following: Option<FollowingStatus>,
+    pub post_copy_source: Option<PostCopySourceStatus>,
 }
 
-/// What is still to follow a guest that runs elsewhere.
+/// What is outstanding for a guest that runs elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FollowingStatus {
+pub struct PostCopySourceStatus {
     /// Pages that are only here.
     pub left: u64,
     /// Whether there is a connection.

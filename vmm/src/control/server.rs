@@ -160,7 +160,7 @@ mod tests {
         while (&server).write(&[0; 4096]).is_ok() {}
         server.set_nonblocking(false).unwrap();
         let migration = migration();
-        for phase in [Phase::Negotiating, Phase::Warm, Phase::Cold, Phase::Warm] {
+        for phase in [Phase::Negotiating, Phase::Hot, Phase::Cold, Phase::Hot] {
             migration.show(&progress(phase));
         }
         migration.end(Err(cancelled()));
@@ -171,13 +171,13 @@ mod tests {
     fn whoever_reads_sees_progress() {
         let (client, server) = UnixStream::pair().unwrap();
         let migration = migration();
-        migration.show(&progress(Phase::Warm));
+        migration.show(&progress(Phase::Hot));
         migration.end(Err(cancelled()));
         watch(&server, &migration, 0).unwrap().unwrap_err();
         drop(server);
         let lines: Vec<_> = BufReader::new(client).lines().map(Result::unwrap).collect();
         assert_eq!(lines.len(), 1);
-        assert!(lines[0].starts_with(r#"{"progress":{"phase":"warm""#), "{lines:?}");
+        assert!(lines[0].starts_with(r#"{"progress":{"phase":"hot""#), "{lines:?}");
     }
 
     #[test]

@@ -92,14 +92,14 @@ pub enum DeviceError {
 /// Registers are accessed by vCPU threads, of which there are many: every method takes `&self`, and a device locks what
 /// it must for as short as it can. What takes longer than a register, such as whatever touches guest memory, belongs
 /// into a thread of the device's own, which it starts when it is made, stops and lets run as it is told here, and joins
-/// when it is dropped. It never runs in the monitor's loop: where pages follow the guest, a thread that touches one
+/// when it is dropped. It never runs in the monitor's loop: with post-copy, a thread that touches one
 /// which has not come waits for it, and the loop is what takes the connection over which it comes.
 pub trait Device: Send + Sync + Debug {
     /// Which one it is, what it is, and the version of what it saves.
     fn description(&self) -> &DeviceDescription;
 
     /// Comes to rest: when this returns `Ok`, the device does nothing with guest memory and raises no interrupt until
-    /// [`Device::resume`], and what it has begun is finished or part of what it saves. The vCPUs stand already.
+    /// [`Device::resume`], and what it has begun is finished or part of what it saves. The vCPUs are paused already.
     ///
     /// # Errors
     /// When it is still at work at `deadline`. It has been told, and comes to rest as soon as it can.
@@ -108,7 +108,7 @@ pub trait Device: Send + Sync + Debug {
         Ok(())
     }
 
-    /// Goes on, whether or not it had come to rest. The vCPUs stand yet.
+    /// Goes on, whether or not it had come to rest. The vCPUs are still paused.
     fn resume(&self) {}
 
     /// Back to what it was when it was made. It is at rest.

@@ -63,7 +63,7 @@ impl Devices {
         self.devices.iter().map(|device| device.description().clone()).collect()
     }
 
-    /// Has all of them come to rest, in order. The vCPUs stand.
+    /// Has all of them come to rest, in order. The vCPUs are paused.
     ///
     /// # Errors
     /// When one is still at work after `limit`. All have been told, and the others are at rest.

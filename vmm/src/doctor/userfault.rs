@@ -83,9 +83,9 @@ pub(super) fn examine(found: &mut Findings) -> bool {
         found.add(Area::Userfault, "features", State::ok_or(has(LAZY), State::Limited), names, consequence);
     }
     let (value, consequence) = if lazy {
-        ("possible", "a guest whose memory follows it can be received here (--cold lazy, --switchover now)")
+        ("possible", "a guest can be received by post-copy here (--cold lazy, --switchover now)")
     } else {
-        ("not possible", "a guest whose memory follows it (--cold lazy, --switchover now) cannot be received here")
+        ("not possible", "a guest cannot be received by post-copy here (--cold lazy, --switchover now)")
     };
     found.add(Area::Userfault, "lazy destination", State::ok_or(lazy, State::Limited), value, consequence);
     lazy

@@ -164,10 +164,10 @@ impl Vcpus {
         }
     }
 
-    /// Stops all vCPUs at an instruction boundary with no I/O left half done; returns when they stand.
+    /// Stops all vCPUs at an instruction boundary with no I/O left half done; returns when they are paused.
     ///
     /// # Errors
-    /// When one has not stopped after `limit`. It does when it can; the others stand.
+    /// When one has not stopped after `limit`. It does when it can; the others are paused.
     pub fn pause(&self, limit: Duration) -> Result<(), KvmError> {
         let deadline = Instant::now() + limit;
         match self.order_all(Order::Pause, Some(deadline)) {
@@ -176,7 +176,7 @@ impl Vcpus {
         }
     }
 
-    /// Asks all vCPUs to stop, and waits for none; whether all stand. One that KVM works for with a page that is not there does
+    /// Asks all vCPUs to stop, and waits for none; whether all are paused. One that KVM works for with a page that is not there does
     /// so only once it is.
     pub fn try_pause(&self) -> bool {
         self.order(Order::Pause);

@@ -152,7 +152,7 @@ impl Machine {
     /// Stops the guest at an instruction boundary, then its devices; nothing touches its memory any more.
     ///
     /// # Errors
-    /// When something has not come to rest in time. It has been told to, and what could be stopped stands:
+    /// When something has not come to rest in time. It has been told to, and what could be stopped is paused:
     /// [`Machine::resume`] lets all of it go on.
     pub fn pause(&self) -> Result<(), MachineError> {
         let mut running = locked(&self.running);
@@ -161,7 +161,7 @@ impl Machine {
         Ok(self.devices.pause(PAUSE_LIMIT)?)
     }
 
-    /// Asks the guest to stop, and waits for nothing; whether it stands. To be called until it does.
+    /// Asks the guest to stop, and waits for nothing; whether it is paused. To be called until it is.
     pub fn try_pause(&self) -> bool {
         let mut running = locked(&self.running);
         *running = false;
@@ -220,7 +220,7 @@ impl Machine {
         Ok(self.vm.stop_dirty_log()?)
     }
 
-    /// Reads everything but RAM. The machine stands.
+    /// Reads everything but RAM. The machine is paused.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -235,7 +235,7 @@ impl Machine {
         Ok(MachineState { running: self.is_running(), records: Records(records) })
     }
 
-    /// Writes everything but RAM. The machine stands. Nothing is written before all of it has been read.
+    /// Writes everything but RAM. The machine is paused. Nothing is written before all of it has been read.
     ///
     /// # Errors
     /// When it is not the state of exactly this machine's parts, or KVM refuses.

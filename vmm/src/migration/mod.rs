@@ -6,7 +6,7 @@
 //! | bytes on the wire | `wire/` |
 //! | connections | `link/` |
 //! | who connects, and says who it is | `listening.rs` |
-//! | further connections of one migration | `rendezvous.rs` |
+//! | further connections of one migration | `channels.rs` |
 //! | the side that sends | `source/` |
 //! | the side that receives | `destination/` |
 //! | what people and metrics see | `progress.rs` |
@@ -14,16 +14,16 @@
 //! A machine is seen through [`SourceMachine`] and [`DestinationMachine`], so that all of this runs in tests without
 //! KVM.
 
-mod busy_poll;
+mod adaptive_poll;
 pub mod cancel;
+pub mod channels;
 pub mod destination;
+mod fault_priority;
 pub mod link;
 mod listening;
+mod log_limit;
 pub mod plan;
-mod precedence;
 pub mod progress;
-pub mod rendezvous;
-mod seldom;
 pub mod source;
 mod stoppable;
 pub mod wire;
@@ -73,10 +73,10 @@ pub trait SourceMachine: Sync {
     /// # Errors
     /// When the host refuses.
     fn stop_dirty_log(&self) -> Result<(), MachineError>;
-    /// Stops the guest; returns when it stands.
+    /// Stops the guest; returns when it is paused.
     ///
     /// # Errors
-    /// When something of it runs on. It has been told to stop; what could be stopped stands.
+    /// When something of it runs on. It has been told to stop; what could be stopped is paused.
     fn pause(&self) -> Result<(), MachineError>;
     /// Lets the guest go on.
     fn resume(&self);
@@ -105,15 +105,15 @@ pub trait DestinationMachine: Sync {
     fn missing_pages(&self) -> Result<Arc<dyn MissingPages>, RamError> {
         Ok(Arc::new(MissingRam::new(Arc::clone(self.ram()))?))
     }
-    /// Lets the guest run, also when it has been asked to stop and does not stand yet.
+    /// Lets the guest run, also when it has been asked to stop and is not paused yet.
     fn resume(&self);
     /// Stops the guest.
     ///
     /// # Errors
-    /// When something of it runs on. It has been told to stop; what could be stopped stands.
+    /// When something of it runs on. It has been told to stop; what could be stopped is paused.
     fn pause(&self) -> Result<(), MachineError>;
     /// Asks the guest to stop, and waits for nothing: a vCPU cannot while the host works for it with a page that has not come.
-    /// Returns whether it stands; to be called until it does.
+    /// Returns whether it is paused; to be called until it is.
     fn try_pause(&self) -> bool;
     /// Whether the guest runs.
     fn is_running(&self) -> bool;

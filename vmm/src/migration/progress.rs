@@ -14,19 +14,19 @@ pub enum Phase {
     /// Connecting and agreeing.
     Negotiating,
     /// Sending warm pages while the guest runs.
-    Warm,
+    Hot,
     /// Sending cold pages, a window at a time, while the guest runs.
     Cold,
     /// Sending what the guest wrote meanwhile.
     Converging,
-    /// The guest stands: the last pages and the state.
+    /// The guest is paused: the last pages and the state.
     Switchover,
-    /// The guest runs at the destination; what is left follows, when it is touched and at a bounded rate.
-    Tail,
-    /// As before, without a connection: nothing follows until there is one.
-    Cut,
+    /// The guest runs at the destination; what is left comes when it is touched, and at a bounded rate.
+    PostCopy,
+    /// As before, without a connection: nothing is sent until there is one.
+    PostCopyPaused,
     /// The guest runs at the destination, which pages out what was cold.
-    Settling,
+    PagingOut,
 }
 
 /// Pages by how they were delivered the first time.
@@ -69,9 +69,9 @@ pub struct Progress {
     pub pages_total: u64,
     /// Estimate of the time left, milliseconds; `None` while it cannot be told.
     pub left_ms: Option<u64>,
-    /// What has followed the guest so far, once it has gone.
+    /// What post-copy has sent so far.
     #[serde(default)]
-    pub tail: Option<TailReport>,
+    pub post_copy: Option<PostCopyReport>,
 }
 
 /// How residency changed at the source.
@@ -104,13 +104,13 @@ pub struct FaultFigures {
     pub holes: u64,
 }
 
-/// What followed the guest, in pages of 4 KiB.
+/// What post-copy sent, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TailReport {
-    /// Pages that were left when the guest went.
+pub struct PostCopyReport {
+    /// Pages that were left at switchover.
     pub pages: u64,
     /// Pages sent because the guest waited for them.
-    pub wanted: u64,
+    pub requested: u64,
     /// Pages sent along with these.
     pub neighbours: u64,
     /// Pages sent unasked.
@@ -160,10 +160,10 @@ pub struct Report {
     /// What guest RAM is at the destination, once it has paged out what was cold; `None` when it did not say.
     pub destination: Option<Counts>,
     /// Milliseconds the destination needed for that after the guest ran.
-    pub settle_ms: u64,
-    /// What followed the guest, when anything was to.
+    pub page_out_ms: u64,
+    /// What post-copy sent, when anything was to.
     #[serde(default)]
-    pub tail: Option<TailReport>,
+    pub post_copy: Option<PostCopyReport>,
 }
 
 /// Whoever wants to see progress.
@@ -206,7 +206,7 @@ impl<'o> Tracker<'o> {
             owed_cold: 0,
             pages_total,
             left_ms: None,
-            tail: None,
+            post_copy: None,
         };
         Self { observer, started, rate_since: (started, 0), now }
     }

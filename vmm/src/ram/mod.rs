@@ -1,12 +1,12 @@
 //! Guest RAM: sealed memfds, mapped shared, one a region.
 //!
-//! Everything that reads guest RAM goes through [`GuestRam::remember`], so that it leaves residency as it was.
+//! Everything that reads guest RAM goes through [`GuestRam::snapshot`], so that it leaves residency as it was.
 
 mod error;
 pub mod layout;
 mod missing;
 pub mod page_set;
-mod remembered;
+mod snapshot;
 mod watch;
 
 use std::fs::File;
@@ -29,7 +29,7 @@ pub use error::RamError;
 pub use layout::{RamLayout, RamRegion};
 pub use missing::{MissingPages, MissingRam, NotLanded, why_no_faults};
 pub use page_set::PageSet;
-pub use remembered::RememberedRam;
+pub use snapshot::RamSnapshot;
 pub use watch::RamWatch;
 
 /// Guest memory whose writes by the monitor itself are logged, a bit a page.
@@ -116,7 +116,7 @@ impl GuestRam {
     }
 
     /// Reads the pages of `pages` into `buffer`, which has exactly their size. Reading a hole allocates it and reading
-    /// a swapped page swaps it in: ask [`GuestRam::remember`] first.
+    /// a swapped page swaps it in: ask [`GuestRam::snapshot`] first.
     ///
     /// # Errors
     /// When the range is not all RAM.
@@ -137,12 +137,12 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Reads pages that were swapped when they were remembered, through a mapping of the reader's own: see
+    /// Reads pages that were swapped when they were snapshot, through a mapping of the reader's own: see
     /// [`ScanView`].
     ///
     /// # Errors
     /// When the range is not all RAM.
-    pub fn read_asleep(&self, pages: Range<u64>, buffer: &mut [u8]) -> Result<(), RamError> {
+    pub fn read_swapped(&self, pages: Range<u64>, buffer: &mut [u8]) -> Result<(), RamError> {
         self.check(&pages)?;
         let mut rest = buffer;
         for part in self.layout.split(pages) {
@@ -297,17 +297,17 @@ impl GuestRam {
     ///
     /// # Errors
     /// When a range is not all RAM or the host does not answer.
-    pub fn remember(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
-        RememberedRam::new(self, ranges, |region| Ok(ScanGuard::new(self.mapping(region)?)))
+    pub fn snapshot(&self, ranges: &[Range<u64>]) -> Result<RamSnapshot<'_>, RamError> {
+        RamSnapshot::new(self, ranges, |region| Ok(ScanGuard::new(self.mapping(region)?)))
     }
 
     /// Remembers what each page of the ranges is, before somebody reads those that are swapped with
-    /// [`GuestRam::read_asleep`]. Pages in memory that the guest has not touched since are taken for swapped, and go too.
+    /// [`GuestRam::read_swapped`]. Pages in memory that the guest has not touched since are taken for swapped, and go too.
     ///
     /// # Errors
     /// When a range is not all RAM or the host does not answer.
-    pub fn remember_asleep(&self, ranges: &[Range<u64>]) -> Result<RememberedRam<'_>, RamError> {
-        RememberedRam::new(self, ranges, |region| Ok(self.view(region)?.guard()))?.with_strays(self)
+    pub fn snapshot_swapped(&self, ranges: &[Range<u64>]) -> Result<RamSnapshot<'_>, RamError> {
+        RamSnapshot::new(self, ranges, |region| Ok(self.view(region)?.guard()))?.with_strays(self)
     }
 
     /// The pages written through [`GuestRam::memory`] since the last call.
@@ -418,7 +418,7 @@ mod tests {
         // The guest's own touch is what counts, and there is none yet.
         let mut byte = [0];
         ram.memory().read_slice(&mut byte, GuestAddress(3 * 4096)).unwrap();
-        let asleep = ram.remember_asleep(&[0..64]).unwrap();
+        let asleep = ram.snapshot_swapped(&[0..64]).unwrap();
         let awake: u64 = asleep
             .runs()
             .filter(|run| run.state == PageState::Resident)

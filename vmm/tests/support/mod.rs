@@ -13,7 +13,7 @@ use std::time::Duration;
 use thermocline::arch::x86_64::Processor;
 use thermocline::devices::legacy::serial::SavedSerial;
 use thermocline::machine::{MachineError, MachineSpec, MachineState};
-use thermocline::migration::destination::{Arrival, DestinationError, Reception, Tail, Terms};
+use thermocline::migration::destination::{Arrival, DestinationError, PostCopy, Reception, Terms};
 use thermocline::migration::link::Listener;
 use thermocline::migration::wire::{Offer, Refusal};
 use thermocline::migration::{Belief, DestinationMachine, SourceMachine};
@@ -180,7 +180,7 @@ pub(crate) fn receive(
     once: bool,
     prepare: impl Fn(&Offer) -> Result<Arc<Fake>, Refusal> + Send + Sync + 'static,
 ) -> Receiving {
-    receive_with(listener, Terms { patience: Duration::from_secs(20), once }, prepare)
+    receive_with(listener, Terms { source_timeout: Duration::from_secs(20), once }, prepare)
 }
 
 /// The same on other terms.
@@ -197,9 +197,9 @@ pub(crate) fn receive_with(
 
 impl Receiving {
     /// Waits until a guest runs here, and gives what is still to come.
-    pub(crate) fn runs(&self) -> Option<Arc<Tail>> {
+    pub(crate) fn runs(&self) -> Option<Arc<PostCopy>> {
         match self.arrivals.recv().unwrap() {
-            Arrival::Running(_, tail) => tail,
+            Arrival::Running(_, post_copy) => post_copy,
             Arrival::Whole | Arrival::Failed(_) => panic!("it does not run"),
         }
     }

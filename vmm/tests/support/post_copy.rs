@@ -1,4 +1,4 @@
-//! What follows a guest, between two machines without KVM: the guest is a thread that reads and writes its memory where it
+//! What post-copy sends, between two machines without KVM: the guest is a thread that reads and writes its memory where it
 //! runs, faults are the kernel's own, and the connections go through somebody in the middle who cuts them.
 
 use std::io::Read;
@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use memory_agent::{ByteSize, Counts, Hint, PageState, Residency};
 use thermocline::migration::cancel::Cancel;
+use thermocline::migration::channels::Channels;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
-use thermocline::migration::rendezvous::Rendezvous;
-use thermocline::migration::source::{self, Following, Options, Switchover};
+use thermocline::migration::source::{self, Options, PostCopyControl, Switchover};
 use thermocline::migration::wire::Session;
 use thermocline::migration::{Belief, SourceMachine};
 use vm_memory::{Bytes, GuestAddress};
@@ -139,7 +139,7 @@ pub(crate) fn can_handle_faults() -> bool {
 /// Holes that nobody takes for anything else; so few and far between that nobody looks at what is beside them.
 pub(crate) const HOLES: [u64; 2] = [5, 250];
 
-/// A machine whose pages follow it, all but these holes: somebody believes that they are swapped.
+/// A machine whose pages come by post-copy, all but these holes: somebody believes that they are swapped.
 pub(crate) fn believed_cold() -> Fake {
     let source = Fake::new();
     for page in (0..PAGES).filter(|page| page % 5 != 0) {
@@ -162,7 +162,7 @@ pub(crate) const LAZY: Options = Options {
     cold_rate: ByteSize(0),
 };
 
-/// Receives a machine and all that follows it.
+/// Receives a machine and all that comes by post-copy.
 pub(crate) fn receive_as(listener: Listener, once: bool, destination: &Arc<Fake>) -> Receiving {
     let destination = Arc::clone(destination);
     receive(listener, once, move |_| Ok(Arc::clone(&destination)))
@@ -175,7 +175,7 @@ pub(crate) struct Moved {
     pub(crate) truth: Vec<u8>,
 }
 
-/// Moves a guest whose every page is believed to be swapped, so that all of them follow it; cuts the connections `cuts` times
+/// Moves a guest whose every page is believed to be swapped, so that all of them come by post-copy; cuts the connections `cuts` times
 /// once it runs there.
 pub(crate) fn migrate(cold_rate: ByteSize, cuts: u32) -> Option<Moved> {
     migrate_among(cold_rate, cuts, 0)
@@ -238,13 +238,13 @@ fn move_guest(destination: Arc<Fake>, cold_rate: ByteSize, cuts: u32, strangers:
         }
     });
     let address = Address::Unix(front);
-    let following = Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone()));
+    let post_copy_source = PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone()));
     let options = Options { cold_rate, ..LAZY };
     let report = source::migrate(
         source.as_ref(),
         Link::connect(&address).unwrap(),
         &options,
-        Some(&Arc::new(following)),
+        Some(&Arc::new(post_copy_source)),
         &Cancel::default(),
         &mut |_: &Progress| {},
     )

@@ -19,7 +19,7 @@ use crate::control::{Answer, MigrateRequest, PagesReport, Request};
 use crate::migration::progress::Report;
 
 /// How long to wait for the guest to say something in particular: filling and checking memory takes a while.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// How often to look whether the user has interrupted.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -110,7 +110,7 @@ impl Guest {
 
     /// Where `receive` listens, as it says itself.
     pub(super) fn address(&self) -> anyhow::Result<String> {
-        let line = self.said.recv_timeout(PATIENCE).context("the receiving process said nothing")?;
+        let line = self.said.recv_timeout(TIMEOUT).context("the receiving process said nothing")?;
         let address = line.split_once("waiting for a guest on ").map(|(_, address)| address.trim().to_owned());
         address.with_context(|| format!("the receiving process cannot listen: {line}"))
     }
@@ -205,7 +205,7 @@ impl Guest {
 
     /// Waits for a line that `wanted` wants.
     fn expect<T>(&self, what: &str, mut wanted: impl FnMut(Line) -> Option<T>) -> anyhow::Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             anyhow::ensure!(!self.interrupted.load(Ordering::SeqCst), "interrupted");
             match self.lines.recv_timeout(LOOK) {
@@ -223,7 +223,7 @@ impl Guest {
                 }
             }
         }
-        bail!("the guest did not say {what} within {} s", PATIENCE.as_secs())
+        bail!("the guest did not say {what} within {} s", TIMEOUT.as_secs())
     }
 }
 

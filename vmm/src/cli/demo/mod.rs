@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// Guest memory; one eighth is worked on all the time, three quarters are written once and go cold.
     #[arg(long, short = 'm', value_name = "SIZE", default_value = "512MiB")]
     memory: ByteSize,
-    /// How much of the cold memory may be awake at a time.
+    /// How much of the cold memory may be resident at a time.
     #[arg(long, value_name = "SIZE", default_value = "16MiB")]
     window: ByteSize,
     /// Pages that the guest checks and partly rewrites, a second.

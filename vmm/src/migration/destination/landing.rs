@@ -15,7 +15,7 @@ use std::thread::{Builder, Scope};
 use memory_agent::{ByteSize, PageOutError, PageOutReport};
 
 use super::DestinationError;
-use super::keeper::Keeper;
+use super::cold_window::ColdWindow;
 use crate::migration::plan::Missing;
 use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
@@ -77,14 +77,14 @@ pub(super) struct Landing<'env> {
     accounted: PageSet,
     /// Pages that come after the guest.
     missing: Missing,
-    keeper: Arc<Keeper>,
+    cold_window: Arc<ColdWindow>,
     can_page_out: Arc<AtomicBool>,
 }
 
 /// Everything has landed that comes before the guest.
 #[derive(Clone)]
 pub(super) struct Landed {
-    keeper: Arc<Keeper>,
+    cold_window: Arc<ColdWindow>,
     can_page_out: Arc<AtomicBool>,
 }
 
@@ -96,18 +96,22 @@ impl Landed {
         runs: impl Iterator<Item = Range<u64>>,
         most: u64,
     ) -> Result<(), RamError> {
-        keep(&self.keeper, &self.can_page_out, ram, runs, most)
+        keep(&self.cold_window, &self.can_page_out, ram, runs, most)
     }
 
     /// Pages out the last, incomplete window.
-    pub(super) fn settle(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
-        if self.can_page_out.load(Ordering::Relaxed) { self.keeper.page_out(ram) } else { Ok(PageOutReport::default()) }
+    pub(super) fn page_out_rest(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
+        if self.can_page_out.load(Ordering::Relaxed) {
+            self.cold_window.page_out(ram)
+        } else {
+            Ok(PageOutReport::default())
+        }
     }
 }
 
 /// Has cold pages paged out again, for as long as the host can.
 fn keep(
-    keeper: &Keeper,
+    cold_window: &ColdWindow,
     can_page_out: &AtomicBool,
     ram: &GuestRam,
     runs: impl Iterator<Item = Range<u64>>,
@@ -116,7 +120,7 @@ fn keep(
     if !can_page_out.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let result = keeper.landed(ram, runs, most);
+    let result = cold_window.landed(ram, runs, most);
     let Some(e) = result.as_ref().err().and_then(RamError::page_out) else { return result };
     if let PageOutError::Kept(_) = e {
         // The guest has touched every one of them meanwhile, and wants them.
@@ -149,11 +153,11 @@ impl<'env> Landing<'env> {
             landed: PageSet::new(pages),
             accounted: PageSet::new(pages),
             missing: Missing::new(pages),
-            keeper: Arc::new(Keeper::new(pages, window)),
+            cold_window: Arc::new(ColdWindow::new(pages, window)),
             can_page_out: Arc::new(AtomicBool::new(can_page_out)),
         };
         landing.spawn(scope, "land-warm", warm, None)?;
-        landing.spawn(scope, "land-cold", cold, Some(Arc::clone(&landing.keeper)))?;
+        landing.spawn(scope, "land-cold", cold, Some(Arc::clone(&landing.cold_window)))?;
         Ok(landing)
     }
 
@@ -162,7 +166,7 @@ impl<'env> Landing<'env> {
         scope: &'scope Scope<'scope, 'env>,
         name: &str,
         jobs: Receiver<Job>,
-        keeper: Option<Arc<Keeper>>,
+        cold_window: Option<Arc<ColdWindow>>,
     ) -> Result<(), DestinationError> {
         let ram = self.ram;
         let pending = Arc::clone(&self.pending);
@@ -177,9 +181,9 @@ impl<'env> Landing<'env> {
                         .runs
                         .iter()
                         .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
-                    if let Some(keeper) = &keeper {
+                    if let Some(cold_window) = &cold_window {
                         let runs = batch.runs.into_iter().map(|(run, _)| run);
-                        result = result.and_then(|()| keep(keeper, &can_page_out, ram, runs, u64::MAX));
+                        result = result.and_then(|()| keep(cold_window, &can_page_out, ram, runs, u64::MAX));
                     }
                     let _ = recycled.send(payload);
                     pending.finish(result);
@@ -209,7 +213,7 @@ impl<'env> Landing<'env> {
             self.landed.insert_range(run.clone());
             self.accounted.insert_range(run.clone());
             if batch.lane == Lane::Hot {
-                self.keeper.warmed(run.clone());
+                self.cold_window.warmed(run.clone());
             }
         }
         let queue = match batch.lane {
@@ -247,7 +251,7 @@ impl<'env> Landing<'env> {
         }
         for run in self.landed.runs_in(range.clone()) {
             self.ram.punch(run.clone())?;
-            self.keeper.warmed(run);
+            self.cold_window.warmed(run);
         }
         self.landed.remove_range(range.clone());
         self.accounted.insert_range(range.clone());
@@ -272,6 +276,6 @@ impl<'env> Landing<'env> {
     /// The end of landing, and what comes after the guest.
     pub(super) fn finish(mut self) -> Result<(Landed, Missing), DestinationError> {
         self.drain()?;
-        Ok((Landed { keeper: self.keeper, can_page_out: self.can_page_out }, self.missing))
+        Ok((Landed { cold_window: self.cold_window, can_page_out: self.can_page_out }, self.missing))
     }
 }

@@ -1,11 +1,11 @@
 //! The side that receives. [`Reception`] listens and takes the machine that is offered; what it does then, in `take`, reads like
 //! the script it is.
 
+mod cold_window;
 mod error;
-mod keeper;
 mod landing;
+mod postcopy;
 mod reception;
-mod tail;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 pub use error::DestinationError;
 use landing::{Landed, Landing};
 use memory_agent::ByteSize;
+use postcopy::Receiver;
+pub use postcopy::{PostCopy, PostCopyStatus};
 pub use reception::{Arrival, Reception, Terms};
-use tail::Receiver;
-pub use tail::{Tail, TailStatus};
 
 use super::DestinationMachine;
 use super::cancel::Cancel;
+use super::channels::Channels;
 use super::link::Link;
 use super::listening::refuse;
 use super::plan::ColdPolicy;
-use super::rendezvous::Rendezvous;
 use super::wire::message::{Incoming, check_ranges, receive as receive_frame, receive_message};
 use super::wire::{Accepted, Channel, FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, WireError};
 use crate::machine::MachineState;
@@ -36,8 +36,8 @@ struct Expected<M> {
     machine: Arc<M>,
     cold: ColdPolicy,
     window: ByteSize,
-    /// Where further connections come in, if pages may follow the guest.
-    rendezvous: Option<Arc<Rendezvous>>,
+    /// Where further connections come in, if pages may be left to post-copy.
+    channels: Option<Arc<Channels>>,
     reader: FrameReader<Link>,
     writer: FrameWriter<Link>,
 }
@@ -46,26 +46,26 @@ struct Expected<M> {
 fn prepare<M>(
     offer: &Offer,
     prepare: impl FnOnce(&Offer) -> Result<M, Refusal>,
-) -> Result<(Arc<M>, Option<Arc<Rendezvous>>), Refusal> {
+) -> Result<(Arc<M>, Option<Arc<Channels>>), Refusal> {
     if let Some(e) = offer.session.and_then(|_| why_no_faults()) {
         return Err(Refusal { reason: RefusalReason::Host, text: e.to_string() });
     }
     let machine = prepare(offer)?;
-    Ok((Arc::new(machine), offer.session.map(|session| Arc::new(Rendezvous::new(session)))))
+    Ok((Arc::new(machine), offer.session.map(|session| Arc::new(Channels::new(session)))))
 }
 
 /// Receives a machine whose offer can be taken. When this returns `Ok`, the guest runs here and belongs here; when it fails, the
 /// guest has never run here, and the source has been told. `is_gone` is called before that, once nothing of the guest is left: who
-/// comes next need not wait until the source has heard why. A source whose pages follow the guest may stay away for `patience`.
+/// comes next need not wait until the source has heard why. A source of a post-copy migration may stay away for `source_timeout`.
 fn receive<M: DestinationMachine>(
     expected: Expected<M>,
-    patience: Duration,
+    source_timeout: Duration,
     cancel: &Cancel,
     is_gone: impl FnOnce(),
 ) -> Result<Arrived<M>, DestinationError> {
-    let Expected { machine, cold, window, rendezvous, mut reader, mut writer } = expected;
+    let Expected { machine, cold, window, channels, mut reader, mut writer } = expected;
     cancel.watch(writer.link());
-    match take(machine, window, rendezvous, &mut reader, &mut writer, patience, cancel) {
+    match take(machine, window, channels, &mut reader, &mut writer, source_timeout, cancel) {
         Ok((machine, landed, receiver)) => Ok(Arrived { machine, cold, landed, receiver, reader, writer }),
         Err(e) => {
             let error = if cancel.is_cancelled() { DestinationError::Cancelled } else { e };
@@ -90,9 +90,9 @@ struct Arrived<M> {
 }
 
 impl<M: DestinationMachine> Arrived<M> {
-    /// Receives what follows the guest, pages out what was cold and has not been paged out yet, and tells the source how it
+    /// Receives what is left to post-copy, pages out what was cold and has not been paged out yet, and tells the source how it
     /// ended.
-    fn settle(self) {
+    fn page_out_rest(self) {
         let started = Instant::now();
         let mut writer = match self.receiver {
             None => Some(self.writer),
@@ -105,21 +105,21 @@ impl<M: DestinationMachine> Arrived<M> {
                 writer
             }
         };
-        match self.landed.settle(self.machine.ram()) {
+        match self.landed.page_out_rest(self.machine.ram()) {
             Ok(report) => {
-                tracing::info!(policy = ?self.cold, took = ?started.elapsed(), left = report.left, "settled");
+                tracing::info!(policy = ?self.cold, took = ?started.elapsed(), left = report.left, "paged out");
             }
             Err(e) => tracing::warn!("cold pages stay in memory here: {e}"),
         }
         if let (Ok(counts), Some(writer)) = (self.machine.ram().counts(), &mut writer) {
             // The source may have gone; it needs nothing from us any more.
-            let _ = Message::Settled(counts).send(writer);
+            let _ = Message::PagedOut(counts).send(writer);
         }
     }
 
-    /// What follows it, if anything does.
-    fn tail(&self) -> Option<Arc<Tail>> {
-        self.receiver.as_ref().map(|receiver| Arc::clone(receiver.tail()))
+    /// Post-copy, if there is any.
+    fn post_copy(&self) -> Option<Arc<PostCopy>> {
+        self.receiver.as_ref().map(|receiver| Arc::clone(receiver.post_copy()))
     }
 }
 
@@ -127,25 +127,25 @@ impl<M: DestinationMachine> Arrived<M> {
 fn take<M: DestinationMachine>(
     machine: Arc<M>,
     window: ByteSize,
-    rendezvous: Option<Arc<Rendezvous>>,
+    channels: Option<Arc<Channels>>,
     reader: &mut FrameReader<Link>,
     writer: &mut FrameWriter<Link>,
-    patience: Duration,
+    source_timeout: Duration,
     cancel: &Cancel,
 ) -> Result<(Arc<M>, Landed, Option<Receiver>), DestinationError> {
     let can_page_out = memory_agent::active().is_ok_and(|swaps| !swaps.is_empty());
     Message::Accept(Accepted { can_page_out }).send(writer)?;
-    let faults = rendezvous.as_ref().map(|r| r.take(Channel::Faults, SECOND_CONNECTION).ok_or(WireError::Silent));
+    let faults = channels.as_ref().map(|r| r.take(Channel::Faults, SECOND_CONNECTION).ok_or(WireError::Silent));
     let faults = faults.transpose()?;
     let (state, (landed, later)) = std::thread::scope(|scope| {
         let mut landing = Landing::new(scope, machine.ram(), window, can_page_out)?;
         let state = copy(reader, writer, &mut landing, faults.is_some())?;
         Ok::<_, DestinationError>((state, landing.finish()?))
     })?;
-    let receiver = match (rendezvous, faults) {
-        (Some(rendezvous), Some(faults)) => {
-            rendezvous.adopt(Channel::Bulk, writer.link());
-            Some(Receiver::start(machine.as_ref(), &rendezvous, patience, (&landed, later), faults)?)
+    let receiver = match (channels, faults) {
+        (Some(channels), Some(faults)) => {
+            channels.adopt(Channel::Bulk, writer.link());
+            Some(Receiver::start(machine.as_ref(), &channels, source_timeout, (&landed, later), faults)?)
         }
         _ => None,
     };
@@ -185,7 +185,7 @@ fn copy(
                 check_ranges(&ranges, landing.pages(), reader.last_sequence())?;
                 landing.zeros(&ranges)?;
             }
-            Incoming::Message(Message::Later(ranges)) if follows => {
+            Incoming::Message(Message::Outstanding(ranges)) if follows => {
                 check_ranges(&ranges, landing.pages(), reader.last_sequence())?;
                 landing.later(&ranges)?;
             }

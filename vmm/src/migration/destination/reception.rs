@@ -8,19 +8,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
-use super::{DestinationError, DestinationMachine, Expected, Tail, prepare, receive};
+use super::{DestinationError, DestinationMachine, Expected, PostCopy, prepare, receive};
 use crate::migration::cancel::Cancel;
+use crate::migration::channels::Channels;
 use crate::migration::link::Listener;
 use crate::migration::listening::{Introduced, Over, Stranger, serve};
-use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::{Features, Message, Offer, Refusal, RefusalReason, WireError};
 
 /// What becomes of a guest that comes in.
 #[derive(Debug)]
 pub enum Arrival<M> {
-    /// It runs here; with a tail, not all of its memory is here yet.
-    Running(Arc<M>, Option<Arc<Tail>>),
+    /// It runs here; in post-copy, not all of its memory is here yet.
+    Running(Arc<M>, Option<Arc<PostCopy>>),
     /// All of its memory is here, and nobody is listened to any more.
     Whole,
     /// It does not come, and nobody is listened to any more.
@@ -31,7 +31,7 @@ pub enum Arrival<M> {
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// How long a source may stay away whose pages follow the guest, before the guest is stopped.
-    pub patience: Duration,
+    pub source_timeout: Duration,
     /// Whether whatever fails first is the end of it, a connection that is no migration's included.
     pub once: bool,
 }
@@ -65,9 +65,9 @@ struct Shared<M> {
 enum Place {
     Free,
     /// For a guest that is on its way.
-    Taken(Arc<Cancel>, Option<Arc<Rendezvous>>),
+    Taken(Arc<Cancel>, Option<Arc<Channels>>),
     /// By a guest that runs here.
-    Arrived(Option<Arc<Rendezvous>>),
+    Arrived(Option<Arc<Channels>>),
 }
 
 impl<M: DestinationMachine + Send + 'static> Reception<M> {
@@ -123,9 +123,9 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
                 self.consider(&offer, introduced);
             }
             Message::Join(..) => {
-                let rendezvous = self.lock().rendezvous().cloned();
-                match rendezvous {
-                    Some(rendezvous) => rendezvous.join(introduced),
+                let channels = self.lock().channels().cloned();
+                match channels {
+                    Some(channels) => channels.join(introduced),
                     None => {
                         let text = "no memory of that guest is on its way here".into();
                         self.turn_away(introduced, Refusal { reason: RefusalReason::Connection, text });
@@ -149,7 +149,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             Some(text) => Err(Refusal { reason: RefusalReason::Busy, text: text.into() }),
             None => prepare(offer, &self.prepare),
         };
-        let (machine, rendezvous) = match prepared {
+        let (machine, channels) = match prepared {
             Ok(prepared) => prepared,
             Err(refusal) => {
                 drop(place);
@@ -157,12 +157,12 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             }
         };
         let cancel = Arc::new(Cancel::default());
-        *place = Place::Taken(Arc::clone(&cancel), rendezvous.clone());
+        *place = Place::Taken(Arc::clone(&cancel), channels.clone());
         drop(place);
         introduced.accept();
         let Introduced { reader, writer, from, .. } = introduced;
         let (cold, window) = (offer.cold, offer.window);
-        self.start(Expected { machine, cold, window, rendezvous, reader, writer }, from, cancel);
+        self.start(Expected { machine, cold, window, channels, reader, writer }, from, cancel);
     }
 
     fn turn_away(&self, introduced: Introduced<'_>, refusal: Refusal) {
@@ -174,15 +174,15 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
     /// Receives a guest in a thread of its own.
     fn start(self: &Arc<Self>, expected: Expected<M>, from: String, cancel: Arc<Cancel>) {
         let shared = Arc::clone(self);
-        let patience = self.terms.patience;
-        let run = move || match receive(expected, patience, &cancel, || shared.free()) {
+        let source_timeout = self.terms.source_timeout;
+        let run = move || match receive(expected, source_timeout, &cancel, || shared.free()) {
             Ok(arrived) => {
                 {
                     let mut place = shared.lock();
-                    *place = Place::Arrived(place.rendezvous().cloned());
+                    *place = Place::Arrived(place.channels().cloned());
                 }
-                (shared.report)(Arrival::Running(Arc::clone(&arrived.machine), arrived.tail()));
-                arrived.settle();
+                (shared.report)(Arrival::Running(Arc::clone(&arrived.machine), arrived.post_copy()));
+                arrived.page_out_rest();
                 shared.over.set();
                 (shared.report)(Arrival::Whole);
             }
@@ -230,10 +230,10 @@ impl Place {
         }
     }
 
-    fn rendezvous(&self) -> Option<&Arc<Rendezvous>> {
+    fn channels(&self) -> Option<&Arc<Channels>> {
         match self {
             Self::Free => None,
-            Self::Taken(_, rendezvous) | Self::Arrived(rendezvous) => rendezvous.as_ref(),
+            Self::Taken(_, channels) | Self::Arrived(channels) => channels.as_ref(),
         }
     }
 }

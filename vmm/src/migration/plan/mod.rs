@@ -4,12 +4,12 @@
 //! that the destination has its current content. What a probe says moves a page between the lanes; only delivery takes
 //! it out of them, and only a write puts it back. A probe that lies costs time, never content.
 
-mod tail;
+mod postcopy;
 
 use std::ops::Range;
 
 use memory_agent::{PageState, Residency};
-pub use tail::{BLOCK, Fault, Missing, Tail};
+pub use postcopy::{BLOCK, Fault, Missing, Outstanding};
 
 use crate::ram::PageSet;
 
@@ -67,7 +67,7 @@ impl Plan {
     }
 
     /// Pages that turn out not to be swapped (any more): what the cold lane owes of them goes by the hot one.
-    pub fn found_awake(&mut self, pages: Range<u64>) {
+    pub fn found_resident(&mut self, pages: Range<u64>) {
         move_pages(&mut self.cold, &mut self.hot, pages);
     }
 
@@ -97,9 +97,9 @@ impl Plan {
         Owed { hot: self.hot.len(), cold: self.cold.len() }
     }
 
-    /// What is owed now goes after the guest.
-    pub fn into_tail(self) -> Tail {
-        Tail::new(self.hot, self.cold)
+    /// What is owed now is left to post-copy.
+    pub fn into_outstanding(self) -> Outstanding {
+        Outstanding::new(self.hot, self.cold)
     }
 
     /// The pages that the cold lane owes.
@@ -157,7 +157,7 @@ mod tests {
     enum Event {
         Write(Range<u64>),
         FoundSwapped(Range<u64>),
-        FoundAwake(Range<u64>),
+        FoundResident(Range<u64>),
         SendHot(u64, u64),
         SendCold(u64),
     }
@@ -170,7 +170,7 @@ mod tests {
         prop_oneof![
             range().prop_map(Event::Write),
             range().prop_map(Event::FoundSwapped),
-            range().prop_map(Event::FoundAwake),
+            range().prop_map(Event::FoundResident),
             (0..PAGES, 1u64..64).prop_map(|(from, most)| Event::SendHot(from, most)),
             (1u64..64).prop_map(Event::SendCold),
         ]
@@ -222,7 +222,7 @@ mod tests {
                         plan.written(&set);
                     }
                     Event::FoundSwapped(range) => plan.found_swapped(range),
-                    Event::FoundAwake(range) => plan.found_awake(range),
+                    Event::FoundResident(range) => plan.found_resident(range),
                     Event::SendHot(from, most) => {
                         let runs = plan.next_hot(from, most);
                         prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);

@@ -84,8 +84,8 @@ impl Delivery {
         self.plan.sent(run);
     }
 
-    /// Counts all that follows the guest: by its class, or as sent again.
-    pub(super) fn count_following(&mut self) {
+    /// Counts all that is left to post-copy: by its class, or as sent again.
+    pub(super) fn count_outstanding(&mut self) {
         for run in self.plan.owed_ranges() {
             self.count_by_residency(&run);
         }

@@ -1,8 +1,8 @@
 //! Why a migration did not happen.
 
 use crate::machine::MachineError;
+use crate::migration::channels::JoinError;
 use crate::migration::link::LinkError;
-use crate::migration::rendezvous::JoinError;
 use crate::migration::wire::{Refusal, RefusalReason, WireError};
 use crate::ram::RamError;
 
@@ -29,16 +29,16 @@ pub enum SourceError {
     Cancelled,
     /// The destination's program has no post-copy.
     #[error(
-        "the destination's program cannot take pages that follow the guest; use the same release on both hosts, or have all pages sent before the guest goes"
+        "the destination's program cannot take pages left to post-copy; use the same release on both hosts, or have all pages sent before switchover"
     )]
     NoPostCopy,
-    /// No channel for the pages that follow the guest.
+    /// No channel for the pages left to post-copy.
     #[error("no second connection to the destination, for pages that the guest waits for: {0}")]
     Channel(#[from] JoinError),
     /// The guest writes faster than the link carries.
     #[error(
         "the migration does not converge: after {rounds} rounds the guest still writes {dirty_mib:.0} MiB/s and the connection carries {link_mib:.0} MiB/s, \
-         so that it would have to stand for {downtime_ms} ms; use --switchover now, which lets the rest follow it, raise --downtime-limit, or let the guest write less"
+         so that it would be paused for {downtime_ms} ms; use --switchover now, which lets the rest follow it, raise --downtime-limit, or let the guest write less"
     )]
     NotConverging {
         /// Rounds tried.
@@ -47,7 +47,7 @@ pub enum SourceError {
         dirty_mib: f64,
         /// What the connection carries, MiB a second.
         link_mib: f64,
-        /// How long the guest would stand, milliseconds.
+        /// How long the guest would be paused, milliseconds.
         downtime_ms: u64,
     },
     /// The guest was handed over and the destination never said that it runs.

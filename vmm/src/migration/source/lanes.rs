@@ -9,7 +9,7 @@ use super::session::Session;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{Lane, MAX_BATCH_PAGES, Message, pages};
-use crate::ram::RememberedRam;
+use crate::ram::RamSnapshot;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -24,9 +24,9 @@ impl Session<'_> {
             let Some(last) = runs.last() else { break };
             from = last.end;
             self.peer.check_cancelled()?;
-            let mut remembered = self.ram().remember(&runs)?;
+            let mut snapshot = self.ram().snapshot(&runs)?;
             let mut send = Vec::new();
-            for run in remembered.runs() {
+            for run in snapshot.runs() {
                 match run.state {
                     PageState::Hole => zeros.push(self.delivery.hole(run.pages)),
                     PageState::Resident => send.push(run.pages),
@@ -39,10 +39,10 @@ impl Session<'_> {
                     }
                 }
             }
-            // What is read of swapped pages in this lane is wanted awake: by the policy, or because time presses.
-            runs.into_iter().for_each(|run| remembered.keep(run));
+            // What is read of swapped pages in this lane is wanted resident: by the policy, or because time presses.
+            runs.into_iter().for_each(|run| snapshot.keep(run));
             self.send_batch(Lane::Hot, &send, &mut zeros)?;
-            put_back(remembered)?;
+            restore_residency(snapshot)?;
             self.show();
         }
         self.send_zeros(zeros)
@@ -56,14 +56,14 @@ impl Session<'_> {
             if runs.is_empty() {
                 break;
             }
-            let remembered = self.ram().remember_asleep(&runs)?;
+            let snapshot = self.ram().snapshot_swapped(&runs)?;
             let mut zeros = Vec::new();
             let mut batch = Vec::new();
             let mut room = MAX_BATCH_PAGES as u64;
-            for run in remembered.runs() {
+            for run in snapshot.runs() {
                 match run.state {
                     PageState::Hole => zeros.push(self.delivery.hole(run.pages)),
-                    PageState::Resident => self.delivery.plan.found_awake(run.pages),
+                    PageState::Resident => self.delivery.plan.found_resident(run.pages),
                     PageState::Swapped => {
                         let mut rest = run.pages;
                         while !rest.is_empty() {
@@ -83,11 +83,11 @@ impl Session<'_> {
             }
             self.send_batch(Lane::Cold, &batch, &mut zeros)?;
             self.figures.look(self.guest.ram())?;
-            put_back(remembered)?;
+            restore_residency(snapshot)?;
             self.send_zeros(zeros)?;
             self.show();
         }
-        // What had woken up since the plan was made.
+        // What was swapped in since the plan was made.
         if self.delivery.plan.owed().hot > 0 { self.send_hot_lane(false) } else { Ok(()) }
     }
 
@@ -100,7 +100,7 @@ impl Session<'_> {
         let mut payload = std::mem::take(&mut self.payload);
         let mut sum = pages::encode(lane, runs, &mut payload, |page, bytes| match lane {
             Lane::Hot => ram.read_pages(page..page + 1, bytes),
-            Lane::Cold => ram.read_asleep(page..page + 1, bytes),
+            Lane::Cold => ram.read_swapped(page..page + 1, bytes),
         })?;
         let data = payload.len() - runs.iter().map(|r| (r.end - r.start) as usize * PAGE).sum::<usize>();
         let (full, empty) = split_empty(runs, &payload[data..]);
@@ -135,14 +135,14 @@ impl Session<'_> {
 }
 
 /// Pages out again what was read.
-fn put_back(remembered: RememberedRam<'_>) -> Result<(), SourceError> {
-    let Err(e) = remembered.put_back() else { return Ok(()) };
+fn restore_residency(snapshot: RamSnapshot<'_>) -> Result<(), SourceError> {
+    let Err(e) = snapshot.restore_residency() else { return Ok(()) };
     match e.page_out() {
-        // The guest has woken every one of them meanwhile, and wants them.
+        // The guest has swapped every one of them in meanwhile, and wants them.
         Some(PageOutError::Kept(_)) => Ok(()),
-        // Whoever took swap away has everything awake.
+        // Whoever took swap away has everything resident.
         Some(e @ (PageOutError::NoSwap | PageOutError::GroupSwapFull(_))) => {
-            tracing::warn!("what was cold is awake here: {e}");
+            tracing::warn!("what was cold is resident here: {e}");
             Ok(())
         }
         _ => Err(e.into()),

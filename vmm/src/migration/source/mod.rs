@@ -9,7 +9,7 @@
 //! | whether the guest runs, and whose it is | `guest.rs` |
 //! | what is said to the destination and heard of it | `peer.rs` |
 //! | the last pages, the state, who owns the guest | `switchover.rs` |
-//! | post-copy | `tail/` |
+//! | post-copy | `postcopy/` |
 //! | residency and swap activity here | `figures.rs` |
 
 mod delivery;
@@ -18,18 +18,18 @@ mod figures;
 mod guest;
 mod lanes;
 mod peer;
+mod postcopy;
 mod rounds;
 mod session;
 mod switchover;
-mod tail;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::SourceError;
 use memory_agent::ByteSize;
+pub use postcopy::PostCopyControl;
 use session::Session;
-pub use tail::Following;
 
 use super::SourceMachine;
 use super::cancel::Cancel;
@@ -37,17 +37,17 @@ use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Report};
 
-/// How much follows a guest a second that it does not wait for, unless somebody says otherwise.
+/// How much post-copy sends a second that the guest does not wait for, unless somebody says otherwise.
 pub const DEFAULT_COLD_RATE: ByteSize = ByteSize::mib(64);
 
-/// When the guest goes.
+/// When the guest is switched over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Switchover {
-    /// Once so little is left that it need not stand for long.
+    /// Once so little is left that it is paused for a moment only.
     #[default]
     Converged,
-    /// After one round: what the guest has written meanwhile follows it. For guests that write faster than the link carries.
+    /// After one round: what the guest has written meanwhile comes by post-copy. For guests that write faster than the link carries.
     Now,
 }
 
@@ -56,20 +56,20 @@ pub enum Switchover {
 pub struct Options {
     /// What happens to cold pages.
     pub cold: ColdPolicy,
-    /// How many bytes of cold pages may be awake at a time.
+    /// How many bytes of cold pages may be resident at a time.
     pub window: ByteSize,
-    /// How long the guest may stand, by the estimate at the time it is stopped.
+    /// How long the guest may be paused, by the estimate at the time it is stopped.
     pub downtime_limit: Duration,
     /// How many rounds to try before saying that the guest writes faster than the link carries.
     pub max_rounds: u32,
-    /// When the guest goes.
+    /// When the guest is switched over.
     pub switchover: Switchover,
-    /// How many bytes a second follow it that it does not wait for; 0 for as many as go.
+    /// How many bytes a second post-copy sends that the guest does not wait for; 0 for no limit.
     pub cold_rate: ByteSize,
 }
 
 impl Options {
-    /// Whether pages may follow the guest.
+    /// Whether pages may be left to post-copy.
     pub fn follows(&self) -> bool {
         self.cold == ColdPolicy::Lazy || self.switchover == Switchover::Now
     }
@@ -88,9 +88,9 @@ impl Default for Options {
     }
 }
 
-/// Migrates `machine` over `link`. Where pages may follow the guest, `following` says how, and this returns when all have. When
+/// Migrates `machine` over `link`. Where pages may be left to post-copy, `post_copy` says how, and this returns when all have been sent. When
 /// this fails, the guest runs here as it did before, with one exception:
-/// [`SourceError::Unconfirmed`], after which it stands here and may run there.
+/// [`SourceError::Unconfirmed`], after which it is paused here and may run there.
 ///
 /// # Errors
 /// What went wrong, as a sentence for people.
@@ -98,11 +98,11 @@ pub fn migrate(
     machine: &dyn SourceMachine,
     link: Link,
     options: &Options,
-    following: Option<&Arc<Following>>,
+    control: Option<&Arc<PostCopyControl>>,
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
-    let result = run(machine, link, options, following, cancel, observer);
+    let result = run(machine, link, options, control, cancel, observer);
     cancel.forget();
     result
 }
@@ -111,12 +111,12 @@ fn run(
     machine: &dyn SourceMachine,
     link: Link,
     options: &Options,
-    following: Option<&Arc<Following>>,
+    control: Option<&Arc<PostCopyControl>>,
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
     // Giving up ends the connection, and whatever waits on it sees only that.
-    let mut session = Session::negotiate(machine, link, options, following, cancel, observer)
+    let mut session = Session::negotiate(machine, link, options, control, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
     match session.copy().and_then(|()| session.switch_over()) {
         Ok(()) => session.finish(),

@@ -81,7 +81,7 @@ impl<'m> Peer<'m> {
     }
 
     /// What was behind a connection that broke: our own cancelling, or a refusal that is still to be read. May wait for the
-    /// network a moment, and so is not for when the guest stands.
+    /// network a moment, and so is not for when the guest is paused.
     pub(super) fn explain(&mut self, error: SourceError) -> SourceError {
         if self.cancel.is_cancelled() {
             return SourceError::Cancelled;

@@ -63,7 +63,7 @@ impl Rounds {
     /// Whether the guest can be stopped now that so many pages are owed; if not, there is to be another round.
     ///
     /// # Errors
-    /// When there have been as many as there may be, and the guest would have to stand for too long.
+    /// When there have been as many as there may be, and the guest would be paused for too long.
     pub(super) fn may_stop(&mut self, owed: u64, options: &Options) -> Result<bool, SourceError> {
         let downtime = self.estimate(owed);
         let is_shrinking = (owed as f64) < self.last_owed as f64 * STILL_SHRINKING;
@@ -105,7 +105,7 @@ mod tests {
     fn a_guest_is_stopped_once_rounds_shrink_no_more_and_it_need_not_stand_for_long() {
         let options = Options { downtime_limit: Duration::from_millis(300), max_rounds: 3, ..Options::default() };
         let mut rounds = rounds();
-        assert!(!rounds.may_stop(1000, &options).unwrap(), "it would stand for a second");
+        assert!(!rounds.may_stop(1000, &options).unwrap(), "it would be paused for a second");
         assert!(!rounds.may_stop(280, &options).unwrap(), "another round would shrink what is left");
         assert!(rounds.may_stop(279, &options).unwrap(), "it would not");
         assert!(self::rounds().may_stop(FEW_PAGES, &options).unwrap(), "so few are not worth a round");

@@ -9,15 +9,15 @@ use super::delivery::Delivery;
 use super::figures::Figures;
 use super::guest::Guest;
 use super::peer::{Peer, unexpected};
+use super::postcopy::{PostCopyControl, PostCopySource};
 use super::rounds::Rounds;
-use super::tail::{Follower, Following};
 use super::{Options, SourceError, Switchover};
 use crate::migration::SourceMachine;
 use crate::migration::cancel::Cancel;
+use crate::migration::channels::JoinError;
 use crate::migration::link::Link;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Observer, Phase, Tracker};
-use crate::migration::rendezvous::JoinError;
 use crate::migration::wire::{Channel, Message, Offer};
 use crate::ram::GuestRam;
 
@@ -38,10 +38,10 @@ pub(super) struct Session<'m> {
     pub(super) tracker: Tracker<'m>,
     /// The probe that told what each page was at the beginning.
     pub(super) classed_by: &'static str,
-    /// How pages may follow the guest, and the channel for those that it waits for.
-    pub(super) following: Option<(Arc<Following>, Link)>,
-    /// Sends what follows the guest, once it is known what that is.
-    pub(super) follower: Option<Follower>,
+    /// How pages may be left to post-copy, and the channel for those that it waits for.
+    pub(super) control: Option<(Arc<PostCopyControl>, Link)>,
+    /// Sends what is left to post-copy, once it is known what that is.
+    pub(super) post_copy: Option<PostCopySource>,
     /// Reused for every batch.
     pub(super) payload: Vec<u8>,
 }
@@ -52,15 +52,15 @@ impl<'m> Session<'m> {
         machine: &'m dyn SourceMachine,
         link: Link,
         options: &'m Options,
-        following: Option<&Arc<Following>>,
+        control: Option<&Arc<PostCopyControl>>,
         cancel: &'m Cancel,
         observer: &'m mut dyn Observer,
     ) -> Result<Self, SourceError> {
         let figures = Figures::new();
         let mut peer = Peer::introduce(link, cancel)?;
-        let session = following.map(|following| following.rendezvous.session());
+        let session = control.map(|control| control.channels.session());
         peer.offer(Offer { machine: machine.describe(), cold: options.cold, window: options.window, session })?;
-        let following = following.map(|following| open_fault_channel(following, peer.writer.link())).transpose()?;
+        let control = control.map(|control| open_fault_channel(control, peer.writer.link())).transpose()?;
         let pages = machine.ram().pages();
         Ok(Self {
             options,
@@ -71,8 +71,8 @@ impl<'m> Session<'m> {
             figures,
             tracker: Tracker::new(pages, observer),
             classed_by: memory_agent::exact_probe().name(),
-            following,
-            follower: None,
+            control,
+            post_copy: None,
             payload: Vec::new(),
         })
     }
@@ -84,7 +84,7 @@ impl<'m> Session<'m> {
     /// Everything that happens while the guest runs.
     pub(super) fn copy(&mut self) -> Result<(), SourceError> {
         self.guest.log_writes()?;
-        self.enter(Phase::Warm);
+        self.enter(Phase::Hot);
         self.classify()?;
         self.begin_round();
         self.send_hot_lane(false)?;
@@ -131,7 +131,7 @@ impl<'m> Session<'m> {
             let written = self.guest.take_written()?;
             self.rounds.written(written.len());
             self.delivery.plan.written(&written);
-            self.wake_lazy()?;
+            self.resident_again()?;
             if self.rounds.may_stop(self.delivery.owed_before_switchover(), self.options)? {
                 return Ok(());
             }
@@ -144,15 +144,15 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// Cold pages that follow the guest may have been swapped in meanwhile: those are sent as the warm ones are.
-    fn wake_lazy(&mut self) -> Result<(), SourceError> {
+    /// Cold pages left to post-copy may have been swapped in meanwhile: those are sent as the warm ones are.
+    fn resident_again(&mut self) -> Result<(), SourceError> {
         if self.options.cold != ColdPolicy::Lazy {
             return Ok(());
         }
         let cold: Vec<_> = self.delivery.plan.cold().collect();
         for run in cold {
             for awake in self.ram().residency(run.clone())?.ranges_of(PageState::Resident) {
-                self.delivery.plan.found_awake(run.start + awake.start..run.start + awake.end);
+                self.delivery.plan.found_resident(run.start + awake.start..run.start + awake.end);
             }
         }
         Ok(())
@@ -188,7 +188,7 @@ impl<'m> Session<'m> {
         self.tracker.show(self.peer.writer.bytes(), self.delivery.plan.owed());
     }
 
-    /// Puts the machine as it was, and says goodbye to the destination. The guest goes on first: it does not stand for a
+    /// Puts the machine as it was, and says goodbye to the destination. The guest goes on first: it is not paused for a
     /// connection that may be what broke.
     pub(super) fn give_up(mut self, error: SourceError) -> SourceError {
         self.guest.go_on();
@@ -199,12 +199,15 @@ impl<'m> Session<'m> {
 }
 
 /// Opens the channel for pages that the guest waits for, beside the connection there is.
-fn open_fault_channel(following: &Arc<Following>, bulk: &Link) -> Result<(Arc<Following>, Link), SourceError> {
-    let rendezvous = &following.rendezvous;
-    if let Some(address) = following.address() {
-        rendezvous.connect(&address, &[Channel::Faults])?;
+fn open_fault_channel(
+    control: &Arc<PostCopyControl>,
+    bulk: &Link,
+) -> Result<(Arc<PostCopyControl>, Link), SourceError> {
+    let channels = &control.channels;
+    if let Some(address) = control.address() {
+        channels.connect(&address, &[Channel::Faults])?;
     }
-    let faults = rendezvous.take(Channel::Faults, AT_ONCE).ok_or(JoinError::Gone)?;
-    rendezvous.adopt(Channel::Bulk, bulk);
-    Ok((Arc::clone(following), faults))
+    let faults = channels.take(Channel::Faults, AT_ONCE).ok_or(JoinError::Gone)?;
+    channels.adopt(Channel::Bulk, bulk);
+    Ok((Arc::clone(control), faults))
 }

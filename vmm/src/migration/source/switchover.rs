@@ -1,30 +1,30 @@
-//! Switchover: the guest stands, the last pages and the state go over, and then it belongs to the destination.
+//! Switchover: the guest is paused, the last pages and the state go over, and then it belongs to the destination.
 //!
 //! Two steps. Until [`Message::Ready`] arrives the source can go on, and does when anything fails or takes too long. Once
 //! [`Message::Commit`] has been written the destination may run the guest, so this side never does by itself again.
-//! Where pages follow the guest ([`super::tail`]), they are kept here until then, whole, whoever has asked for some.
+//! With post-copy ([`super::postcopy`]), they are kept here until then, whole, whoever has asked for some.
 
 use std::time::{Duration, Instant};
 
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
 
 use super::peer::{Peer, unexpected};
+use super::postcopy::PostCopySource;
 use super::session::Session;
-use super::tail::Follower;
 use super::{SourceError, Switchover};
 use crate::migration::plan::{ColdPolicy, Owed};
-use crate::migration::progress::{Phase, Report, TailReport, Tracker};
+use crate::migration::progress::{Phase, PostCopyReport, Report, Tracker};
 use crate::migration::wire::message::{receive_message, send_ranges};
 use crate::migration::wire::{Message, WireError};
 
-/// How much longer than the downtime that was accepted the guest may stand for the network and the destination, before it
+/// How much longer than the downtime that was accepted the guest may be paused for the network and the destination, before it
 /// goes on here.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// How long the destination may take to say that the guest runs there.
 const RUNNING_LIMIT: Duration = Duration::from_secs(10);
 
-/// What came of the last phase: what followed the guest, what guest RAM is at the destination, and bytes sent for that.
-type Settled = (Option<TailReport>, Option<Counts>, u64);
+/// What came of the last phase: what post-copy sent, what guest RAM is at the destination, and bytes sent for that.
+type PagedOut = (Option<PostCopyReport>, Option<Counts>, u64);
 
 impl Session<'_> {
     /// Stops the guest and hands it over.
@@ -33,7 +33,7 @@ impl Session<'_> {
         self.guest.pause()?;
         self.peer.set_deadline(Some(Instant::now() + self.options.downtime_limit + READY_LIMIT));
         self.send_rest()?;
-        self.let_rest_follow()?;
+        self.announce_outstanding()?;
         self.send_state()?;
         self.commit()
     }
@@ -46,23 +46,23 @@ impl Session<'_> {
             return Ok(());
         }
         let cold_follows = self.options.cold == ColdPolicy::Lazy;
-        // Time presses: what is cold by now goes with the rest, and no window is paged out. Unless it may follow.
+        // Time presses: what is cold by now is sent with the rest, and no window is paged out. Unless it may be left to post-copy.
         while self.delivery.owed_before_switchover() > 0 {
             if !cold_follows {
-                self.delivery.plan.found_awake(0..self.ram().pages());
+                self.delivery.plan.found_resident(0..self.ram().pages());
             }
             self.send_hot_lane(!cold_follows)?;
         }
         Ok(())
     }
 
-    /// What is still owed follows the guest, which may need it from here on: the destination's host may touch guest memory
+    /// What is still owed is left to post-copy, which may need it from here on: the destination's host may touch guest memory
     /// as soon as it has the state.
-    fn let_rest_follow(&mut self) -> Result<(), SourceError> {
-        let Some((following, faults)) = self.following.take() else { return Ok(()) };
+    fn announce_outstanding(&mut self) -> Result<(), SourceError> {
+        let Some((control, faults)) = self.control.take() else { return Ok(()) };
         let plan = self.delivery.plan.clone();
-        send_ranges(&plan.owed_ranges(), &mut self.peer.writer, |ranges, _| Message::Later(ranges))?;
-        self.follower = Some(Follower::start(&self.guest, &following, plan.into_tail(), faults)?);
+        send_ranges(&plan.owed_ranges(), &mut self.peer.writer, |ranges, _| Message::Outstanding(ranges))?;
+        self.post_copy = Some(PostCopySource::start(&self.guest, &control, plan.into_outstanding(), faults)?);
         Ok(())
     }
 
@@ -89,17 +89,17 @@ impl Session<'_> {
         let downtime = self.guest.paused_since().map(|since| since.elapsed()).unwrap_or_default();
         let total = self.figures.elapsed();
         let swap_ins_before_switchover = self.figures.swaps().swap_ins;
-        let settling = Instant::now();
+        let paging_out = Instant::now();
         let bytes_before = self.peer.writer.bytes();
-        let (tail, destination, bytes_followed) = match self.follower.take() {
-            Some(follower) => {
-                self.delivery.count_following();
+        let (post_copy, destination, post_copy_bytes) = match self.post_copy.take() {
+            Some(post_copy) => {
+                self.delivery.count_outstanding();
                 self.show();
                 let owed = self.delivery.plan.owed();
-                follow(follower, self.peer, self.options.cold_rate, owed, &mut self.tracker)?
+                follow(post_copy, self.peer, self.options.cold_rate, owed, &mut self.tracker)?
             }
             None => {
-                self.enter(Phase::Settling);
+                self.enter(Phase::PagingOut);
                 wait_until_settled(self.peer)
             }
         };
@@ -110,7 +110,7 @@ impl Session<'_> {
             total_ms: total.as_millis() as u64,
             downtime_us: downtime.as_micros() as u64,
             rounds: self.rounds.count(),
-            bytes_sent: bytes_before + bytes_followed,
+            bytes_sent: bytes_before + post_copy_bytes,
             pages: self.delivery.pages(),
             resent: self.delivery.resent(),
             swap_ins: swaps.swap_ins,
@@ -118,8 +118,8 @@ impl Session<'_> {
             swap_ins_before_switchover,
             source: self.figures.residency(self.guest.ram()),
             destination,
-            settle_ms: settling.elapsed().as_millis() as u64,
-            tail,
+            page_out_ms: paging_out.elapsed().as_millis() as u64,
+            post_copy,
         })
     }
 
@@ -128,9 +128,9 @@ impl Session<'_> {
         self.peer.set_deadline(Some(Instant::now() + RUNNING_LIMIT));
         let running = receive_message(&mut self.peer.reader, "running");
         self.peer.set_deadline(None);
-        match (running, &self.follower) {
-            (Ok(Message::Running), follower) => {
-                follower.as_ref().inspect(|follower| follower.confirm());
+        match (running, &self.post_copy) {
+            (Ok(Message::Running), post_copy) => {
+                post_copy.as_ref().inspect(|post_copy| post_copy.confirm());
                 Ok(())
             }
             // It says itself that it does not run the guest.
@@ -150,31 +150,31 @@ impl Session<'_> {
 }
 
 /// Waits until the destination has paged out what was cold.
-fn wait_until_settled(mut peer: Peer<'_>) -> Settled {
-    match receive_message(&mut peer.reader, "settled") {
-        Ok(Message::Settled(counts)) => (None, Some(counts), 0),
+fn wait_until_settled(mut peer: Peer<'_>) -> PagedOut {
+    match receive_message(&mut peer.reader, "paged out") {
+        Ok(Message::PagedOut(counts)) => (None, Some(counts), 0),
         _ => (None, None, 0),
     }
 }
 
-/// Sends what follows the guest: `owed`, at `rate` bytes a second beside what it waits for.
+/// Sends what is left to post-copy: `owed`, at `rate` bytes a second beside what it waits for.
 fn follow(
-    follower: Follower,
+    post_copy: PostCopySource,
     peer: Peer<'_>,
     rate: ByteSize,
     owed: Owed,
     tracker: &mut Tracker<'_>,
-) -> Result<Settled, SourceError> {
+) -> Result<PagedOut, SourceError> {
     let before = peer.writer.bytes();
-    let mut show = |phase, tail: TailReport, bytes: u64| {
+    let mut show = |phase, report: PostCopyReport, bytes: u64| {
         tracker.now.phase = phase;
-        tracker.now.tail = Some(tail);
-        let left = (owed.hot + owed.cold).saturating_sub(tail.given_back / PAGE_SIZE);
+        tracker.now.post_copy = Some(report);
+        let left = (owed.hot + owed.cold).saturating_sub(report.given_back / PAGE_SIZE);
         tracker.show(before + bytes, Owed { hot: 0, cold: left });
     };
-    let followed = follower.follow((peer.reader, peer.writer), rate, &mut show);
-    if !followed.is_confirmed {
+    let outcome = post_copy.follow((peer.reader, peer.writer), rate, &mut show);
+    if !outcome.is_confirmed {
         return Err(SourceError::Unconfirmed(WireError::Closed));
     }
-    Ok((Some(followed.tail), followed.destination, followed.bytes))
+    Ok((Some(outcome.report), outcome.destination, outcome.bytes))
 }

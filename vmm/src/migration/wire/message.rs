@@ -22,7 +22,7 @@ pub struct Offer {
     pub machine: MachineSpec,
     /// What happens to cold pages.
     pub cold: ColdPolicy,
-    /// How many bytes of cold pages may be awake at a time.
+    /// How many bytes of cold pages may be resident at a time.
     pub window: ByteSize,
     /// Pages may come after the guest: what further connections of this migration name.
     pub session: Option<Session>,
@@ -91,32 +91,32 @@ pub enum Message {
     RoundEnd(u32),
     /// Destination: everything up to the end of this round has landed.
     RoundDone(u32),
-    /// Source: the guest stands, this is its state; no page follows.
+    /// Source: the guest is paused, this is its state; no page follows.
     State(MachineState),
     /// Destination: I have it all and I am ready.
     Ready,
     /// Source: it is yours.
     Commit,
-    /// Destination: it runs here, or stands here if it stood at the source.
+    /// Destination: it runs here, or is paused here if it was at the source.
     Running,
     /// Destination: what was cold has been paged out; this is what guest RAM is here now. The last message.
-    Settled(Counts),
+    PagedOut(Counts),
     /// Source: I keep it.
     Abort(String),
     /// Whoever makes a further connection: it belongs to this migration. The first message on it.
     Join(Session, Channel, Attempt),
     /// The answer to that.
     Joined,
-    /// Source: these pages follow the guest; what you have of them is out of date.
-    Later(Vec<Range<u64>>),
+    /// Source: these pages are outstanding: they come by post-copy, and what you have of them is out of date.
+    Outstanding(Vec<Range<u64>>),
     /// Destination, on the fault channel: the guest waits for these.
-    Want(Vec<Range<u64>>),
+    PageRequest(Vec<Range<u64>>),
     /// Destination: these have landed, and are not needed at the source any more.
     Landed(Vec<Range<u64>>),
     /// Destination, first on a connection that goes on with a broken one: these are missing, and whether that is all.
     Missing(Vec<Range<u64>>, bool),
     /// Source: all pages have been confirmed.
-    TailEnd,
+    PostCopyEnd,
     /// Destination: how long the guest waited for pages.
     Served(FaultFigures),
     /// Destination: the guest has ended, and needs nothing any more.
@@ -137,15 +137,15 @@ impl Message {
             Self::Ready => "ready",
             Self::Commit => "commit",
             Self::Running => "running",
-            Self::Settled(_) => "settled",
+            Self::PagedOut(_) => "paged out",
             Self::Abort(_) => "abort",
             Self::Join(..) => "join",
             Self::Joined => "joined",
-            Self::Later(_) => "later",
-            Self::Want(_) => "want",
+            Self::Outstanding(_) => "outstanding",
+            Self::PageRequest(_) => "page request",
             Self::Landed(_) => "landed",
             Self::Missing(..) => "missing",
-            Self::TailEnd => "tail end",
+            Self::PostCopyEnd => "post-copy end",
             Self::Served(_) => "served",
             Self::Ended => "ended",
         }
@@ -277,9 +277,9 @@ mod tests {
             Message::Ready,
             Message::Abort("because".into()),
             Message::Join(Session::from_bytes([7; 16]), Channel::Faults, Attempt::default()),
-            Message::Later(vec![3..4]),
+            Message::Outstanding(vec![3..4]),
             Message::Missing(vec![1..2, 8..80], false),
-            Message::TailEnd,
+            Message::PostCopyEnd,
         ];
         let mut bytes = Vec::new();
         let mut writer = FrameWriter::new(&mut bytes);

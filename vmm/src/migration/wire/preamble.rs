@@ -37,7 +37,7 @@ impl fmt::Display for Versions {
 pub struct Features(u64);
 
 impl Features {
-    /// Pages may follow the guest.
+    /// Pages may be left to post-copy.
     pub const POST_COPY: Self = Self(1 << 0);
     /// All that this program knows, and can.
     pub const KNOWN: Self = Self::POST_COPY;

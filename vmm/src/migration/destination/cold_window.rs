@@ -12,19 +12,19 @@ const MOST: ByteSize = ByteSize::mib(256);
 
 /// Cold pages that have landed and are still in memory.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct ColdWindow {
     awake: Mutex<PageSet>,
     window: u64,
 }
 
-impl Keeper {
-    /// A keeper that lets at most `window` of `pages` pages be awake, and no more than [`MOST`].
+impl ColdWindow {
+    /// A window that lets at most `window` of `pages` pages be resident, and no more than [`MOST`].
     pub(super) fn new(pages: u64, window: ByteSize) -> Self {
         let window = window.min(MOST).pages().min(pages).max(1);
         Self { awake: Mutex::new(PageSet::new(pages)), window }
     }
 
-    /// These cold pages have landed; pages out all that are awake when the window is full, or `most` are.
+    /// These cold pages have landed; pages out all that are resident when the window is full, or `most` are.
     pub(super) fn landed(
         &self,
         ram: &GuestRam,
@@ -44,7 +44,7 @@ impl Keeper {
         self.lock().remove_range(run);
     }
 
-    /// Pages out all that are awake.
+    /// Pages out all that are resident.
     pub(super) fn page_out(&self, ram: &GuestRam) -> Result<PageOutReport, RamError> {
         let runs: Vec<_> = {
             let mut awake = self.lock();
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_window_that_is_offered_is_bounded() {
-        let window = |pages, bytes| Keeper::new(pages, ByteSize(bytes)).window;
+        let window = |pages, bytes| ColdWindow::new(pages, ByteSize(bytes)).window;
         assert_eq!(window(1 << 20, 16 << 20), 4096);
         assert_eq!(window(1 << 20, u64::MAX), MOST.pages());
         assert_eq!(window(1000, u64::MAX), 1000);

@@ -1,6 +1,6 @@
 //! Further connections of one migration: how two monitors that have lost one another meet again, whoever calls.
 //!
-//! A tail has two channels, each a connection of its own, so that a page the guest waits for is never queued behind
+//! Post-copy has two channels, each a connection of its own, so that a page the guest waits for is never queued behind
 //! others. Whoever connects names the migration and the channel; who connected is forgotten then.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ pub enum JoinError {
 
 /// Where the two channels of a migration come together.
 #[derive(Debug)]
-pub struct Rendezvous {
+pub struct Channels {
     session: Session,
     state: Mutex<State>,
     changed: Condvar,
@@ -54,7 +54,7 @@ struct State {
     closed: bool,
 }
 
-impl Rendezvous {
+impl Channels {
     /// For one migration.
     pub fn new(session: Session) -> Self {
         Self { session, state: Mutex::default(), changed: Condvar::new(), over: Over::default() }
@@ -210,7 +210,7 @@ mod tests {
 
     /// One of two sides, which listens.
     struct Side {
-        rendezvous: Rendezvous,
+        channels: Channels,
         address: Address,
         listener: Listener,
     }
@@ -219,7 +219,7 @@ mod tests {
         fn new(directory: &std::path::Path, name: &str) -> Self {
             let address = Address::Unix(directory.join(name));
             let listener = Listener::bind(&address).unwrap();
-            Self { rendezvous: Rendezvous::new(Session::from_bytes([7; 16])), address, listener }
+            Self { channels: Channels::new(Session::from_bytes([7; 16])), address, listener }
         }
     }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     /// Closes it, also when the test fails: whoever serves it ends.
-    struct Closing<'r>(&'r Rendezvous);
+    struct Closing<'r>(&'r Channels);
 
     impl Drop for Closing<'_> {
         fn drop(&mut self) {
@@ -250,32 +250,32 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (Side::new(directory.path(), "here"), Side::new(directory.path(), "there"));
         scope(|scope| {
-            let _closing = Closing(&there.rendezvous);
-            scope.spawn(|| there.rendezvous.serve(&there.listener));
+            let _closing = Closing(&there.channels);
+            scope.spawn(|| there.channels.serve(&there.listener));
             // Whoever called got no further than this, and calls again.
-            here.rendezvous.connect(&there.address, &[Channel::Faults]).unwrap();
-            let taken = scope.spawn(|| there.rendezvous.take_both(SOON * 10).is_some_and(|mut pair| talk(&mut pair)));
-            here.rendezvous.connect(&there.address, &BOTH).unwrap();
-            let mut mine = here.rendezvous.take_both(Duration::ZERO).unwrap();
+            here.channels.connect(&there.address, &[Channel::Faults]).unwrap();
+            let taken = scope.spawn(|| there.channels.take_both(SOON * 10).is_some_and(|mut pair| talk(&mut pair)));
+            here.channels.connect(&there.address, &BOTH).unwrap();
+            let mut mine = here.channels.take_both(Duration::ZERO).unwrap();
             assert!(talk(&mut mine) && taken.join().unwrap());
         });
     }
 
     /// Takes the newest call, if there is one, or calls; whether the other side hears this one.
     fn meet(mine: &Side, other: &Side, pair: &mut Option<(Link, Link)>) -> bool {
-        if let Some(newer) = mine.rendezvous.take_both(Duration::ZERO) {
+        if let Some(newer) = mine.channels.take_both(Duration::ZERO) {
             *pair = Some(newer);
         }
         if pair.is_none() {
             // An error: the other side's call is the one that counts.
-            let _ = mine.rendezvous.connect(&other.address, &BOTH);
-            *pair = mine.rendezvous.take_both(SOON);
+            let _ = mine.channels.connect(&other.address, &BOTH);
+            *pair = mine.channels.take_both(SOON);
         }
         while let Some(newest) = pair {
             if talk(newest) {
                 return true;
             }
-            *pair = mine.rendezvous.take_both(SOON);
+            *pair = mine.channels.take_both(SOON);
         }
         false
     }
@@ -288,9 +288,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (Side::new(directory.path(), "here"), Side::new(directory.path(), "there"));
         scope(|scope| {
-            let _closing = (Closing(&here.rendezvous), Closing(&there.rendezvous));
-            scope.spawn(|| here.rendezvous.serve(&here.listener));
-            scope.spawn(|| there.rendezvous.serve(&there.listener));
+            let _closing = (Closing(&here.channels), Closing(&there.channels));
+            scope.spawn(|| here.channels.serve(&here.listener));
+            scope.spawn(|| there.channels.serve(&there.listener));
             for time in 0..TIMES {
                 let (mut mine, mut theirs) = (None, None);
                 let have_met = (0..CALLS).any(|_| {

@@ -1,4 +1,4 @@
-//! Precedence: who works for nobody in particular gives way to a guest that waits for one page after another.
+//! Fault priority: who works for nobody in particular gives way to a guest that waits for one page after another.
 //!
 //! Such a page takes a moment of a CPU at each side. Reading, landing and paging out pages that nobody waits for takes the
 //! same CPUs for much longer, and what was begun is not taken back. Either side has one of these, which the thread that
@@ -14,7 +14,7 @@ const HELD_UP: Duration = Duration::from_millis(50);
 
 /// Whether the guest waits for one page after another, on one side.
 #[derive(Debug, Default)]
-pub(super) struct Precedence {
+pub(super) struct FaultPriority {
     state: Mutex<State>,
     given_back: Condvar,
 }
@@ -25,7 +25,7 @@ struct State {
     held_up: usize,
 }
 
-impl Precedence {
+impl FaultPriority {
     /// The guest waits for a page.
     pub(super) fn take(&self) {
         self.lock().is_taken = true;
@@ -69,31 +69,31 @@ mod tests {
 
     #[test]
     fn holds_up_who_gives_way_until_it_is_given_back() {
-        let precedence = Precedence::default();
-        precedence.give_way();
+        let fault_priority = FaultPriority::default();
+        fault_priority.give_way();
         scope(|scope| {
             let (gone_on, has_gone_on) = channel();
-            precedence.take();
+            fault_priority.take();
             let started = Instant::now();
-            let precedence = &precedence;
+            let fault_priority = &fault_priority;
             scope.spawn(move || {
-                precedence.give_way();
+                fault_priority.give_way();
                 gone_on.send(Instant::now()).unwrap();
             });
-            while precedence.lock().held_up == 0 && started.elapsed() < HELD_UP {}
+            while fault_priority.lock().held_up == 0 && started.elapsed() < HELD_UP {}
             assert_eq!(has_gone_on.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
-            precedence.give_back();
+            fault_priority.give_back();
             has_gone_on.recv().unwrap();
         });
-        assert_eq!(precedence.lock().held_up, 0);
+        assert_eq!(fault_priority.lock().held_up, 0);
     }
 
     #[test]
     fn holds_nobody_up_for_ever() {
-        let precedence = Precedence::default();
-        precedence.take();
+        let fault_priority = FaultPriority::default();
+        fault_priority.take();
         let started = Instant::now();
-        precedence.give_way();
+        fault_priority.give_way();
         assert!(started.elapsed() >= HELD_UP);
     }
 }

@@ -1,11 +1,11 @@
-//! The tail: what follows the guest once it runs at the destination.
+//! Post-copy: what is sent once the guest runs at the destination.
 //!
 //! A page is read once, when the guest waits for it, as a neighbour of such a page, or in the background at a bounded rate;
 //! it is kept until the destination has confirmed it, and given back to the host then. Without a connection everything that
-//! has not been confirmed stays, and what had been read for nothing goes back to sleep.
+//! has not been confirmed stays, and what had been read for nothing is paged out again.
 
+mod control;
 mod faults;
-mod following;
 mod sender;
 
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use std::sync::atomic::Ordering;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-pub use following::Following;
+pub use control::PostCopyControl;
 use memory_agent::{ByteSize, Counts};
 use sender::{End, Rate, Shared, State};
 
 use super::SourceError;
 use super::guest::Guest;
 use crate::migration::link::Link;
-use crate::migration::plan::Tail;
-use crate::migration::progress::{Phase, TailReport};
+use crate::migration::plan::Outstanding;
+use crate::migration::progress::{Phase, PostCopyReport};
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{Channel, FrameReader, FrameWriter, Message, WireError};
@@ -36,12 +36,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The channel for pages that nobody waits for.
 type Bulk = (FrameReader<Link>, FrameWriter<Link>);
-/// Whoever is told the phase, what has followed, and how many bytes that was.
-type Show<'s> = dyn FnMut(Phase, TailReport, u64) + 's;
+/// Whoever is told the phase, what has been sent, and how many bytes that was.
+type Show<'s> = dyn FnMut(Phase, PostCopyReport, u64) + 's;
 
-/// What has followed the guest.
-pub(super) struct Followed {
-    pub(super) tail: TailReport,
+/// What post-copy has sent.
+pub(super) struct PostCopyOutcome {
+    pub(super) report: PostCopyReport,
     /// What guest RAM is at the destination, if it has said so.
     pub(super) destination: Option<Counts>,
     pub(super) bytes: u64,
@@ -49,13 +49,13 @@ pub(super) struct Followed {
     pub(super) is_confirmed: bool,
 }
 
-/// The source's side of a tail, from the moment the guest stands.
-pub(super) struct Follower {
+/// The source's side of post-copy, from the moment the guest is paused.
+pub(super) struct PostCopySource {
     shared: Arc<Shared>,
     /// Serves what the guest waits for, over one connection.
     channel: Option<Stoppable>,
     pages: u64,
-    /// When the guest went.
+    /// When switchover was.
     started: Instant,
     /// How often the connection broke.
     cuts: u32,
@@ -64,34 +64,34 @@ pub(super) struct Follower {
     pause: Duration,
 }
 
-impl Follower {
+impl PostCopySource {
     /// The destination has said that the guest runs there.
     pub(super) fn confirm(&self) {
-        self.shared.following.confirm();
+        self.shared.control.confirm();
     }
 
-    /// The guest stands, and `tail` is to follow it; whoever faults at the destination is served from now on.
+    /// The guest is paused, and `outstanding` is to be sent; whoever faults at the destination is served from now on.
     pub(super) fn start(
         guest: &Guest<'_>,
-        following: &Arc<Following>,
-        tail: Tail,
+        control: &Arc<PostCopyControl>,
+        outstanding: Outstanding,
         faults: Link,
     ) -> Result<Self, WireError> {
-        let pages = tail.left();
-        let shared = Arc::new(Shared::new(guest, following, tail));
+        let pages = outstanding.left();
+        let shared = Arc::new(Shared::new(guest, control, outstanding));
         let channel = Some(shared.spawn_faults(faults)?);
         Ok(Self { shared, channel, pages, started: Instant::now(), cuts: 0, pause: Duration::ZERO })
     }
 
     /// The guest runs at the destination: sends what it needs until it needs nothing any more, over as many connections as that
-    /// takes, at `rate` bytes a second beside what it waits for. `show` is told the phase, what has followed, and how many bytes
+    /// takes, at `rate` bytes a second beside what it waits for. `show` is told the phase, what has been sent, and how many bytes
     /// that was.
-    pub(super) fn follow(mut self, mut bulk: Bulk, rate: ByteSize, show: &mut Show<'_>) -> Followed {
+    pub(super) fn follow(mut self, mut bulk: Bulk, rate: ByteSize, show: &mut Show<'_>) -> PostCopyOutcome {
         self.begin();
         let mut left = self.pages;
         while let Some(broken) = self.serve(bulk, Rate(rate), show) {
-            self.put_back(&broken);
-            let before = std::mem::replace(&mut left, self.shared.lock().tail.left());
+            self.restore_residency(&broken);
+            let before = std::mem::replace(&mut left, self.shared.lock().outstanding.left());
             self.pause = if left < before { Duration::ZERO } else { self.longer_pause() };
             match self.reconnect(show) {
                 Some(again) => bulk = again,
@@ -101,19 +101,19 @@ impl Follower {
         self.finish()
     }
 
-    /// What went before the guest did is given back, if the guest is known to have gone.
+    /// What was sent before switchover is given back, if the guest is known to have gone.
     fn begin(&mut self) {
         self.started = Instant::now();
-        self.shared.following.keeps(self.pages);
-        if self.shared.following.is_confirmed() {
+        self.shared.control.keeps(self.pages);
+        if self.shared.control.is_confirmed() {
             self.shared.give_back_sent();
         }
     }
 
-    /// Serves the guest over one connection until that ends; why it broke, if there is anything left to follow.
+    /// Serves the guest over one connection until that ends; why it broke, if anything is outstanding.
     fn serve(&mut self, (mut reader, mut writer): Bulk, rate: Rate, show: &mut Show<'_>) -> Option<WireError> {
         let shared = Arc::clone(&self.shared);
-        shared.following.has_connection(true);
+        shared.control.has_connection(true);
         let hearer = Arc::clone(&shared);
         // A connection that cannot be read in a thread of its own is one that has broken.
         let spawned = reader
@@ -121,7 +121,7 @@ impl Follower {
             .wait_for_ever()
             .and_then(|()| Builder::new().name("hear-landed".into()).spawn(move || hearer.end(hearer.hear(reader))));
         match &spawned {
-            Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::Tail, state, show)),
+            Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::PostCopy, state, show)),
             Err(_) => shared.end(End::Broken(WireError::Closed)),
         }
         writer.link().shutdown(std::net::Shutdown::Both);
@@ -132,18 +132,18 @@ impl Follower {
         }
         let mut state = shared.lock();
         match state.totals.end.take() {
-            Some(End::Broken(e)) if state.tail.left() > 0 => Some(e),
+            Some(End::Broken(e)) if state.outstanding.left() > 0 => Some(e),
             _ => None,
         }
     }
 
     /// What was on its way was read for nothing, and is paged out again until it is needed.
-    fn put_back(&mut self, broken: &WireError) {
+    fn restore_residency(&mut self, broken: &WireError) {
         self.cuts += 1;
-        self.shared.following.has_connection(false);
+        self.shared.control.has_connection(false);
         let (lost, left) = {
             let mut state = self.shared.lock();
-            (state.tail.cut(), state.tail.left())
+            (state.outstanding.cut(), state.outstanding.left())
         };
         tracing::warn!("{left} pages of the guest are still here, and the connection to it is gone: {broken}");
         if let Err(e) = self.shared.ram.page_out(&lost) {
@@ -151,22 +151,22 @@ impl Follower {
         }
     }
 
-    /// Nothing follows any more.
-    fn finish(self) -> Followed {
-        let following = &self.shared.following;
-        following.rendezvous.close();
+    /// Nothing is outstanding any more.
+    fn finish(self) -> PostCopyOutcome {
+        let control = &self.shared.control;
+        control.channels.close();
         let state = self.shared.lock();
-        let left = state.tail.left();
-        let is_confirmed = following.is_confirmed();
+        let left = state.outstanding.left();
+        let is_confirmed = control.is_confirmed();
         if left > 0 && is_confirmed {
             tracing::info!("the guest has ended at the destination, which needs {left} pages no more");
         }
         if left == 0 && is_confirmed {
             self.shared.give_back_all();
         }
-        following.keeps(0);
-        Followed {
-            tail: TailReport { needless: left, ..self.report(&state) },
+        control.keeps(0);
+        PostCopyOutcome {
+            report: PostCopyReport { needless: left, ..self.report(&state) },
             destination: state.totals.settled,
             bytes: self.shared.bytes.load(Ordering::Relaxed),
             is_confirmed,
@@ -177,15 +177,15 @@ impl Follower {
         show(phase, self.report(state), self.shared.bytes.load(Ordering::Relaxed));
     }
 
-    fn report(&self, state: &State) -> TailReport {
+    fn report(&self, state: &State) -> PostCopyReport {
         let totals = &state.totals;
-        TailReport {
+        PostCopyReport {
             pages: self.pages,
-            wanted: totals.wanted,
+            requested: totals.requested,
             neighbours: totals.neighbours,
             background: totals.background,
             given_back: totals.given_back,
-            unreadable: state.tail.unreadable(),
+            unreadable: state.outstanding.unreadable(),
             needless: 0,
             cuts: self.cuts,
             ms: self.started.elapsed().as_millis() as u64,
@@ -195,19 +195,19 @@ impl Follower {
 
     /// Waits until the two sides have met again; `None` when they will not.
     fn reconnect(&mut self, show: &mut Show<'_>) -> Option<Bulk> {
-        let following = Arc::clone(&self.shared.following);
+        let control = Arc::clone(&self.shared.control);
         loop {
-            self.show(Phase::Cut, &self.shared.lock(), show);
-            if following.rendezvous.is_closed() {
+            self.show(Phase::PostCopyPaused, &self.shared.lock(), show);
+            if control.channels.is_closed() {
                 return None;
             }
-            let met = following.rendezvous.take_both(self.pause).or_else(|| {
-                if let Some(address) = following.address()
-                    && let Err(e) = following.rendezvous.connect(&address, &[Channel::Bulk, Channel::Faults])
+            let met = control.channels.take_both(self.pause).or_else(|| {
+                if let Some(address) = control.address()
+                    && let Err(e) = control.channels.connect(&address, &[Channel::Bulk, Channel::Faults])
                 {
                     tracing::debug!("not yet: {e}");
                 }
-                following.rendezvous.take_both(TRY_EVERY)
+                control.channels.take_both(TRY_EVERY)
             });
             let Some((bulk, faults)) = met else { continue };
             match self.resume(bulk, faults) {
@@ -241,8 +241,8 @@ impl Follower {
                 other => return Err(WireError::Unexpected { found: other.name(), expected: "missing" }.into()),
             }
         }
-        self.shared.following.confirm();
-        let kept = self.shared.lock().tail.resumed(&missing).map_err(|page| WireError::Payload {
+        self.shared.control.confirm();
+        let kept = self.shared.lock().outstanding.resumed(&missing).map_err(|page| WireError::Payload {
             sequence: reader.last_sequence(),
             why: format!("page {page} is said to be missing, and was confirmed before"),
         })?;

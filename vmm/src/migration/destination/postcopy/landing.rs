@@ -11,12 +11,12 @@ use std::time::Instant;
 use memory_agent::PAGE_SIZE;
 use rustix::event::{PollFd, PollFlags};
 
-use super::{AGAIN_AFTER, LONGEST_US, State, Tail};
-use crate::migration::busy_poll::sleep;
+use super::{AGAIN_AFTER, LONGEST_US, PostCopy, State};
+use crate::migration::adaptive_poll::sleep;
 use crate::migration::destination::DestinationError;
 use crate::migration::link::Link;
+use crate::migration::log_limit::LogLimit;
 use crate::migration::plan::Fault;
-use crate::migration::seldom::Seldom;
 use crate::migration::wire::message::{Incoming, receive as receive_frame};
 use crate::migration::wire::{FrameReader, Lane, Message, PageBatch, WireError};
 use crate::ram::{NotLanded, RamError};
@@ -31,7 +31,7 @@ struct Fresh {
     /// Where in the payload they begin.
     at: usize,
     /// Whether this is one page, which the guest waits for.
-    wanted: bool,
+    requested: bool,
 }
 
 /// Pages of a batch that have not landed.
@@ -47,17 +47,17 @@ impl Unlanded {
     }
 }
 
-impl Tail {
+impl PostCopy {
     /// Handles one page that the guest waits for. What fails here can be tried again.
     pub(super) fn fault(&self, page: u64) -> Result<(), RamError> {
         let mut state = self.lock();
         match state.missing.fault(page) {
             Fault::Wait => Ok(()),
             Fault::Ask => {
-                self.precedence.take();
+                self.fault_priority.take();
                 state.since.insert(page, Instant::now());
                 if let Some(writer) = &mut state.asks
-                    && let Err(e) = Message::Want(vec![page..page + 1]).send(writer)
+                    && let Err(e) = Message::PageRequest(vec![page..page + 1]).send(writer)
                 {
                     // It is asked for again on the next connection.
                     tracing::debug!("page {page} could not be asked for: {e}");
@@ -97,11 +97,11 @@ impl Tail {
 
     fn land_fresh(&self, lane: Lane, fresh: Vec<Fresh>, payload: &[u8]) -> Result<(), Unlanded> {
         let (mut landed, mut left, mut reason) = (Vec::new(), Vec::new(), None);
-        for Fresh { run, at, wanted } in fresh {
+        for Fresh { run, at, requested } in fresh {
             let data = &payload[at..at + bytes_of(&run)];
             // In the guest's page table, which it is about to look into, or nowhere but in memory, from where it can be paged
             // out unless the guest touches it.
-            let put = if wanted { self.pages.fill(run.start, data) } else { self.pages.land(run.start, data) };
+            let put = if requested { self.pages.fill(run.start, data) } else { self.pages.land(run.start, data) };
             let end = match put {
                 Ok(()) => run.end,
                 Err(NotLanded { landed, why }) => {
@@ -114,7 +114,7 @@ impl Tail {
                 landed.push(run.start..end);
             }
             if end < run.end {
-                left.push(Fresh { at: at + bytes_of(&(run.start..end)), run: end..run.end, wanted });
+                left.push(Fresh { at: at + bytes_of(&(run.start..end)), run: end..run.end, requested });
             }
         }
         if lane == Lane::Cold
@@ -156,7 +156,7 @@ impl Tail {
         loop {
             match receive_frame(reader, &mut payload, self.ram.pages())? {
                 Incoming::Pages(batch) => {
-                    self.precedence.give_way();
+                    self.fault_priority.give_way();
                     if let Err(unlanded) = self.land(&batch, &payload) {
                         self.land_patiently(unlanded, &payload, reader.link())?;
                     }
@@ -165,7 +165,7 @@ impl Tail {
                         state.confirm()?;
                     }
                 }
-                Incoming::Message(Message::TailEnd) => match self.lock().missing.left() {
+                Incoming::Message(Message::PostCopyEnd) => match self.lock().missing.left() {
                     0 => return Ok(()),
                     left => return Err(DestinationError::Incomplete(left)),
                 },
@@ -178,7 +178,7 @@ impl Tail {
 
     /// Tries what could not land again and again, until it has or the connection ends.
     fn land_patiently(&self, mut unlanded: Unlanded, payload: &[u8], link: &Link) -> Result<(), DestinationError> {
-        let mut complaint = Seldom::default();
+        let mut complaint = LogLimit::default();
         loop {
             if complaint.is_due() {
                 tracing::warn!("pages of the guest cannot land, and are tried again: {}", unlanded.why());
@@ -212,14 +212,16 @@ impl State {
                 if !self.missing.arrived(page) {
                     continue;
                 }
-                let wanted = batch.lane == Lane::Hot && self.since.contains_key(&page);
+                let requested = batch.lane == Lane::Hot && self.since.contains_key(&page);
                 match all.last_mut() {
                     Some(last)
-                        if last.run.end == page && at == last.at + bytes_of(&last.run) && !(wanted || last.wanted) =>
+                        if last.run.end == page
+                            && at == last.at + bytes_of(&last.run)
+                            && !(requested || last.requested) =>
                     {
                         last.run.end += 1;
                     }
-                    _ => all.push(Fresh { run: page..page + 1, at, wanted }),
+                    _ => all.push(Fresh { run: page..page + 1, at, requested }),
                 }
             }
         }

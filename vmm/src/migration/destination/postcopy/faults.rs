@@ -13,12 +13,12 @@ use std::time::Instant;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
 use super::landing::Unlanded;
-use super::{AGAIN_AFTER, Stage, Tail};
-use crate::migration::busy_poll::{BusyPoll, sleep};
+use super::{AGAIN_AFTER, PostCopy, Stage};
+use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
 use crate::migration::destination::DestinationError;
+use crate::migration::fault_priority::BURST;
 use crate::migration::link::{Link, SILENCE_LIMIT};
-use crate::migration::precedence::BURST;
-use crate::migration::seldom::Seldom;
+use crate::migration::log_limit::LogLimit;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{Incoming, send_ranges};
 use crate::migration::wire::{FrameBuffer, FrameWriter, Message, WireError};
@@ -53,20 +53,20 @@ pub(super) struct FaultHandler {
     bell: Bell,
     /// The connection that it uses.
     link: Option<Link>,
-    tail: Arc<Tail>,
+    post_copy: Arc<PostCopy>,
     _thread: Stoppable,
 }
 
 impl FaultHandler {
     /// Starts it, without a connection.
-    pub(super) fn start(tail: &Arc<Tail>) -> Result<Self, DestinationError> {
+    pub(super) fn start(post_copy: &Arc<PostCopy>) -> Result<Self, DestinationError> {
         let failed = |e: &dyn std::fmt::Display| DestinationError::Thread(e.to_string());
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e))?);
         let (sender, orders) = channel();
         let bell = Bell { orders: sender, event: Arc::clone(&event) };
         let ender = bell.clone();
         let worker = Worker {
-            tail: Arc::clone(tail),
+            post_copy: Arc::clone(post_copy),
             orders,
             event,
             channel: None,
@@ -74,18 +74,18 @@ impl FaultHandler {
             failed: VecDeque::new(),
             held: None,
             again_at: None,
-            complaint: Seldom::default(),
+            complaint: LogLimit::default(),
             is_restoring: true,
-            busy_poll: BusyPoll::default(),
+            adaptive_poll: AdaptivePoll::default(),
         };
         let thread = Stoppable::spawn("faults", move || ender.tell(Order::End), move || worker.run());
-        Ok(Self { bell, link: None, tail: Arc::clone(tail), _thread: thread.map_err(|e| failed(&e))? })
+        Ok(Self { bell, link: None, post_copy: Arc::clone(post_copy), _thread: thread.map_err(|e| failed(&e))? })
     }
 
     /// Has it ask over `link`.
     pub(super) fn serve(&mut self, link: Link) -> Result<(), WireError> {
         self.link = Some(link.try_clone()?);
-        self.tail.lock().has_lost_faults = false;
+        self.post_copy.lock().has_lost_faults = false;
         self.bell.tell(Order::Serve(link));
         Ok(())
     }
@@ -108,7 +108,7 @@ struct Channel {
 }
 
 struct Worker {
-    tail: Arc<Tail>,
+    post_copy: Arc<PostCopy>,
     orders: Receiver<Order>,
     event: Arc<OwnedFd>,
     channel: Option<Channel>,
@@ -120,10 +120,10 @@ struct Worker {
     held: Option<(Unlanded, Vec<u8>)>,
     /// When what could not be done is tried again.
     again_at: Option<Instant>,
-    complaint: Seldom,
+    complaint: LogLimit,
     /// Whether the guest was being restored when last looked at.
     is_restoring: bool,
-    busy_poll: BusyPoll,
+    adaptive_poll: AdaptivePoll,
 }
 
 /// What there is to do.
@@ -171,7 +171,7 @@ impl Worker {
     fn close(&mut self, why: &DestinationError) {
         tracing::debug!("the channel for pages that are waited for has ended: {why}");
         self.drop_channel();
-        let mut state = self.tail.lock();
+        let mut state = self.post_copy.lock();
         state.asks = None;
         state.has_lost_faults = true;
         // One channel alone is of no use: whoever receives the other sees that it is over.
@@ -182,14 +182,14 @@ impl Worker {
             state.stage = Stage::Failed;
             drop(state);
             // Whoever restores may wait for a page in the kernel. It goes on with zeros, and what it makes of them is thrown away.
-            self.tail.pages.release();
+            self.post_copy.pages.release();
         }
     }
 
     fn drop_channel(&mut self) {
         self.channel = None;
         if let Some((unlanded, _)) = self.held.take() {
-            self.tail.not_landed(unlanded);
+            self.post_copy.not_landed(unlanded);
         }
     }
 
@@ -199,7 +199,7 @@ impl Worker {
             return;
         }
         let is_silent = {
-            let state = self.tail.lock();
+            let state = self.post_copy.lock();
             self.is_restoring = state.stage == Stage::Restoring;
             self.is_restoring && state.since.values().any(|since| since.elapsed() > SILENCE_LIMIT)
         };
@@ -211,18 +211,18 @@ impl Worker {
     fn wait(&mut self) -> Due {
         let mut fds = vec![
             PollFd::new(&*self.event, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.tail.pages.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.post_copy.pages.as_fd(), PollFlags::IN),
         ];
         // While something is held, only the connection's end is news.
         let news = if self.held.is_some() { PollFlags::RDHUP } else { PollFlags::IN };
         fds.extend(self.channel.as_ref().map(|channel| PollFd::new(&channel.link, news)));
         let again = self.again_at.map(|at| at.saturating_duration_since(Instant::now()));
         let limit = again.or(self.is_restoring.then_some(SILENCE_LIMIT / 10));
-        let waited = self.busy_poll.look(&mut fds, limit).and_then(|ready| {
+        let waited = self.adaptive_poll.look(&mut fds, limit).and_then(|ready| {
             if ready || sleep(&mut fds, Some(limit.map_or(BURST, |limit| limit.min(BURST))))? {
                 return Ok(true);
             }
-            self.tail.precedence.give_back();
+            self.post_copy.fault_priority.give_back();
             sleep(&mut fds, limit)
         });
         if let Err(e) = waited {
@@ -252,12 +252,12 @@ impl Worker {
     }
 
     fn serve(&mut self, link: Link) {
-        let mut state = self.tail.lock();
-        let wanted = state.missing.wanted_pages();
+        let mut state = self.post_copy.lock();
+        let requested = state.missing.requested_pages();
         let asked = link.try_clone().map_err(WireError::from).and_then(|writer| {
             let mut writer = FrameWriter::new(writer);
-            if !wanted.is_empty() {
-                send_ranges(&wanted, &mut writer, |ranges, _| Message::Want(ranges))?;
+            if !requested.is_empty() {
+                send_ranges(&requested, &mut writer, |ranges, _| Message::PageRequest(ranges))?;
             }
             Ok(writer)
         });
@@ -269,15 +269,15 @@ impl Worker {
     /// Handles what has been touched.
     fn handle_faults(&mut self) {
         let known = self.touched.len();
-        if let Err(e) = self.tail.pages.read(&mut |page| self.touched.push_back(page)) {
+        if let Err(e) = self.post_copy.pages.read(&mut |page| self.touched.push_back(page)) {
             self.fails(&e);
         }
         if self.touched.len() > known {
-            self.busy_poll.stay_awake();
+            self.adaptive_poll.keep_polling();
         }
         // The kernel tells of each once: one that cannot be handled is tried again, and keeps no other waiting.
         while let Some(page) = self.touched.pop_front() {
-            if let Err(e) = self.tail.fault(page) {
+            if let Err(e) = self.post_copy.fault(page) {
                 self.failed.push_back(page);
                 self.fails(&e);
             }
@@ -298,7 +298,7 @@ impl Worker {
         self.touched.append(&mut self.failed);
         self.handle_faults();
         if let Some((unlanded, payload)) = self.held.take()
-            && let Err(again) = self.tail.land_again(unlanded, &payload)
+            && let Err(again) = self.post_copy.land_again(unlanded, &payload)
         {
             self.hold(again, payload);
         }
@@ -316,7 +316,7 @@ impl Worker {
         }
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if channel.arrived.fill(|room| channel.link.read_now(room))? {
-            self.busy_poll.stay_awake();
+            self.adaptive_poll.keep_polling();
         }
         Ok(())
     }
@@ -328,9 +328,9 @@ impl Worker {
         }
         let Some(channel) = &mut self.channel else { return Ok(false) };
         let Some(frame) = channel.arrived.next_frame()? else { return Ok(false) };
-        match Incoming::decode(frame, self.tail.ram.pages())? {
+        match Incoming::decode(frame, self.post_copy.ram.pages())? {
             Incoming::Pages(batch) => {
-                if let Err(unlanded) = self.tail.land(&batch, frame.payload) {
+                if let Err(unlanded) = self.post_copy.land(&batch, frame.payload) {
                     let payload = frame.payload.to_vec();
                     self.hold(unlanded, payload);
                 }

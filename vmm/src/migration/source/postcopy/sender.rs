@@ -1,4 +1,4 @@
-//! What the threads of a tail share, and those that the guest does not wait for: what is sent unasked, heard of and given back.
+//! What the threads of post-copy share, and those that the guest does not wait for: what is sent unasked, heard of and given back.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use memory_agent::{ByteSize, Counts, PAGE_SIZE};
 
 use super::super::guest::Guest;
-use super::Following;
+use super::PostCopyControl;
+use crate::migration::fault_priority::FaultPriority;
 use crate::migration::link::Link;
-use crate::migration::plan::Tail;
-use crate::migration::precedence::Precedence;
+use crate::migration::log_limit::LogLimit;
+use crate::migration::plan::Outstanding;
 use crate::migration::progress::FaultFigures;
-use crate::migration::seldom::Seldom;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError, pages};
@@ -34,7 +34,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// What has been sent and heard so far.
 #[derive(Default)]
 pub(super) struct Totals {
-    pub(super) wanted: u64,
+    pub(super) requested: u64,
     pub(super) neighbours: u64,
     pub(super) background: u64,
     pub(super) given_back: u64,
@@ -47,7 +47,7 @@ pub(super) struct Totals {
 /// Why a connection serves no more.
 pub(super) enum End {
     /// The destination has everything and has said how it stands.
-    Settled,
+    PagedOut,
     /// The guest has ended there.
     Ended,
     /// The connection has failed.
@@ -56,34 +56,34 @@ pub(super) enum End {
 
 /// What is left, and what has become of the rest.
 pub(super) struct State {
-    pub(super) tail: Tail,
+    pub(super) outstanding: Outstanding,
     pub(super) totals: Totals,
 }
 
-/// What the threads of a tail share.
+/// What the threads of post-copy share.
 pub(super) struct Shared {
     pub(super) ram: Arc<GuestRam>,
     reader: Arc<dyn ReadPages>,
-    complaint: Mutex<Seldom>,
-    pub(super) following: Arc<Following>,
+    complaint: Mutex<LogLimit>,
+    pub(super) control: Arc<PostCopyControl>,
     state: Mutex<State>,
     pub(super) changed: Condvar,
     /// Of the guest, over whoever sends unasked and gives back.
-    pub(super) precedence: Precedence,
+    pub(super) fault_priority: FaultPriority,
     /// Bytes sent, over both channels.
     pub(super) bytes: AtomicU64,
 }
 
 impl Shared {
-    pub(super) fn new(guest: &Guest<'_>, following: &Arc<Following>, tail: Tail) -> Self {
+    pub(super) fn new(guest: &Guest<'_>, control: &Arc<PostCopyControl>, outstanding: Outstanding) -> Self {
         Self {
             ram: Arc::clone(guest.ram()),
             reader: guest.page_reader(),
             complaint: Mutex::default(),
-            following: Arc::clone(following),
-            state: Mutex::new(State { tail, totals: Totals::default() }),
+            control: Arc::clone(control),
+            state: Mutex::new(State { outstanding, totals: Totals::default() }),
             changed: Condvar::new(),
-            precedence: Precedence::default(),
+            fault_priority: FaultPriority::default(),
             bytes: AtomicU64::new(0),
         }
     }
@@ -130,19 +130,19 @@ impl Shared {
     fn cannot_read(&self, page: u64, why: &RamError) {
         let unreadable = {
             let mut state = self.lock();
-            state.tail.cannot_read(page);
-            state.tail.unreadable()
+            state.outstanding.cannot_read(page);
+            state.outstanding.unreadable()
         };
         if self.complaint.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
             tracing::error!(
-                "{why}; such pages: {unreadable}. The guest stands still where it needs one. All others are sent, and these are tried again every {TRY_UNREADABLE:?}"
+                "{why}; such pages: {unreadable}. The guest stops where it needs one. All others are sent, and these are tried again every {TRY_UNREADABLE:?}"
             );
         }
     }
 
-    /// What went before the guest did is nothing but memory here, too.
+    /// What was sent before switchover is nothing but memory here, too.
     pub(super) fn give_back_sent(&self) {
-        let kept = self.lock().tail.ranges();
+        let kept = self.lock().outstanding.ranges();
         self.punch(&gaps(&kept, self.ram.pages()));
     }
 
@@ -172,18 +172,18 @@ impl Shared {
                     if let Err(e) = check_ranges(&ranges, self.ram.pages(), reader.last_sequence()) {
                         return End::Broken(e);
                     }
-                    self.following.confirm();
+                    self.control.confirm();
                     let kept: Vec<_> = {
                         let mut state = self.lock();
-                        ranges.into_iter().flat_map(|range| state.tail.confirmed(range)).collect()
+                        ranges.into_iter().flat_map(|range| state.outstanding.confirmed(range)).collect()
                     };
-                    self.precedence.give_way();
+                    self.fault_priority.give_way();
                     self.give_back(&kept);
                 }
                 Message::Served(figures) => self.lock().totals.faults = Some(figures),
-                Message::Settled(counts) => {
+                Message::PagedOut(counts) => {
                     self.lock().totals.settled = Some(counts);
-                    return End::Settled;
+                    return End::PagedOut;
                 }
                 Message::Ended => return End::Ended,
                 other => {
@@ -198,7 +198,7 @@ impl Shared {
         self.punch(ranges);
         let mut state = self.lock();
         state.totals.given_back += page_count(ranges) * PAGE_SIZE;
-        self.following.keeps(state.tail.left());
+        self.control.keeps(state.outstanding.left());
         drop(state);
         self.changed.notify_all();
     }
@@ -212,7 +212,7 @@ impl Shared {
         let mut told = false;
         loop {
             // Before anything is looked at: between that and waiting for it to change, nothing may be missed.
-            self.precedence.give_way();
+            self.fault_priority.give_way();
             let mut state = self.lock();
             if state.totals.end.is_some() {
                 return;
@@ -223,27 +223,27 @@ impl Shared {
             }
             if tried.elapsed() >= TRY_UNREADABLE {
                 tried = Instant::now();
-                state.tail.try_unreadable();
+                state.outstanding.try_unreadable();
             }
-            let is_done = state.tail.left() == 0;
+            let is_done = state.outstanding.left() == 0;
             if is_done && !told {
                 told = true;
                 drop(state);
-                if let Err(e) = Message::TailEnd.send(writer) {
+                if let Err(e) = Message::PostCopyEnd.send(writer) {
                     self.end(End::Broken(e));
                 }
                 continue;
             }
             let now = Instant::now();
-            let waits = is_done || state.tail.on_way() >= MOST_ON_WAY || now < due;
-            let runs = if waits { Vec::new() } else { state.tail.next(BATCH) };
+            let waits = is_done || state.outstanding.on_way() >= MOST_ON_WAY || now < due;
+            let runs = if waits { Vec::new() } else { state.outstanding.next(BATCH) };
             if runs.is_empty() {
                 let limit = if now < due { (due - now).min(SHOW_EVERY) } else { SHOW_EVERY };
                 drop(self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
             state.totals.background += page_count(&runs);
-            let (hot, cold): (Vec<_>, Vec<_>) = runs.into_iter().partition(|run| state.tail.is_hot(run.start));
+            let (hot, cold): (Vec<_>, Vec<_>) = runs.into_iter().partition(|run| state.outstanding.is_hot(run.start));
             drop(state);
             for (lane, runs) in [(Lane::Hot, hot), (Lane::Cold, cold)] {
                 if runs.is_empty() {
@@ -258,7 +258,7 @@ impl Shared {
     }
 }
 
-/// How quickly pages follow that nobody waits for.
+/// How quickly pages are sent that nobody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate(pub(super) ByteSize);
 

@@ -1,4 +1,4 @@
-//! What follows a guest, between two machines without KVM: the guest is a thread that reads and writes its memory where it
+//! What post-copy sends, between two machines without KVM: the guest is a thread that reads and writes its memory where it
 //! runs, faults are the kernel's own, and the connections go through somebody in the middle who cuts them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
 
@@ -14,10 +14,10 @@ use support::post_copy::{
 };
 use support::{Fake, PAGE, PAGES};
 use thermocline::migration::cancel::Cancel;
+use thermocline::migration::channels::Channels;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::progress::Progress;
-use thermocline::migration::rendezvous::Rendezvous;
-use thermocline::migration::source::{self, Following, Options, SourceError};
+use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
 use thermocline::migration::wire::Session;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -25,10 +25,10 @@ use vm_memory::{Bytes, GuestAddress};
 fn all_pages_follow_the_guest() {
     let Some(moved) = migrate(ByteSize(0), 0) else { return };
     moved.must_be_whole();
-    let tail = moved.report.tail.unwrap();
-    assert!(tail.pages >= PAGES / 5 * 4 && tail.cuts == 0, "{tail:?}");
-    assert_eq!(tail.given_back, tail.pages * PAGE as u64);
-    assert!(tail.faults.is_some() && moved.report.destination.is_some(), "{:?}", moved.report);
+    let post_copy = moved.report.post_copy.unwrap();
+    assert!(post_copy.pages >= PAGES / 5 * 4 && post_copy.cuts == 0, "{post_copy:?}");
+    assert_eq!(post_copy.given_back, post_copy.pages * PAGE as u64);
+    assert!(post_copy.faults.is_some() && moved.report.destination.is_some(), "{:?}", moved.report);
 }
 
 #[test]
@@ -36,17 +36,20 @@ fn the_guest_gets_what_it_waits_for_at_once() {
     // In the background a page every 4 ms.
     let Some(moved) = migrate(ByteSize::mib(1), 0) else { return };
     moved.must_be_whole();
-    let tail = moved.report.tail.unwrap();
-    let faults = tail.faults.unwrap();
-    assert!(tail.wanted > 0 && tail.neighbours > 0 && faults.count >= tail.wanted.min(20), "{tail:?}");
+    let post_copy = moved.report.post_copy.unwrap();
+    let faults = post_copy.faults.unwrap();
+    assert!(
+        post_copy.requested > 0 && post_copy.neighbours > 0 && faults.count >= post_copy.requested.min(20),
+        "{post_copy:?}"
+    );
 }
 
 #[test]
 fn a_connection_that_breaks_loses_nothing() {
     let Some(moved) = migrate(ByteSize::mib(1), 12) else { return };
     moved.must_be_whole();
-    let tail = moved.report.tail.unwrap();
-    assert!(tail.cuts >= 1, "{tail:?}");
+    let post_copy = moved.report.post_copy.unwrap();
+    assert!(post_copy.cuts >= 1, "{post_copy:?}");
 }
 
 /// Strangers at the door neither end a migration nor keep its two sides from meeting again.
@@ -55,12 +58,12 @@ fn a_crowd_of_strangers_is_no_matter() {
     let started = std::time::Instant::now();
     let Some(moved) = migrate_among(ByteSize::mib(1), 2, 30) else { return };
     moved.must_be_whole();
-    assert!(moved.report.tail.unwrap().cuts >= 1, "{:?}", moved.report);
+    assert!(moved.report.post_copy.unwrap().cuts >= 1, "{:?}", moved.report);
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
 /// Wherever the first connection breaks: exactly one side runs the guest, or the source says that it cannot know; and where the
-/// destination runs it, all of its memory follows over new connections. Whether it moved.
+/// destination runs it, all of its memory comes over new connections. Whether it moved.
 fn check_one_owner(limit: u64) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let (front, back) = (directory.path().join("front"), directory.path().join("back"));
@@ -70,9 +73,10 @@ fn check_one_owner(limit: u64) -> bool {
     let content = source.content();
     let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
-    let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
+    let post_copy_source =
+        Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
     let (source_result, destination_result) = thread::scope(|scope| {
-        let (source, migrating) = (&source, Arc::clone(&following));
+        let (source, migrating) = (&source, Arc::clone(&post_copy_source));
         let migration = scope.spawn(move || {
             let link = Link::connect(&address).unwrap();
             source::migrate(source, link, &LAZY, Some(&migrating), &Cancel::default(), &mut |_: &Progress| {})
@@ -80,10 +84,10 @@ fn check_one_owner(limit: u64) -> bool {
         let destination_result = receiving.arrives();
         if destination_result.is_err() {
             // Somebody sees that the guest does not run there, and need not wait for its word.
-            while !migration.is_finished() && following.left() == 0 {
+            while !migration.is_finished() && post_copy_source.left() == 0 {
                 thread::sleep(Duration::from_millis(1));
             }
-            following.rendezvous.close();
+            post_copy_source.channels.close();
         }
         (migration.join().unwrap(), destination_result)
     });
@@ -140,13 +144,21 @@ fn half_a_page_holds_nobody_else_up() {
     source.ram.read_through_file(0..PAGES, &mut content).unwrap();
     let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
-    let following = Arc::new(Following::new(Rendezvous::new(Session::new().unwrap()), Some(address.clone())));
+    let post_copy_source =
+        Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
     thread::scope(|scope| {
         let migration = scope.spawn(|| {
             // In the background a batch, and then nothing for longer than this takes.
             let options = Options { cold_rate: ByteSize(1), ..LAZY };
             let link = Link::connect(&address).unwrap();
-            source::migrate(&source, link, &options, Some(&following), &Cancel::default(), &mut |_: &Progress| {})
+            source::migrate(
+                &source,
+                link,
+                &options,
+                Some(&post_copy_source),
+                &Cancel::default(),
+                &mut |_: &Progress| {},
+            )
         });
         while !destination.runs() {
             thread::sleep(Duration::from_millis(1));

@@ -7,11 +7,11 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// When it was last said.
 #[derive(Debug, Default)]
-pub(super) struct Seldom {
+pub(super) struct LogLimit {
     last: Option<Instant>,
 }
 
-impl Seldom {
+impl LogLimit {
     /// Whether it is time to say it; then it is being said.
     pub(super) fn is_due(&mut self) -> bool {
         let is_due = self.last.is_none_or(|last| last.elapsed() >= EVERY);

@@ -6,8 +6,8 @@ use memory_agent::{HintProbe, Marker, PageOutReport, PageState, ResidencySnapsho
 
 use super::{GuestRam, RamError};
 
-/// Pages remembered by [`GuestRam::remember`]. Dropped or put back, those that were swapped are paged out again.
-pub struct RememberedRam<'r> {
+/// A snapshot of pages by [`GuestRam::snapshot`]. Dropped or restored, those that were swapped are paged out again.
+pub struct RamSnapshot<'r> {
     parts: Vec<Part<'r>>,
 }
 
@@ -15,10 +15,10 @@ struct Part<'r> {
     region: usize,
     /// RAM page number of the region's first page.
     first: u64,
-    remembered: ResidencySnapshot<'r>,
+    snapshot: ResidencySnapshot<'r>,
 }
 
-impl<'r> RememberedRam<'r> {
+impl<'r> RamSnapshot<'r> {
     pub(super) fn new(
         ram: &'r GuestRam,
         ranges: &[Range<u64>],
@@ -27,22 +27,22 @@ impl<'r> RememberedRam<'r> {
         let mut parts = Vec::new();
         for (region, local) in ram.by_region(ranges)? {
             let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
-            let remembered = guard(region)?.snapshot(&local)?;
-            parts.push(Part { region, first, remembered });
+            let snapshot = guard(region)?.snapshot(&local)?;
+            parts.push(Part { region, first, snapshot });
         }
         Ok(Self { parts })
     }
 
-    /// Takes pages that are in memory, and in no page table of this process, for asleep: a neighbour that was read woke
+    /// Takes pages that are in memory, and in no page table of this process, for swapped: a neighbour that was read swapped
     /// them (`swap_cluster_readahead` in the kernel's mm/swap_state.c), or somebody else's reader, and not the guest.
     pub(super) fn with_strays(mut self, ram: &GuestRam) -> Result<Self, RamError> {
         for part in &mut self.parts {
             let mapping = ram.mapping(part.region)?;
-            let awake: Vec<_> = part.remembered.runs().filter(|run| run.state == PageState::Resident).collect();
+            let awake: Vec<_> = part.snapshot.runs().filter(|run| run.state == PageState::Resident).collect();
             for Run { pages, .. } in awake {
                 let mapped = Marker.hint(&mapping, pages.clone())?.into_believed();
                 for run in mapped.runs().filter(|run| run.state != PageState::Resident) {
-                    part.remembered.also(pages.start + run.pages.start..pages.start + run.pages.end);
+                    part.snapshot.also(pages.start + run.pages.start..pages.start + run.pages.end);
                 }
             }
         }
@@ -52,7 +52,7 @@ impl<'r> RememberedRam<'r> {
     /// What each page was, as maximal runs in RAM page numbers.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.parts.iter().flat_map(|part| {
-            part.remembered.runs().map(move |run| Run {
+            part.snapshot.runs().map(move |run| Run {
                 pages: run.pages.start + part.first..run.pages.end + part.first,
                 state: run.state,
             })
@@ -64,7 +64,7 @@ impl<'r> RememberedRam<'r> {
         for part in &mut self.parts {
             let start = pages.start.max(part.first);
             if start < pages.end {
-                part.remembered.keep(start - part.first..pages.end - part.first);
+                part.snapshot.keep(start - part.first..pages.end - part.first);
             }
         }
     }
@@ -73,10 +73,10 @@ impl<'r> RememberedRam<'r> {
     ///
     /// # Errors
     /// When the host cannot page out at all.
-    pub fn put_back(self) -> Result<PageOutReport, RamError> {
+    pub fn restore_residency(self) -> Result<PageOutReport, RamError> {
         let mut report = PageOutReport::default();
         for part in self.parts {
-            report = report.merge(part.remembered.restore()?);
+            report = report.merge(part.snapshot.restore()?);
         }
         Ok(report)
     }

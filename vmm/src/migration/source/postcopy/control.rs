@@ -1,16 +1,16 @@
-//! What whoever controls this monitor sees of a tail, and can do about it.
+//! What whoever controls this monitor sees of post-copy, and can do about it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::migration::channels::Channels;
 use crate::migration::link::Address;
-use crate::migration::rendezvous::Rendezvous;
 
 /// How the other side is reached again, and what people are told meanwhile; shared with whoever controls this monitor.
 #[derive(Debug)]
-pub struct Following {
+pub struct PostCopyControl {
     /// Where the channels come together.
-    pub rendezvous: Rendezvous,
+    pub channels: Channels,
     address: Mutex<Option<Address>>,
     left: AtomicU64,
     connected: AtomicBool,
@@ -18,11 +18,11 @@ pub struct Following {
     confirmed: AtomicBool,
 }
 
-impl Following {
+impl PostCopyControl {
     /// For a migration to `address`, if it has one.
-    pub fn new(rendezvous: Rendezvous, address: Option<Address>) -> Self {
+    pub fn new(channels: Channels, address: Option<Address>) -> Self {
         Self {
-            rendezvous,
+            channels,
             address: Mutex::new(address),
             left: AtomicU64::new(0),
             connected: AtomicBool::new(true),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 
 use super::sender::{End, Shared};
-use crate::migration::busy_poll::{BusyPoll, sleep};
+use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
+use crate::migration::fault_priority::BURST;
 use crate::migration::link::Link;
 use crate::migration::plan::BLOCK;
-use crate::migration::precedence::BURST;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError};
@@ -24,14 +24,14 @@ const QUIET: Duration = Duration::from_millis(2);
 struct FaultChannel {
     reader: FrameReader<Link>,
     writer: FrameWriter<Link>,
-    busy_poll: BusyPoll,
+    adaptive_poll: AdaptivePoll,
     payload: Vec<u8>,
 }
 
 impl FaultChannel {
-    /// Whether something comes, or the connection ends, while this side stays awake, and within `limit`.
+    /// Whether something comes, or the connection ends, while this side polls, and within `limit`.
     fn look(&mut self, limit: Option<Duration>) -> Result<bool, WireError> {
-        Ok(self.busy_poll.look(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
+        Ok(self.adaptive_poll.look(&mut [PollFd::new(self.reader.link(), PollFlags::IN)], limit)?)
     }
 
     /// Whether something comes, or the connection ends, within `limit`.
@@ -49,7 +49,7 @@ impl Shared {
         Ok(Stoppable::spawn("serve-faults", stop, move || {
             // Once everything has been confirmed the destination closes this channel, and has its last words on the other.
             if let Err(e) = shared.serve_faults(link)
-                && shared.lock().tail.left() > 0
+                && shared.lock().outstanding.left() > 0
             {
                 shared.end(End::Broken(e));
             }
@@ -62,27 +62,27 @@ impl Shared {
         let mut channel = FaultChannel {
             writer: FrameWriter::new(link.try_clone()?),
             reader: FrameReader::new(link),
-            busy_poll: BusyPoll::default(),
+            adaptive_poll: AdaptivePoll::default(),
             payload: Vec::new(),
         };
         let mut last = None;
         loop {
             while !self.is_asked(&mut channel, None)? {}
-            let wanted = match receive_message(&mut channel.reader, "want")? {
-                Message::Want(ranges) => ranges,
-                other => return Err(WireError::Unexpected { found: other.name(), expected: "want" }),
+            let requested = match receive_message(&mut channel.reader, "page request")? {
+                Message::PageRequest(ranges) => ranges,
+                other => return Err(WireError::Unexpected { found: other.name(), expected: "page request" }),
             };
-            check_ranges(&wanted, self.ram.pages(), channel.reader.last_sequence())?;
-            channel.busy_poll.stay_awake();
-            let mut wanted = wanted.into_iter().flatten().peekable();
-            while let Some(page) = wanted.next() {
+            check_ranges(&requested, self.ram.pages(), channel.reader.last_sequence())?;
+            channel.adaptive_poll.keep_polling();
+            let mut requested = requested.into_iter().flatten().peekable();
+            while let Some(page) = requested.next() {
                 let neighbours = self.serve(page, &mut channel)?;
                 // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
                 // once it wants nothing else, so that it need not wait for them.
                 let is_in_order = last.is_some_and(|last| (last..=last + BLOCK).contains(&page));
                 last = Some(page);
                 let goes_along =
-                    wanted.peek().is_none() && (is_in_order || !self.is_asked(&mut channel, Some(QUIET))?);
+                    requested.peek().is_none() && (is_in_order || !self.is_asked(&mut channel, Some(QUIET))?);
                 self.send_neighbours(neighbours, goes_along, &mut channel)?;
             }
         }
@@ -93,23 +93,23 @@ impl Shared {
         if channel.look(limit)? || channel.sleep(Some(BURST))? {
             return Ok(true);
         }
-        self.precedence.give_back();
+        self.fault_priority.give_back();
         channel.sleep(limit)
     }
 
     /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
     fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
-        self.precedence.take();
+        self.fault_priority.take();
         let is_to_be_sent = {
             let mut state = self.lock();
-            let is_to_be_sent = state.tail.wanted(page);
-            state.totals.wanted += u64::from(is_to_be_sent);
+            let is_to_be_sent = state.outstanding.requested(page);
+            state.totals.requested += u64::from(is_to_be_sent);
             is_to_be_sent
         };
         if is_to_be_sent {
             self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload)?;
         }
-        Ok(self.lock().tail.neighbours(page))
+        Ok(self.lock().outstanding.neighbours(page))
     }
 
     /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
@@ -127,7 +127,7 @@ impl Shared {
                     self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
                     goes_along = !channel.sleep(Some(Duration::ZERO))?;
                 } else {
-                    self.lock().tail.not_sent(piece);
+                    self.lock().outstanding.not_sent(piece);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What is still to come once the guest runs at the destination. Pure, like the plan of pre-copy: no I/O, no clock.
 //!
-//! The source keeps a page until the destination has confirmed it ([`Tail`]); the destination lets nobody see a page
+//! The source keeps a page until the destination has confirmed it ([`Outstanding`]); the destination lets nobody see a page
 //! before it has landed, and lands each once ([`Missing`]). A connection that breaks loses what was on its way, and nothing
 //! else.
 
@@ -17,7 +17,7 @@ const AT_A_TIME: u64 = 1024;
 
 /// What the source has and the destination has not confirmed.
 #[derive(Clone, Debug)]
-pub struct Tail {
+pub struct Outstanding {
     /// Warm when the guest was stopped: these go first.
     hot: PageSet,
     cold: PageSet,
@@ -29,7 +29,7 @@ pub struct Tail {
     unreadable: PageSet,
 }
 
-impl Tail {
+impl Outstanding {
     /// What pre-copy has left over.
     pub(super) fn new(hot: PageSet, cold: PageSet) -> Self {
         let none = PageSet::new(hot.universe());
@@ -65,7 +65,7 @@ impl Tail {
 
     /// The guest waits for `page`. Whether it is to be sent: also when it was sent unasked, since that may be far behind, but not
     /// when it is ahead of whatever would be, or was confirmed. It is on its way now.
-    pub fn wanted(&mut self, page: u64) -> bool {
+    pub fn requested(&mut self, page: u64) -> bool {
         let send = self.keeps(page) && !self.ahead.contains(page);
         if send {
             self.on_way.insert_range(page..page + 1);
@@ -92,7 +92,7 @@ impl Tail {
         neighbours
     }
 
-    /// A page that was to be sent and cannot be read. It is kept, and left alone until [`Tail::try_unreadable`].
+    /// A page that was to be sent and cannot be read. It is kept, and left alone until [`Outstanding::try_unreadable`].
     pub fn cannot_read(&mut self, page: u64) {
         self.not_sent(page..page + 1);
         if self.hot.contains(page) {
@@ -196,7 +196,7 @@ pub struct Missing {
     missing: PageSet,
     landing: PageSet,
     landed: PageSet,
-    wanted: PageSet,
+    requested: PageSet,
     unconfirmed: PageSet,
 }
 
@@ -207,7 +207,7 @@ impl Missing {
             missing: PageSet::new(pages),
             landing: PageSet::new(pages),
             landed: PageSet::new(pages),
-            wanted: PageSet::new(pages),
+            requested: PageSet::new(pages),
             unconfirmed: PageSet::new(pages),
         }
     }
@@ -223,13 +223,13 @@ impl Missing {
     }
 
     /// Pages that the guest waits for.
-    pub fn wanted(&self) -> u64 {
-        self.wanted.len()
+    pub fn requested(&self) -> u64 {
+        self.requested.len()
     }
 
     /// The pages that the guest waits for, in order: to ask for them again.
-    pub fn wanted_pages(&self) -> Vec<Range<u64>> {
-        self.wanted.runs().collect()
+    pub fn requested_pages(&self) -> Vec<Range<u64>> {
+        self.requested.runs().collect()
     }
 
     /// All pages that have not landed, in order.
@@ -240,16 +240,16 @@ impl Missing {
     /// The guest has touched a page that is not mapped.
     pub fn fault(&mut self, page: u64) -> Fault {
         if self.landing.contains(page) {
-            self.wanted.insert_range(page..page + 1);
+            self.requested.insert_range(page..page + 1);
             Fault::Wait
         } else if self.landed.contains(page) {
             Fault::Wake
         } else if !self.missing.contains(page) {
             Fault::Fill
-        } else if self.wanted.contains(page) {
+        } else if self.requested.contains(page) {
             Fault::Wait
         } else {
-            self.wanted.insert_range(page..page + 1);
+            self.requested.insert_range(page..page + 1);
             Fault::Ask
         }
     }
@@ -272,12 +272,12 @@ impl Missing {
 
     /// These have landed; whether the guest waits for any of them.
     pub fn landed(&mut self, pages: Range<u64>) -> bool {
-        let is_wanted = self.wanted.count_in(pages.clone()) > 0;
+        let is_requested = self.requested.count_in(pages.clone()) > 0;
         self.landing.remove_range(pages.clone());
         self.landed.insert_range(pages.clone());
-        self.wanted.remove_range(pages.clone());
+        self.requested.remove_range(pages.clone());
         self.unconfirmed.insert_range(pages);
-        is_wanted
+        is_requested
     }
 
     /// Pages that have landed and are to be confirmed.
@@ -334,7 +334,7 @@ mod tests {
 
     /// Both sides and the channels between them. A page's content is a number; 0 is a hole.
     struct World {
-        tail: Tail,
+        outstanding: Outstanding,
         missing: Missing,
         source: [Option<u64>; PAGES as usize],
         here: [Option<u64>; PAGES as usize],
@@ -354,14 +354,14 @@ mod tests {
         }
 
         fn ask(&mut self, page: u64) {
-            if self.tail.wanted(page) {
+            if self.outstanding.requested(page) {
                 self.send(0, &[page..page + 1]);
             }
-            let neighbours = self.tail.neighbours(page);
+            let neighbours = self.outstanding.neighbours(page);
             // Something else is wanted before all have gone.
             let (sent, dropped) = neighbours.split_at(neighbours.len() / 2);
             self.send(0, sent);
-            dropped.iter().for_each(|run| self.tail.not_sent(run.clone()));
+            dropped.iter().for_each(|run| self.outstanding.not_sent(run.clone()));
         }
 
         fn give_back(&mut self, runs: Vec<Range<u64>>) {
@@ -401,7 +401,7 @@ mod tests {
         fn confirm(&mut self) {
             self.confirmations.extend(self.missing.take_unconfirmed());
             while let Some(run) = self.confirmations.pop_front() {
-                let back = self.tail.confirmed(run);
+                let back = self.outstanding.confirmed(run);
                 self.give_back(back);
             }
         }
@@ -409,15 +409,15 @@ mod tests {
         fn cut(&mut self) {
             self.channels.iter_mut().for_each(VecDeque::clear);
             self.confirmations.clear();
-            self.tail.cut();
+            self.outstanding.cut();
             // What is landing lands before the new connection is used.
             self.land();
             let mut missing = PageSet::new(PAGES);
             self.missing.ranges().for_each(|run| missing.insert_range(run));
             self.missing.take_unconfirmed();
-            let back = self.tail.resumed(&missing).expect("nothing that is missing was given back");
+            let back = self.outstanding.resumed(&missing).expect("nothing that is missing was given back");
             self.give_back(back);
-            for page in self.missing.wanted_pages().into_iter().flatten() {
+            for page in self.missing.requested_pages().into_iter().flatten() {
                 self.ask(page);
             }
         }
@@ -450,7 +450,7 @@ mod tests {
         ) {
             let (mut hot, mut cold) = (PageSet::new(PAGES), PageSet::new(PAGES));
             let mut world = World {
-                tail: Tail::new(hot.clone(), cold.clone()),
+                outstanding: Outstanding::new(hot.clone(), cold.clone()),
                 missing: Missing::new(PAGES),
                 source: [None; PAGES as usize],
                 here: [None; PAGES as usize],
@@ -473,12 +473,12 @@ mod tests {
                     }
                 }
             }
-            world.tail = Tail::new(hot, cold);
+            world.outstanding = Outstanding::new(hot, cold);
             for event in events {
                 match event {
                     Event::Touch(page, writes) => world.touch(page, writes),
                     Event::SendUnasked(most) => {
-                        let runs = world.tail.next(most);
+                        let runs = world.outstanding.next(most);
                         prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
                         world.send(1, &runs);
                     }
@@ -488,18 +488,18 @@ mod tests {
                     Event::Confirm => world.confirm(),
                     Event::Cut => world.cut(),
                     Event::Unreadable(most) => {
-                        let left = world.tail.left();
-                        world.tail.next(most).into_iter().flatten().for_each(|page| world.tail.cannot_read(page));
-                        prop_assert_eq!(world.tail.left(), left);
+                        let left = world.outstanding.left();
+                        world.outstanding.next(most).into_iter().flatten().for_each(|page| world.outstanding.cannot_read(page));
+                        prop_assert_eq!(world.outstanding.left(), left);
                     }
-                    Event::TryUnreadable => world.tail.try_unreadable(),
+                    Event::TryUnreadable => world.outstanding.try_unreadable(),
                 }
-                prop_assert!(world.tail.left() >= world.missing.left());
+                prop_assert!(world.outstanding.left() >= world.missing.left());
             }
-            world.tail.try_unreadable();
+            world.outstanding.try_unreadable();
             let mut rounds = 0;
-            while world.tail.left() > 0 {
-                let runs = world.tail.next(7);
+            while world.outstanding.left() > 0 {
+                let runs = world.outstanding.next(7);
                 world.send(1, &runs);
                 while !world.channels.iter().all(VecDeque::is_empty) {
                     world.deliver(0);
@@ -510,7 +510,7 @@ mod tests {
                 rounds += 1;
                 prop_assert!(rounds <= PAGES, "it does not end");
             }
-            prop_assert_eq!((world.missing.left(), world.missing.wanted()), (0, 0));
+            prop_assert_eq!((world.missing.left(), world.missing.requested()), (0, 0));
             prop_assert!(world.source.iter().all(Option::is_none));
             for page in 0..PAGES {
                 world.touch(page, false);

@@ -1,8 +1,8 @@
-//! The tail: what comes after the guest, which runs here already.
+//! Post-copy: what comes once the guest runs here.
 //!
 //! Whoever touches a page that has not landed waits, and the source is asked for it over a channel of its own; all other
 //! pages come as the source sends them. A page lands once: what the guest has written since is never overwritten. Without a
-//! connection those vCPUs wait that need a page, and the others run; when the source does not come back, the guest stands.
+//! connection those vCPUs wait that need a page, and the others run; when the source does not come back, the guest is paused.
 
 mod faults;
 mod landing;
@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use receiver::Receiver;
 
+use crate::migration::channels::Channels;
+use crate::migration::fault_priority::FaultPriority;
 use crate::migration::link::Link;
 use crate::migration::plan::Missing;
-use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
-use crate::migration::rendezvous::Rendezvous;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{FrameWriter, Message, WireError};
 use crate::ram::{GuestRam, MissingPages};
@@ -40,7 +40,7 @@ const SHOWN_RANGES: usize = 8;
 
 /// What is still to come, for people and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TailStatus {
+pub struct PostCopyStatus {
     /// Pages that have not come.
     pub missing: u64,
     /// The first of them, as first page and number of pages.
@@ -85,33 +85,33 @@ enum Stage {
     Failed,
 }
 
-/// The destination's side of a tail.
-pub struct Tail {
+/// The destination's side of post-copy.
+pub struct PostCopy {
     ram: Arc<GuestRam>,
     pages: Arc<dyn MissingPages>,
-    rendezvous: Arc<Rendezvous>,
+    channels: Arc<Channels>,
     state: Mutex<State>,
     /// Of the guest, over whoever lands and pages out what it does not wait for.
-    precedence: Precedence,
+    fault_priority: FaultPriority,
     /// The guest has ended or is to: nothing is needed any more.
     ended: AtomicBool,
 }
 
-impl std::fmt::Debug for Tail {
+impl std::fmt::Debug for PostCopy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tail").field("status", &self.status()).finish_non_exhaustive()
+        f.debug_struct("PostCopy").field("status", &self.status()).finish_non_exhaustive()
     }
 }
 
-impl Tail {
+impl PostCopy {
     /// What is still to come.
-    pub fn status(&self) -> TailStatus {
+    pub fn status(&self) -> PostCopyStatus {
         let state = self.lock();
         let missing = &state.missing;
-        TailStatus {
+        PostCopyStatus {
             missing: missing.left(),
             first_missing: missing.ranges().take(SHOWN_RANGES).map(|r| (r.start, r.end - r.start)).collect(),
-            waited_for: missing.wanted(),
+            waited_for: missing.requested(),
             connected: state.asks.is_some(),
             source_lost: state.source_lost,
             faults: state.figures(),
@@ -124,8 +124,8 @@ impl Tail {
     }
 
     /// Where the two sides meet again.
-    pub fn rendezvous(&self) -> &Arc<Rendezvous> {
-        &self.rendezvous
+    pub fn channels(&self) -> &Arc<Channels> {
+        &self.channels
     }
 
     /// The guest has ended: tells the source that nothing is needed any more.
@@ -135,7 +135,7 @@ impl Tail {
             // A source that is away tries to come back, and finds nobody.
             let _ = Message::Ended.send(writer);
         }
-        self.rendezvous.close();
+        self.channels.close();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,4 +1,4 @@
-//! Busy polling: waiting without falling asleep, for a short time.
+//! Adaptive polling: waiting without sleeping, for a short time.
 //!
 //! A thread that sleeps has to be woken, and often a CPU with it, which takes longer than everything else that happens to a
 //! page the guest waits for. So whoever serves such pages looks again and again for a while after something has come, and only
@@ -19,21 +19,21 @@ const WANTED: Duration = Duration::from_micros(100);
 /// For so long nothing is polled where that was so: whoever is woken is run sooner than whoever gives way.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Whether to stay awake.
+/// Whether to go on polling.
 #[derive(Debug, Default)]
-pub(super) struct BusyPoll {
+pub(super) struct AdaptivePoll {
     until: Option<Instant>,
     not_before: Option<Instant>,
 }
 
-impl BusyPoll {
+impl AdaptivePoll {
     /// Something has come: more of it will be looked for without sleeping.
-    pub(super) fn stay_awake(&mut self) {
+    pub(super) fn keep_polling(&mut self) {
         let now = Instant::now();
         self.until = self.not_before.is_none_or(|then| now >= then).then(|| now + FOR);
     }
 
-    /// Looks for as long as it stays awake, if it does, and for `limit` at most, if there is one, whether one of these is ready.
+    /// Looks for as long as it polls, if it does, and for `limit` at most, if there is one, whether one of these is ready.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -1,11 +1,11 @@
-//! The thread of a tail that the guest does not wait for: pages out what is cold.
+//! The thread of post-copy that the guest does not wait for: pages out what is cold.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::Tail;
+use super::PostCopy;
 use crate::migration::destination::DestinationError;
 use crate::migration::destination::landing::Landed;
 use crate::migration::stoppable::Stoppable;
@@ -16,18 +16,18 @@ const CONFIRMED_AFTER: Duration = Duration::from_millis(20);
 const PIECE: u64 = 128;
 
 /// Starts the thread that pages out cold pages as they land, and confirms what nobody else has.
-pub(super) fn keep_cold(tail: &Arc<Tail>, landed: &Landed) -> Result<Stoppable, DestinationError> {
+pub(super) fn keep_cold(post_copy: &Arc<PostCopy>, landed: &Landed) -> Result<Stoppable, DestinationError> {
     let (sender, runs) = channel::<Vec<Range<u64>>>();
-    let (ram, landed) = (Arc::clone(&tail.ram), landed.clone());
-    tail.lock().cold = Some(sender);
-    let (tail, keeping) = (Arc::clone(tail), Arc::clone(tail));
-    let stop = move || tail.lock().cold = None;
+    let (ram, landed) = (Arc::clone(&post_copy.ram), landed.clone());
+    post_copy.lock().cold = Some(sender);
+    let (post_copy, keeping) = (Arc::clone(post_copy), Arc::clone(post_copy));
+    let stop = move || post_copy.lock().cold = None;
     thread(Stoppable::spawn("keep-cold", stop, move || {
         let mut confirmed = Instant::now();
         loop {
             match runs.recv_timeout(CONFIRMED_AFTER) {
                 Ok(first) => {
-                    keeping.precedence.give_way();
+                    keeping.fault_priority.give_way();
                     // With all that have landed meanwhile.
                     let runs = first.into_iter().chain(runs.try_iter().flatten());
                     if let Err(e) = landed.landed(&ram, runs, PIECE) {

@@ -1,4 +1,4 @@
-//! A tail from its beginning to its end, over as many connections as that takes.
+//! Post-copy from its beginning to its end, over as many connections as that takes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,44 +9,44 @@ use hdrhistogram::Histogram;
 
 use super::faults::FaultHandler;
 use super::threads::keep_cold;
-use super::{LONGEST_US, Stage, State, Tail};
+use super::{LONGEST_US, PostCopy, Stage, State};
+use crate::migration::channels::Channels;
 use crate::migration::destination::landing::Landed;
 use crate::migration::destination::{DestinationError, DestinationMachine};
+use crate::migration::fault_priority::FaultPriority;
 use crate::migration::link::Link;
 use crate::migration::plan::Missing;
-use crate::migration::precedence::Precedence;
 use crate::migration::progress::FaultFigures;
-use crate::migration::rendezvous::Rendezvous;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{FrameReader, FrameWriter, Message, WireError};
 
-/// How often a guest that has been asked to stop is asked again, until it stands.
+/// How often a guest that has been asked to stop is asked again, until it is paused.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a guest that is given up may take to stop before what its vCPUs wait for is taken not to come.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// A tail whose faults are handled.
+/// Post-copy whose faults are handled.
 pub(in super::super) struct Receiver {
-    tail: Arc<Tail>,
+    post_copy: Arc<PostCopy>,
     /// How long the source may stay away before it is taken for lost.
-    patience: Duration,
+    source_timeout: Duration,
     /// These handle faults and page out; they end in this order.
     faults: FaultHandler,
-    keeper: Stoppable,
+    cold_window: Stoppable,
 }
 
 impl Receiver {
     /// What people see of it.
-    pub(in super::super) fn tail(&self) -> &Arc<Tail> {
-        &self.tail
+    pub(in super::super) fn post_copy(&self) -> &Arc<PostCopy> {
+        &self.post_copy
     }
 
     /// From now on, whoever touches what has not landed waits, and is served over `faults`.
     pub(in super::super) fn start(
         machine: &impl DestinationMachine,
-        rendezvous: &Arc<Rendezvous>,
-        patience: Duration,
+        channels: &Arc<Channels>,
+        source_timeout: Duration,
         (landed, later): (&Landed, Missing),
         faults: Link,
     ) -> Result<Self, DestinationError> {
@@ -56,10 +56,10 @@ impl Receiver {
         ram.make_holes(later.ranges())?;
         let waits_us = Histogram::new_with_bounds(1, LONGEST_US, 3);
         let waits_us = waits_us.map_err(|e| DestinationError::Thread(e.to_string()))?;
-        let tail = Arc::new(Tail {
+        let post_copy = Arc::new(PostCopy {
             ram: Arc::clone(ram),
             pages,
-            rendezvous: Arc::clone(rendezvous),
+            channels: Arc::clone(channels),
             state: Mutex::new(State {
                 missing: later,
                 since: HashMap::new(),
@@ -72,13 +72,13 @@ impl Receiver {
                 stage: Stage::Restoring,
                 has_lost_faults: false,
             }),
-            precedence: Precedence::default(),
+            fault_priority: FaultPriority::default(),
             ended: AtomicBool::new(false),
         });
-        let keeper = keep_cold(&tail, landed)?;
-        let mut handler = FaultHandler::start(&tail)?;
+        let cold_window = keep_cold(&post_copy, landed)?;
+        let mut handler = FaultHandler::start(&post_copy)?;
         handler.serve(faults)?;
-        Ok(Self { tail, patience, faults: handler, keeper })
+        Ok(Self { post_copy, source_timeout, faults: handler, cold_window })
     }
 
     /// The machine has been restored, or this has failed. From here on a connection that breaks is waited for.
@@ -86,7 +86,7 @@ impl Receiver {
     /// # Errors
     /// When what was waited for meanwhile has not come: then the guest cannot be here.
     pub(in super::super) fn restored(&self) -> Result<(), DestinationError> {
-        let mut state = self.tail.lock();
+        let mut state = self.post_copy.lock();
         if state.stage == Stage::Failed {
             return Err(WireError::Closed.into());
         }
@@ -101,23 +101,23 @@ impl Receiver {
         machine: &impl DestinationMachine,
         (mut reader, writer): (FrameReader<Link>, FrameWriter<Link>),
     ) -> (FaultFigures, Option<FrameWriter<Link>>) {
-        let tail = Arc::clone(&self.tail);
-        tail.lock().confirm_over(writer);
+        let post_copy = Arc::clone(&self.post_copy);
+        post_copy.lock().confirm_over(writer);
         loop {
             let received = reader
                 .link()
                 .wait_for_ever()
                 .map_err(|e| DestinationError::from(WireError::from(e)))
-                .and_then(|()| tail.receive(&mut reader));
+                .and_then(|()| post_copy.receive(&mut reader));
             let Err(e) = received else { break };
             reader.link().shutdown(std::net::Shutdown::Both);
             self.faults.leave();
             let left = {
-                let mut state = tail.lock();
+                let mut state = post_copy.lock();
                 (state.asks, state.confirms) = (None, None);
                 state.missing.left()
             };
-            if tail.ended.load(Ordering::SeqCst) {
+            if post_copy.ended.load(Ordering::SeqCst) {
                 break;
             }
             tracing::warn!(
@@ -128,17 +128,17 @@ impl Receiver {
                 None => break,
             }
         }
-        if tail.lock().missing.left() > 0 {
+        if post_copy.lock().missing.left() > 0 {
             self.stop(machine);
         }
         // Before the channels end: the last words go over it.
-        let writer = tail.lock().confirms.take();
+        let writer = post_copy.lock().confirms.take();
         self.faults.leave();
-        tail.rendezvous.close();
-        let Self { faults, keeper, .. } = self;
-        drop((faults, keeper));
-        tail.pages.release();
-        (tail.lock().figures(), writer)
+        post_copy.channels.close();
+        let Self { faults, cold_window, .. } = self;
+        drop((faults, cold_window));
+        post_copy.pages.release();
+        (post_copy.lock().figures(), writer)
     }
 
     /// Stops a guest that is given up: it is not to see the zeros that are in place of what has not come. Only a vCPU that the
@@ -148,7 +148,7 @@ impl Receiver {
         while !machine.try_pause() && Instant::now() < until {
             std::thread::sleep(ASK_AGAIN);
         }
-        self.tail.pages.release();
+        self.post_copy.pages.release();
         if let Err(e) = machine.pause() {
             tracing::warn!("a guest that is given up stops as soon as it can: {e}");
         }
@@ -157,28 +157,28 @@ impl Receiver {
     /// Waits until the two sides have met again; `None` when nothing is needed any more. A guest whose source stays away
     /// stands meanwhile, but for what waits for a page in the host: that stands when the page has come.
     fn reconnect(&mut self, machine: &impl DestinationMachine) -> Option<FrameReader<Link>> {
-        let tail = Arc::clone(&self.tail);
+        let post_copy = Arc::clone(&self.post_copy);
         let (mut is_lost, mut stands, mut ran) = (false, false, false);
         let bulk = loop {
-            let limit = if is_lost && !stands { ASK_AGAIN } else { self.patience };
-            if let Some((bulk, faults)) = tail.rendezvous.take_both(limit) {
+            let limit = if is_lost && !stands { ASK_AGAIN } else { self.source_timeout };
+            if let Some((bulk, faults)) = post_copy.channels.take_both(limit) {
                 match self.resume(bulk, faults) {
                     Ok(reader) => break reader,
                     Err(e) => tracing::warn!("the new connection is of no use: {e}"),
                 }
                 continue;
             }
-            if tail.rendezvous.is_closed() || tail.lock().missing.left() == 0 {
+            if post_copy.channels.is_closed() || post_copy.lock().missing.left() == 0 {
                 return None;
             }
             if !is_lost {
                 is_lost = true;
                 ran = machine.is_running();
-                tail.lock().source_lost = true;
-                let status = tail.status();
+                post_copy.lock().source_lost = true;
+                let status = post_copy.status();
                 tracing::error!(
-                    "the source has not come back within {:?}: the guest stands; {} pages are missing, first {:?} (first page, number of pages)",
-                    self.patience,
+                    "the source has not come back within {:?}: the guest is paused; {} pages are missing, first {:?} (first page, number of pages)",
+                    self.source_timeout,
                     status.missing,
                     status.first_missing,
                 );
@@ -187,7 +187,7 @@ impl Receiver {
                 stands = machine.try_pause();
             }
         };
-        tail.lock().source_lost = false;
+        post_copy.lock().source_lost = false;
         if ran {
             machine.resume();
         }
@@ -198,14 +198,14 @@ impl Receiver {
     fn resume(&mut self, bulk: Link, faults: Link) -> Result<FrameReader<Link>, DestinationError> {
         let mut writer = FrameWriter::new(bulk.try_clone().map_err(WireError::from)?);
         let ranges = {
-            let mut state = self.tail.lock();
+            let mut state = self.post_copy.lock();
             // Those that have landed are said by not being named.
             state.missing.take_unconfirmed();
             state.missing.ranges().collect::<Vec<_>>()
         };
         send_ranges(&ranges, &mut writer, Message::Missing)?;
         self.faults.serve(faults)?;
-        self.tail.lock().confirm_over(writer);
+        self.post_copy.lock().confirm_over(writer);
         Ok(FrameReader::new(bulk))
     }
 }
