@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::process::Command;
-
 use harness::host::skip;
 use memory_agent::{MemoryGroup, PageOutError, page_out};
 use support::group::LimitedGroup;
@@ -46,7 +44,7 @@ fn version_2(group: &LimitedGroup, memory: &Memory) {
         other => panic!("{other:?}"),
     }
     // The tool says so, with the code for it.
-    let mut tool = Command::new(env!("CARGO_BIN_EXE_memory-agent"));
+    let mut tool = support::tool();
     tool.args(["page-out", "--all", "--name", "may-not-swap", "--pid", &std::process::id().to_string()]);
     let output = tool.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

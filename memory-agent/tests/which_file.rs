@@ -118,7 +118,7 @@ fn memory_that_is_left_out_is_named() {
     let why = found.left_out.iter().find(|left| left.name == names[1]).unwrap();
     assert!(matches!(why.why, TargetError::NotSharedMemory), "{}", why.why);
     // The tool says so, to people and in JSON.
-    let mut map = Command::new(env!("CARGO_BIN_EXE_memory-agent"));
+    let mut map = support::tool();
     map.args(["map", "--json", "--pid", &std::process::id().to_string(), "--name", name]);
     let output = map.output().unwrap();
     let (said, printed) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());

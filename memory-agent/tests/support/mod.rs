@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::process::Command;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -24,6 +25,11 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bytes of swap that the tests of one process share.
 const SWAP_BYTES: u64 = 1 << 30;
+
+/// The tool: one that was built elsewhere where `MEMORY_AGENT_BIN` names it.
+pub(crate) fn tool() -> Command {
+    Command::new(std::env::var_os("MEMORY_AGENT_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_memory-agent").into()))
+}
 
 /// Whether what waits in the swap cache can be told here; says in a line that `test` is skipped where it cannot.
 pub(crate) fn tells_swap_cache(test: &str) -> bool {
