@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::host;
 use crate::step::{cargo, program, root, run};
+use crate::{error_causes, host};
 
 /// The guest's image: a crate of its own that its package's build script compiles, so that cargo knows nothing of it.
 const IMAGE: &str = "guest-images/workload/image/main.rs";
@@ -30,7 +30,9 @@ pub(crate) fn main() -> Result<()> {
     steps.extend(oldest_compiler()?);
     steps.extend(dependencies()?);
     // All of them, so that one run tells everything.
-    let failed: Vec<String> = steps.iter_mut().filter_map(|step| run(step).err()).map(|e| format!("{e:#}")).collect();
+    let mut failed: Vec<String> =
+        steps.iter_mut().filter_map(|step| run(step).err()).map(|e| format!("{e:#}")).collect();
+    failed.extend(error_causes::said_twice(&root())?);
     if !failed.is_empty() {
         bail!(failed.join("\n"));
     }

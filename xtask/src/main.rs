@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod error_causes;
 mod host;
 mod lab;
 mod lint;

@@ -5,6 +5,7 @@ use command_line::End;
 use crate::PROGRAM;
 use crate::config::ConfigError;
 use crate::control::client::ClientError;
+use crate::control::{Failure, MigrationFailure};
 use crate::devices::StopReason;
 use crate::exit::ExitCode;
 use crate::monitor::Outcome;
@@ -30,6 +31,15 @@ pub(super) fn of_monitor(outcome: Outcome) -> Result<(), End> {
     }
 }
 
+/// With which options of this program a failure can be met, where the sentence asks for something that has one.
+fn hint(failure: &Failure) -> Option<&'static str> {
+    match failure.reason {
+        Some(MigrationFailure::NotConverging) => Some("--switchover now, --downtime-limit"),
+        Some(MigrationFailure::Unconfirmed) => Some("thermocline ctl resume --force"),
+        _ => None,
+    }
+}
+
 impl From<ConfigError> for End {
     fn from(e: ConfigError) -> Self {
         Self::new(ExitCode::of_config(&e), e)
@@ -39,7 +49,10 @@ impl From<ConfigError> for End {
 impl From<ClientError> for End {
     fn from(e: ClientError) -> Self {
         match &e {
-            ClientError::Failed(failure) => Self::new(ExitCode::of_failure(failure), e),
+            ClientError::Failed(failure) => {
+                let hint = hint(failure).map_or_else(String::new, |options| format!(" ({options})"));
+                Self::text(ExitCode::of_failure(failure), format!("{e}{hint}"))
+            }
             _ => Self::new(ExitCode::Failure, e),
         }
     }

@@ -11,12 +11,12 @@ use crate::migration::progress::Progress;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no answer at --api-socket {path}: {source}; is a thermocline running with this --api-socket?", path = path.display())]
+    #[error("no answer at {path}: {cause}; is a thermocline running with this API socket?", path = path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The monitor went away.
     #[error("the monitor ended before it answered")]
@@ -26,7 +26,7 @@ pub enum ClientError {
     Answer(serde_json::Error),
     /// The connection failed.
     #[error("the connection to the monitor failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The monitor says no.
     #[error("{}", .0.text)]
     Failed(Failure),
@@ -37,7 +37,7 @@ pub enum ClientError {
 /// # Errors
 /// When there is none, or it is no.
 pub fn ask(path: &Path, request: &Request, progress: impl FnMut(&Progress)) -> Result<Answer, ClientError> {
-    let stream = UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.into(), source })?;
+    let stream = UnixStream::connect(path).map_err(|cause| ClientError::Connect { path: path.into(), cause })?;
     ask_over(stream, request, progress)
 }
 
@@ -51,10 +51,10 @@ fn ask_over(
     match stream.write_all(&line) {
         // Whoever turns clients away says why and closes, and may do so before it was asked anything.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-        written => written?,
+        written => written.map_err(ClientError::Io)?,
     }
     for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?).map_err(ClientError::Answer)? {
+        match serde_json::from_str(&line.map_err(ClientError::Io)?).map_err(ClientError::Answer)? {
             Response::Progress(p) => progress(&p),
             Response::Ok(answer) => return Ok(answer),
             Response::Error(failure) => return Err(ClientError::Failed(failure)),

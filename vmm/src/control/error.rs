@@ -22,7 +22,7 @@ pub enum VmmError {
     #[error("this monitor is about to end")]
     Ending,
     /// A migration is under way.
-    #[error("a migration is under way; wait for it, or end it with `thermocline ctl cancel-migration`")]
+    #[error("a migration is under way; wait for it, or cancel it")]
     Migrating,
     /// No migration is under way.
     #[error("no migration is under way")]
@@ -31,23 +31,25 @@ pub enum VmmError {
     #[error("there has been no such migration")]
     NoMigration,
     /// The guest may run elsewhere.
-    #[error("the guest was handed over and may run at the destination; `resume --force` if you know that it does not")]
+    #[error(
+        "the guest was handed over and may run at the destination; resume it by force if you know that it does not"
+    )]
     HandedOver,
     /// Pages are only here.
     #[error(
-        "the guest runs elsewhere, and {0} pages that it may need are only here; `thermocline ctl reconnect` if the connection is gone, `quit --force` to give them and with them the guest up"
+        "the guest runs elsewhere, and {0} pages that it may need are only here; reconnect if the connection is gone, or quit by force to give them and with them the guest up"
     )]
     OnlyHere(u64),
     /// Not all of the guest's memory is here.
     #[error(
-        "{0} pages of the guest's memory are still to come from where it was; wait until `thermocline ctl status` shows no `post_copy`"
+        "{0} pages of the guest's memory are still to come from where it was; wait until the status shows no `post_copy`"
     )]
     StillComing(u64),
     /// Nothing is outstanding.
     #[error("no pages are on their way that a connection could be made for")]
     NothingFollows,
     /// No way given.
-    #[error("say where the other side listens (--to), or where to listen for it (--listen)")]
+    #[error("say where the other side listens, or where to listen for it, and not both")]
     NoWay,
     /// The other side cannot be reached.
     #[error("no new connection: {0}")]
@@ -74,7 +76,7 @@ pub enum VmmError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// Nobody has a map.
-    #[error("there is no map yet: the memory agent has not seen all of guest RAM, or --agent-budget is 0")]
+    #[error("there is no map yet: the memory agent has not seen all of guest RAM, or has no budget")]
     NoMap,
     /// The metrics cannot be written.
     #[error("the metrics cannot be written: {0}")]

@@ -34,11 +34,11 @@ pub enum SourceError {
     NoPostCopy,
     /// No channel for the pages left to post-copy.
     #[error("no second connection to the destination, for pages that the guest waits for: {0}")]
-    Channel(#[from] JoinError),
+    Channel(JoinError),
     /// The guest writes faster than the link carries.
     #[error(
         "the migration does not converge: after {rounds} rounds the guest still writes {dirty_mib:.0} MiB/s and the connection carries {link_mib:.0} MiB/s, \
-         so that it would be paused for {downtime_ms} ms; use --switchover now, which lets the rest follow it, raise --downtime-limit, or let the guest write less"
+         so that it would be paused for {downtime_ms} ms; switch over now, with the rest by post-copy, allow a longer downtime, or let the guest write less"
     )]
     NotConverging {
         /// Rounds tried.
@@ -53,7 +53,7 @@ pub enum SourceError {
     /// The guest was handed over and the destination never said that it runs.
     #[error(
         "the guest was handed over, but the destination did not confirm that it runs there ({0}); it stays paused here. \
-         Look at the destination: if the guest does not run there, `thermocline ctl resume --force` lets it go on here; never let both run"
+         Look at the destination: if the guest does not run there, resume it here by force; never let both run"
     )]
     Unconfirmed(WireError),
 }

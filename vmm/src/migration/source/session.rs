@@ -205,9 +205,9 @@ fn open_fault_channel(
 ) -> Result<(Arc<PostCopyControl>, Link), SourceError> {
     let channels = &control.channels;
     if let Some(address) = control.address() {
-        channels.connect(&address, &[Channel::Faults])?;
+        channels.connect(&address, &[Channel::Faults]).map_err(SourceError::Channel)?;
     }
-    let faults = channels.take(Channel::Faults, AT_ONCE).ok_or(JoinError::Gone)?;
+    let faults = channels.take(Channel::Faults, AT_ONCE).ok_or(SourceError::Channel(JoinError::Gone))?;
     channels.adopt(Channel::Bulk, bulk);
     Ok((Arc::clone(control), faults))
 }
