@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::error::VmmError;
 use super::failure::Failure;
 use super::life::{Coming, ExitReason, Life, MigrationEnd};
-use super::migration::Migration;
+use super::migration::{Handles, Migration};
 use super::{AgentStatus, Answer, MigrateRequest, PostCopySourceStatus, Request, RunState, Status, memory};
 use crate::dump;
 use crate::machine::Machine;
@@ -142,7 +142,7 @@ impl Controller {
     fn end_with(&self, reason: ExitReason, force: bool) -> Result<(), VmmError> {
         let migration = self.lock().life.ends(reason, force)?;
         if let Some(migration) = migration {
-            migration.cancel.cancel();
+            migration.cancel();
         }
         self.end_if_due();
         Ok(())
@@ -233,7 +233,7 @@ impl Controller {
         let state = self.lock();
         let migration = state.life.migration().ok_or(VmmError::NotMigrating)?;
         match state.life.only_here() {
-            0 => migration.cancel.cancel(),
+            0 => migration.cancel(),
             left => return Err(VmmError::OnlyHere(left)),
         }
         Ok(())
@@ -243,7 +243,7 @@ impl Controller {
     fn reconnect(&self, to: Option<&str>, listen: Option<&str>) -> Result<(), VmmError> {
         let (post_copy_source, post_copy) = {
             let state = self.lock();
-            let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source.clone());
+            let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source());
             (post_copy_source, state.life.coming().cloned())
         };
         if post_copy_source.is_none() && post_copy.is_none() {
@@ -309,12 +309,12 @@ impl Controller {
     fn run(&self, migration: &Arc<Migration>, machine: &Arc<Machine>, options: &Options) {
         // Migration looks for itself, and needs the CPU.
         let aside = machine.ram_watch().map(RamWatch::suspend);
-        let (post_copy_source, cancel) = (migration.post_copy_source.as_ref(), &migration.cancel);
+        let Handles { cancel, post_copy_source } = migration.handles().unwrap_or_default();
         let mut observer = |progress: &Progress| migration.show(progress);
-        let result = Link::connect(&migration.to)
-            .map_err(SourceError::from)
-            .and_then(|link| source::migrate(machine.as_ref(), link, options, post_copy_source, cancel, &mut observer));
-        drop(aside);
+        let result = Link::connect(&migration.to).map_err(SourceError::from).and_then(|link| {
+            source::migrate(machine.as_ref(), link, options, post_copy_source.as_ref(), &cancel, &mut observer)
+        });
+        drop((aside, cancel, post_copy_source));
         let end = match &result {
             Ok(report) => MigrationEnd::Moved { given_back: report.post_copy.is_some(), stay: migration.stay },
             Err(SourceError::Unconfirmed(_)) => MigrationEnd::Unconfirmed,
@@ -347,7 +347,7 @@ impl Controller {
             Life::Migrating { .. } => RunState::Migrating,
             Life::Waiting | Life::Here { .. } | Life::Gone { .. } => machine_state(),
         };
-        let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source.as_ref());
+        let post_copy_source = state.life.migration().and_then(|migration| migration.post_copy_source());
         Status {
             state: run_state,
             memory: ByteSize(machine.as_ref().map_or(0, |m| m.ram().layout().bytes())),
@@ -386,7 +386,7 @@ impl Controller {
     /// Whoever knows that the destination does not run the guest need not wait for its word: all of the guest is here.
     fn give_up_unconfirmed(&self) {
         let Some(migration) = self.lock().life.migration().cloned() else { return };
-        let post_copy_source = migration.post_copy_source.as_ref();
+        let post_copy_source = migration.post_copy_source();
         if let Some(post_copy_source) =
             post_copy_source.filter(|post_copy_source| post_copy_source.left() > 0 && !post_copy_source.is_confirmed())
         {

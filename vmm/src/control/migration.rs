@@ -70,6 +70,15 @@ struct Shown {
     outcome: Option<Result<Report, Failure>>,
 }
 
+/// What can be done about a migration that is under way. Both hold its connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handles {
+    /// How it is given up.
+    pub(super) cancel: Arc<Cancel>,
+    /// What is left to post-copy, where something may.
+    pub(super) post_copy_source: Option<Arc<PostCopyControl>>,
+}
+
 /// A migration.
 #[derive(Debug)]
 pub(super) struct Migration {
@@ -77,23 +86,40 @@ pub(super) struct Migration {
     pub(super) to: Address,
     /// Whether the process stays when the guest has moved.
     pub(super) stay: bool,
-    pub(super) cancel: Cancel,
-    /// What is left to post-copy, where something may.
-    pub(super) post_copy_source: Option<Arc<PostCopyControl>>,
+    /// Until it has ended.
+    handles: Mutex<Option<Handles>>,
     shown: Mutex<Shown>,
     changed: Condvar,
 }
 
 impl Sent for Arc<Migration> {
     fn outstanding(&self) -> u64 {
-        self.post_copy_source.as_ref().map_or(0, |post_copy_source| post_copy_source.left())
+        self.post_copy_source().map_or(0, |post_copy_source| post_copy_source.left())
     }
 }
 
 impl Migration {
     pub(super) fn new(id: u64, to: Address, stay: bool, post_copy_source: Option<Arc<PostCopyControl>>) -> Self {
-        let (cancel, shown, changed) = Default::default();
-        Self { id, to, stay, cancel, post_copy_source, shown, changed }
+        let handles = Mutex::new(Some(Handles { post_copy_source, ..Handles::default() }));
+        let (shown, changed) = Default::default();
+        Self { id, to, stay, handles, shown, changed }
+    }
+
+    /// What can be done about it; `None` once it has ended.
+    pub(super) fn handles(&self) -> Option<Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is left to post-copy, where something may, until it has ended.
+    pub(super) fn post_copy_source(&self) -> Option<Arc<PostCopyControl>> {
+        self.handles()?.post_copy_source
+    }
+
+    /// Gives it up, if it has not ended.
+    pub(super) fn cancel(&self) {
+        if let Some(handles) = self.handles() {
+            handles.cancel.cancel();
+        }
     }
 
     /// Shows how far it is.
@@ -112,8 +138,9 @@ impl Migration {
         self.changed.notify_all();
     }
 
-    /// Says how it ended.
+    /// Says how it ended, and lets its connections go.
     pub(super) fn end(&self, outcome: Result<Report, Failure>) {
+        *self.handles.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.lock().outcome = Some(outcome);
         self.changed.notify_all();
     }
@@ -247,6 +274,7 @@ mod tests {
             assert!(matches!(waiter.join().unwrap(), News::Ended(_)));
         });
         migration.wait(Duration::from_secs(60));
+        assert!(migration.handles().is_none(), "it keeps its connections");
     }
 
     #[test]
