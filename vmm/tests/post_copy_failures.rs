@@ -20,7 +20,7 @@ use thermocline::migration::destination::Terms;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
-use thermocline::migration::wire::Session;
+use thermocline::migration::wire::MigrationId;
 use thermocline::ram::{GuestRam, MissingPages, MissingRam, NotLanded, RamError, ReadPages};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -165,7 +165,7 @@ impl Moving {
         });
         let address = Address::Unix(front);
         let post_copy_source =
-            Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
+            Arc::new(PostCopyControl::new(Channels::new(MigrationId::new().unwrap()), Some(address.clone())));
         let migration = thread::spawn({
             let (source, post_copy_source) = (Arc::clone(&source), Arc::clone(&post_copy_source));
             move || {

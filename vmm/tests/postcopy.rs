@@ -18,7 +18,7 @@ use thermocline::migration::channels::Channels;
 use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::progress::Progress;
 use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
-use thermocline::migration::wire::Session;
+use thermocline::migration::wire::MigrationId;
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
@@ -74,7 +74,7 @@ fn check_one_owner(limit: u64) -> bool {
     let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
     let post_copy_source =
-        Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
+        Arc::new(PostCopyControl::new(Channels::new(MigrationId::new().unwrap()), Some(address.clone())));
     let (source_result, destination_result) = thread::scope(|scope| {
         let (source, migrating) = (&source, Arc::clone(&post_copy_source));
         let migration = scope.spawn(move || {
@@ -145,7 +145,7 @@ fn half_a_page_holds_nobody_else_up() {
     let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
     let post_copy_source =
-        Arc::new(PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone())));
+        Arc::new(PostCopyControl::new(Channels::new(MigrationId::new().unwrap()), Some(address.clone())));
     thread::scope(|scope| {
         let migration = scope.spawn(|| {
             // In the background a batch, and then nothing for longer than this takes.

@@ -21,7 +21,7 @@ use thermocline::migration::progress::Progress;
 use thermocline::migration::source::{self, Options, SourceError};
 use thermocline::migration::wire::message::receive_message;
 use thermocline::migration::wire::{
-    FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, WireError, preamble,
+    FrameReader, FrameWriter, Message, MigrationId, Offer, Refusal, RefusalReason, WireError, preamble,
 };
 
 /// How long anybody may take to say who it is, by `docs/protocol.md`.
@@ -105,7 +105,13 @@ impl Place {
         preamble::receive(&mut link).unwrap();
         let mut reader = FrameReader::new(link.try_clone().unwrap());
         let mut writer = FrameWriter::new(link);
-        let offer = Offer { machine: Fake::new().describe(), cold: ColdPolicy::Paced, window, session: None };
+        let offer = Offer {
+            machine: Fake::new().describe(),
+            cold: ColdPolicy::Paced,
+            window,
+            id: MigrationId::from_bytes([7; 16]),
+            post_copy: false,
+        };
         Message::Offer(offer).send(&mut writer).unwrap();
         (receive_message(&mut reader, "accept").unwrap(), writer)
     }

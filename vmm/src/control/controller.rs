@@ -22,7 +22,7 @@ use crate::migration::destination::PostCopy;
 use crate::migration::link::{Address, Link, Listener};
 use crate::migration::progress::{Progress, Report};
 use crate::migration::source::{self, Options, PostCopyControl, SourceError};
-use crate::migration::wire::{Channel, Session};
+use crate::migration::wire::{Channel, MigrationId};
 use crate::ram::RamWatch;
 
 /// How long a migration may take to see that nobody waits for it any more.
@@ -285,7 +285,7 @@ impl Controller {
         let options = Options::from(request);
         let post_copy_source = match options.follows() {
             true => Some(Arc::new(PostCopyControl::new(
-                Channels::new(Session::new().map_err(VmmError::Host)?),
+                Channels::new(MigrationId::new().map_err(VmmError::Host)?),
                 Some(address.clone()),
             ))),
             false => None,

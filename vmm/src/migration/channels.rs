@@ -10,7 +10,7 @@ use super::link::{Address, Link, LinkError, Listener};
 use super::listening::{INTRODUCTION, Introduced, Over, Stranger, serve};
 use super::wire::message::receive_message;
 use super::wire::{
-    Attempt, Channel, FrameReader, FrameWriter, Message, Refusal, RefusalReason, Session, WireError, preamble,
+    Attempt, Channel, FrameReader, FrameWriter, Message, MigrationId, Refusal, RefusalReason, WireError, preamble,
 };
 
 /// Why a further connection did not come about.
@@ -36,7 +36,7 @@ pub enum JoinError {
 /// Where the two channels of a migration come together.
 #[derive(Debug)]
 pub struct Channels {
-    session: Session,
+    migration: MigrationId,
     state: Mutex<State>,
     changed: Condvar,
     /// Whoever answers connections for it is to stop.
@@ -56,13 +56,13 @@ struct State {
 
 impl Channels {
     /// For one migration.
-    pub fn new(session: Session) -> Self {
-        Self { session, state: Mutex::default(), changed: Condvar::new(), over: Over::default() }
+    pub fn new(migration: MigrationId) -> Self {
+        Self { migration, state: Mutex::default(), changed: Condvar::new(), over: Over::default() }
     }
 
     /// The migration's name.
-    pub fn session(&self) -> Session {
-        self.session
+    pub fn migration(&self) -> MigrationId {
+        self.migration
     }
 
     /// Connects these channels to where the other side listens.
@@ -78,7 +78,7 @@ impl Channels {
             preamble::send(writer.link())?;
             let mut reader = FrameReader::new(link);
             preamble::receive(reader.link())?;
-            Message::Join(self.session, channel, attempt).send(&mut writer)?;
+            Message::Join(self.migration, channel, attempt).send(&mut writer)?;
             match receive_message(&mut reader, "joined")? {
                 Message::Joined => {
                     let mut link = reader.into_link();
@@ -96,12 +96,12 @@ impl Channels {
     pub(super) fn join(&self, mut introduced: Introduced<'_>) {
         let from = introduced.from.clone();
         let (channel, attempt) = match &introduced.first {
-            Message::Join(session, _, attempt) if *session == self.session && *attempt < self.lock().attempt => {
+            Message::Join(migration, _, attempt) if *migration == self.migration && *attempt < self.lock().attempt => {
                 let text = JoinError::Superseded.to_string();
                 introduced.refuse(Refusal { reason: RefusalReason::Connection, text });
                 return tracing::debug!(from, "a connection was not taken: {}", JoinError::Superseded);
             }
-            Message::Join(session, channel, attempt) if *session == self.session => (*channel, *attempt),
+            Message::Join(migration, channel, attempt) if *migration == self.migration => (*channel, *attempt),
             _ => {
                 let text = "another guest's memory is on its way here; this host takes one guest a process".into();
                 introduced.refuse(Refusal { reason: RefusalReason::Busy, text });
@@ -219,7 +219,7 @@ mod tests {
         fn new(directory: &std::path::Path, name: &str) -> Self {
             let address = Address::Unix(directory.join(name));
             let listener = Listener::bind(&address).unwrap();
-            Self { channels: Channels::new(Session::from_bytes([7; 16])), address, listener }
+            Self { channels: Channels::new(MigrationId::from_bytes([7; 16])), address, listener }
         }
     }
 

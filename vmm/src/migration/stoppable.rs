@@ -3,6 +3,12 @@
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
+/// What a thread does, logged as part of what the one that starts it does.
+pub(super) fn in_this_span<T>(body: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let span = tracing::Span::current();
+    move || span.in_scope(body)
+}
+
 /// A thread, and what ends it: dropping this does that and waits.
 pub(super) struct Stoppable {
     stop: Box<dyn FnMut() + Send>,
@@ -16,7 +22,7 @@ impl Stoppable {
         stop: impl FnMut() + Send + 'static,
         body: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        let thread = Builder::new().name(name.into()).spawn(body)?;
+        let thread = Builder::new().name(name.into()).spawn(in_this_span(body))?;
         Ok(Self { stop: Box::new(stop), thread: Some(thread) })
     }
 }

@@ -17,7 +17,7 @@ use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::plan::ColdPolicy;
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, PostCopyControl, Switchover};
-use thermocline::migration::wire::Session;
+use thermocline::migration::wire::MigrationId;
 use thermocline::migration::{Belief, SourceMachine};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -238,7 +238,7 @@ fn move_guest(destination: Arc<Fake>, cold_rate: ByteSize, cuts: u32, strangers:
         }
     });
     let address = Address::Unix(front);
-    let post_copy_source = PostCopyControl::new(Channels::new(Session::new().unwrap()), Some(address.clone()));
+    let post_copy_source = PostCopyControl::new(Channels::new(MigrationId::new().unwrap()), Some(address.clone()));
     let options = Options { cold_rate, ..LAZY };
     let report = source::migrate(
         source.as_ref(),

@@ -17,6 +17,7 @@ use memory_agent::{ByteSize, PageOutError, PageOutReport};
 use super::DestinationError;
 use super::cold_window::ColdWindow;
 use crate::migration::plan::Missing;
+use crate::migration::stoppable::in_this_span;
 use crate::migration::wire::{Lane, PageBatch};
 use crate::ram::{GuestRam, PageSet, RamError};
 
@@ -172,23 +173,22 @@ impl<'env> Landing<'env> {
         let pending = Arc::clone(&self.pending);
         let recycled = self.recycled.0.clone();
         let can_page_out = Arc::clone(&self.can_page_out);
+        let land = in_this_span(move || {
+            for Job { batch, payload } in jobs {
+                let mut result =
+                    batch.runs.iter().try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
+                if let Some(cold_window) = &cold_window {
+                    let runs = batch.runs.into_iter().map(|(run, _)| run);
+                    result = result.and_then(|()| keep(cold_window, &can_page_out, ram, runs, u64::MAX));
+                }
+                let _ = recycled.send(payload);
+                pending.finish(result);
+            }
+        });
         Builder::new()
             .name(name.into())
             .stack_size(256 << 10)
-            .spawn_scoped(scope, move || {
-                for Job { batch, payload } in jobs {
-                    let mut result = batch
-                        .runs
-                        .iter()
-                        .try_for_each(|(run, bytes)| ram.land_pages(run.start, &payload[bytes.clone()]));
-                    if let Some(cold_window) = &cold_window {
-                        let runs = batch.runs.into_iter().map(|(run, _)| run);
-                        result = result.and_then(|()| keep(cold_window, &can_page_out, ram, runs, u64::MAX));
-                    }
-                    let _ = recycled.send(payload);
-                    pending.finish(result);
-                }
-            })
+            .spawn_scoped(scope, land)
             .map(drop)
             .map_err(|e| DestinationError::Thread(e.to_string()))
     }

@@ -47,11 +47,11 @@ fn prepare<M>(
     offer: &Offer,
     prepare: impl FnOnce(&Offer) -> Result<M, Refusal>,
 ) -> Result<(Arc<M>, Option<Arc<Channels>>), Refusal> {
-    if let Some(e) = offer.session.and_then(|_| why_no_faults()) {
+    if let Some(e) = why_no_faults().filter(|_| offer.post_copy) {
         return Err(Refusal { reason: RefusalReason::Host, text: e.to_string() });
     }
     let machine = prepare(offer)?;
-    Ok((Arc::new(machine), offer.session.map(|session| Arc::new(Channels::new(session)))))
+    Ok((Arc::new(machine), offer.post_copy.then(|| Arc::new(Channels::new(offer.id)))))
 }
 
 /// Receives a machine whose offer can be taken. When this returns `Ok`, the guest runs here and belongs here; when it fails, the

@@ -13,7 +13,7 @@ use crate::migration::cancel::Cancel;
 use crate::migration::channels::Channels;
 use crate::migration::link::Listener;
 use crate::migration::listening::{Introduced, Over, Stranger, serve};
-use crate::migration::stoppable::Stoppable;
+use crate::migration::stoppable::{Stoppable, in_this_span};
 use crate::migration::wire::{Features, Message, Offer, Refusal, RefusalReason, WireError};
 
 /// What becomes of a guest that comes in.
@@ -118,7 +118,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
         };
         match &introduced.first {
             // What was not agreed upon is not understood.
-            Message::Offer(offer) if offer.session.is_none() || introduced.features.has(Features::POST_COPY) => {
+            Message::Offer(offer) if !offer.post_copy || introduced.features.has(Features::POST_COPY) => {
                 let offer = offer.clone();
                 self.consider(&offer, introduced);
             }
@@ -161,7 +161,8 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
         drop(place);
         introduced.accept();
         let Introduced { reader, writer, from, .. } = introduced;
-        let (cold, window) = (offer.cold, offer.window);
+        let Offer { id, cold, window, .. } = *offer;
+        let _span = tracing::info_span!("migration", %id, side = "destination").entered();
         self.start(Expected { machine, cold, window, channels, reader, writer }, from, cancel);
     }
 
@@ -188,7 +189,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             }
             Err(error) => shared.failed(&from, error),
         };
-        if let Err(e) = Builder::new().name("incoming".into()).spawn(run) {
+        if let Err(e) = Builder::new().name("incoming".into()).spawn(in_this_span(run)) {
             self.free();
             self.failed("this host", DestinationError::Thread(e.to_string()));
         }

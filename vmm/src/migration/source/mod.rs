@@ -36,6 +36,7 @@ use super::cancel::Cancel;
 use super::link::Link;
 use super::plan::ColdPolicy;
 use super::progress::{Observer, Report};
+use super::wire::{MigrationId, WireError};
 
 /// How much post-copy sends a second that the guest does not wait for, unless somebody says otherwise.
 pub const DEFAULT_COLD_RATE: ByteSize = ByteSize::mib(64);
@@ -102,7 +103,12 @@ pub fn migrate(
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
-    let result = run(machine, link, options, control, cancel, observer);
+    let id = match control {
+        Some(control) => control.channels.migration(),
+        None => MigrationId::new().map_err(WireError::from)?,
+    };
+    let _span = tracing::info_span!("migration", %id, side = "source").entered();
+    let result = run(machine, link, id, options, control, cancel, observer);
     cancel.forget();
     result
 }
@@ -110,13 +116,14 @@ pub fn migrate(
 fn run(
     machine: &dyn SourceMachine,
     link: Link,
+    id: MigrationId,
     options: &Options,
     control: Option<&Arc<PostCopyControl>>,
     cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<Report, SourceError> {
     // Giving up ends the connection, and whatever waits on it sees only that.
-    let mut session = Session::negotiate(machine, link, options, control, cancel, observer)
+    let mut session = Session::negotiate(machine, link, id, options, control, cancel, observer)
         .map_err(|e| if cancel.is_cancelled() { SourceError::Cancelled } else { e })?;
     match session.copy().and_then(|()| session.switch_over()) {
         Ok(()) => session.finish(),

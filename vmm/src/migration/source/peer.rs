@@ -33,7 +33,7 @@ impl<'m> Peer<'m> {
 
     /// Offers the machine, and hears whether the destination takes it.
     pub(super) fn offer(&mut self, offer: Offer) -> Result<(), SourceError> {
-        if offer.session.is_some() && !self.features.has(Features::POST_COPY) {
+        if offer.post_copy && !self.features.has(Features::POST_COPY) {
             return Err(SourceError::NoPostCopy);
         }
         self.send(&Message::Offer(offer))?;

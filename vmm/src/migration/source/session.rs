@@ -18,7 +18,7 @@ use crate::migration::channels::JoinError;
 use crate::migration::link::Link;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Observer, Phase, Tracker};
-use crate::migration::wire::{Channel, Message, Offer};
+use crate::migration::wire::{Channel, Message, MigrationId, Offer};
 use crate::ram::GuestRam;
 
 /// How long the destination may take to land what was sent in a round.
@@ -51,6 +51,7 @@ impl<'m> Session<'m> {
     pub(super) fn negotiate(
         machine: &'m dyn SourceMachine,
         link: Link,
+        id: MigrationId,
         options: &'m Options,
         control: Option<&Arc<PostCopyControl>>,
         cancel: &'m Cancel,
@@ -58,8 +59,8 @@ impl<'m> Session<'m> {
     ) -> Result<Self, SourceError> {
         let figures = Figures::new();
         let mut peer = Peer::introduce(link, cancel)?;
-        let session = control.map(|control| control.channels.session());
-        peer.offer(Offer { machine: machine.describe(), cold: options.cold, window: options.window, session })?;
+        let (machine_spec, post_copy) = (machine.describe(), control.is_some());
+        peer.offer(Offer { machine: machine_spec, cold: options.cold, window: options.window, id, post_copy })?;
         let control = control.map(|control| open_fault_channel(control, peer.writer.link())).transpose()?;
         let pages = machine.ram().pages();
         Ok(Self {

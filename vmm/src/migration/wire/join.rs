@@ -1,13 +1,15 @@
 //! What a further connection of a migration says of itself: whose it is, what it is for, and of which attempt.
 
+use std::fmt;
+
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-/// What names a migration: nobody can guess it.
+/// What names a migration, also in the logs of both sides: nobody can guess it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session([u8; 16]);
+pub struct MigrationId([u8; 16]);
 
-impl Session {
+impl MigrationId {
     /// A new one.
     ///
     /// # Errors
@@ -22,6 +24,13 @@ impl Session {
     /// One whose bytes are known.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
+    }
+}
+
+impl fmt::Display for MigrationId {
+    /// As much as tells the migrations of a log apart, and not enough to join one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -7,7 +7,7 @@ use memory_agent::{ByteSize, Counts};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, FrameReader, FrameWriter, Kind};
-use super::join::{Attempt, Channel, Session};
+use super::join::{Attempt, Channel, MigrationId};
 use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineSpec, MachineState};
@@ -24,8 +24,10 @@ pub struct Offer {
     pub cold: ColdPolicy,
     /// How many bytes of cold pages may be resident at a time.
     pub window: ByteSize,
-    /// Pages may come after the guest: what further connections of this migration name.
-    pub session: Option<Session>,
+    /// What the migration is called, by further connections and in both logs.
+    pub id: MigrationId,
+    /// Whether pages may be left to post-copy.
+    pub post_copy: bool,
 }
 
 /// What the destination says to an offer it takes.
@@ -104,7 +106,7 @@ pub enum Message {
     /// Source: I keep it.
     Abort(String),
     /// Whoever makes a further connection: it belongs to this migration. The first message on it.
-    Join(Session, Channel, Attempt),
+    Join(MigrationId, Channel, Attempt),
     /// The answer to that.
     Joined,
     /// Source: these pages are outstanding: they come by post-copy, and what you have of them is out of date.
@@ -276,7 +278,7 @@ mod tests {
             Message::RoundEnd(3),
             Message::Ready,
             Message::Abort("because".into()),
-            Message::Join(Session::from_bytes([7; 16]), Channel::Faults, Attempt::default()),
+            Message::Join(MigrationId::from_bytes([7; 16]), Channel::Faults, Attempt::default()),
             Message::Outstanding(vec![3..4]),
             Message::Missing(vec![1..2, 8..80], false),
             Message::PostCopyEnd,

@@ -7,7 +7,7 @@ pub mod pages;
 pub mod preamble;
 
 pub use frame::{Frame, FrameBuffer, FrameReader, FrameWriter, Kind};
-pub use join::{Attempt, Channel, Session};
+pub use join::{Attempt, Channel, MigrationId};
 pub use message::{Accepted, Message, Offer, Refusal, RefusalReason};
 pub use pages::{Lane, PageBatch};
 pub use preamble::{Agreed, Features, Preamble, VERSIONS, Versions};

@@ -22,7 +22,7 @@ use super::guest::Guest;
 use crate::migration::link::Link;
 use crate::migration::plan::Outstanding;
 use crate::migration::progress::{Phase, PostCopyReport};
-use crate::migration::stoppable::Stoppable;
+use crate::migration::stoppable::{Stoppable, in_this_span};
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{Channel, FrameReader, FrameWriter, Message, WireError};
 use crate::ram::PageSet;
@@ -116,10 +116,9 @@ impl PostCopySource {
         shared.control.has_connection(true);
         let hearer = Arc::clone(&shared);
         // A connection that cannot be read in a thread of its own is one that has broken.
-        let spawned = reader
-            .link()
-            .wait_for_ever()
-            .and_then(|()| Builder::new().name("hear-landed".into()).spawn(move || hearer.end(hearer.hear(reader))));
+        let spawned = reader.link().wait_for_ever().and_then(|()| {
+            Builder::new().name("hear-landed".into()).spawn(in_this_span(move || hearer.end(hearer.hear(reader))))
+        });
         match &spawned {
             Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::PostCopy, state, show)),
             Err(_) => shared.end(End::Broken(WireError::Closed)),
