@@ -3,6 +3,7 @@
 //! A new benchmark is a module with its `Arguments` and `main`, and a line in [`Bench`]. The rest is shared: [`subject`]
 //! and [`peer`] are the monitors that are compared, [`guest_ram`], [`process`] and [`sampler`] look at them from outside
 //! and in the same way for each, and [`table`] makes rows into medians, a table and JSON.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod cold;
 mod console;

@@ -15,4 +15,4 @@ mod program;
 
 pub use end::End;
 pub use output::{Output, OutputError, print, print_json, print_result};
-pub use program::Program;
+pub use program::{Program, note};

@@ -8,6 +8,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::end::End;
 
+/// Says something that needs no name in front, such as how far it is. When nobody can hear it, the program goes on.
+pub fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A program, by the name that stands in front of what it says.
 #[derive(Clone, Copy, Debug)]
 pub struct Program(&'static str);

@@ -1,4 +1,5 @@
 //! The `memory-agent` binary.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use command_line::note;
 
 use crate::step::{program, shown};
 
@@ -28,7 +29,7 @@ pub(crate) fn update() -> Result<()> {
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     // Lists that are there may do when they cannot be renewed; the installation tells.
     if let Err(e) = update() {
-        eprintln!("{e:#}; going on with the package lists that are there");
+        note(format_args!("{e:#}; going on with the package lists that are there"));
     }
     run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages), TIMEOUT)
 }
@@ -43,7 +44,7 @@ fn apt_get() -> Command {
 /// Runs apt-get, again and again while another program holds its locks.
 fn run(command: &mut Command, patience: Duration) -> Result<()> {
     let name = shown(command);
-    eprintln!("$ {name}");
+    note(format_args!("$ {name}"));
     let started = Instant::now();
     let mut waits = false;
     loop {
@@ -70,7 +71,7 @@ fn run(command: &mut Command, patience: Duration) -> Result<()> {
             );
         }
         if !waits {
-            eprintln!("another program is installing packages: waiting for it ({why})");
+            note(format_args!("another program is installing packages: waiting for it ({why})"));
             waits = true;
         }
         std::thread::sleep(PAUSE);

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use command_line::note;
 
 use crate::step::{build, build_release, program, shown};
 use crate::{lab, packages};
@@ -67,7 +68,7 @@ fn run(name: &str, Options { rest }: &Options) -> Result<()> {
     command.arg(name).args(rest);
     // Paths among the options are meant from where the user is.
     command.current_dir(std::env::current_dir()?);
-    eprintln!("$ {}", shown(&command));
+    note(format_args!("$ {}", shown(&command)));
     // In this process's place: what ends this, such as Ctrl-C or `timeout`, then reaches whoever has things to take down.
     Err(command.exec()).context("the benchmarks cannot be started")
 }

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Result, bail};
+use command_line::{Output, note};
 
 use crate::step::{cargo, program, root, run};
 use crate::{error_causes, host};
@@ -36,7 +37,7 @@ pub(crate) fn main() -> Result<()> {
     if !failed.is_empty() {
         bail!(failed.join("\n"));
     }
-    println!("Formatting, lints, documentation and dependencies are clean.");
+    Output::default().line(format_args!("Formatting, lints, documentation and dependencies are clean."))?;
     Ok(())
 }
 
@@ -71,7 +72,7 @@ fn oldest_compiler() -> Result<Option<Command>> {
         if host::is_ci() {
             bail!(text);
         }
-        eprintln!("{text}; whether it will do is not checked.");
+        note(format_args!("{text}; whether it will do is not checked."));
         return Ok(None);
     }
     let mut check = rustup(&["run", &toolchain, "cargo", "check", "--workspace", "--all-targets"]);
@@ -106,7 +107,7 @@ fn dependencies() -> Result<Option<Command>> {
             if host::is_ci() {
                 return Err(e);
             }
-            eprintln!("{e:#}; dependencies are not checked.");
+            note(format_args!("{e:#}; dependencies are not checked."));
             return Ok(None);
         }
     }

@@ -1,4 +1,5 @@
 //! `cargo xtask`: everything that a person or CI runs. One file a command.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod apt;
 mod bench;
@@ -14,6 +15,7 @@ mod test;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use command_line::Program;
 
 /// Builds, tests, checks and measures Thermocline.
 #[derive(Debug, Parser)]
@@ -36,6 +38,9 @@ enum Command {
     Bench(bench::Arguments),
 }
 
+/// This program, by the name that stands in front of what it says.
+const PROGRAM: Program = Program::new("cargo xtask");
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(arguments) => test::main(&arguments),
@@ -47,7 +52,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // A sentence, and no backtrace, whatever the environment says: what failed has said its own above.
-            eprintln!("cargo xtask: {e:#}");
+            PROGRAM.say(format_args!("{e:#}"));
             ExitCode::FAILURE
         }
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use command_line::note;
 
 use crate::{apt, host};
 
@@ -93,7 +94,7 @@ fn ensure(needed: &[(&str, &'static str)]) -> Result<()> {
         if host::is_ci() {
             bail!(text);
         }
-        eprintln!("{text}; without, these tests say that they are skipped.");
+        note(format_args!("{text}; without, these tests say that they are skipped."));
         return Ok(());
     }
     apt::install(&packages)

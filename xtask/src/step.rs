@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use command_line::note;
 
 /// The workspace's directory.
 pub(crate) fn root() -> PathBuf {
@@ -38,7 +39,7 @@ pub(crate) fn shown(command: &Command) -> String {
 /// # Errors
 /// When it cannot be started or fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    eprintln!("$ {}", shown(command));
+    note(format_args!("$ {}", shown(command)));
     let status = command.status().with_context(|| format!("`{}` cannot be started", shown(command)))?;
     ensure!(status.success(), "`{}` failed: {status}", shown(command));
     Ok(())
@@ -59,7 +60,7 @@ pub(crate) fn build_release<const N: usize>(packages: [&str; N]) -> Result<[Path
 pub(crate) fn build<const N: usize>(packages: [&str; N], options: &[&str]) -> Result<[PathBuf; N]> {
     let mut command = cargo();
     command.arg("build").args(options).args(packages.iter().flat_map(|package| ["--package", package]));
-    eprintln!("$ {}", shown(&command));
+    note(format_args!("$ {}", shown(&command)));
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = command.spawn().context("cargo cannot be started")?;
     let messages = child.stdout.take().context("cargo has no output")?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use command_line::{Output, note};
 
 use crate::outcome::Outcome;
 use crate::step::{build_release, cargo, shown};
@@ -41,20 +42,21 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     command.env("THERMOCLINE_BIN", &thermocline).env("MEMORY_AGENT_BIN", &agent);
     // Who runs this has been told that it needs swap, networks and control groups of its own.
     command.env("THERMOCLINE_TESTS_USE_HOST", "1");
-    eprintln!("$ {}", shown(&command));
+    note(format_args!("$ {}", shown(&command)));
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be started")?;
-    let output = child.stdout.take().context("cargo has no output")?;
+    let said = child.stdout.take().context("cargo has no output")?;
     let mut outcome = Outcome::default();
+    let mut output = Output::default();
     // Bytes, not lines of UTF-8: a failing test may show anything.
-    for line in BufReader::new(output).split(b'\n') {
+    for line in BufReader::new(said).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         if outcome.read(&line) {
-            println!("{line}");
+            output.line(format_args!("{line}"))?;
         }
     }
     let status = child.wait()?;
-    println!("\n{outcome}, {:.0} s so far.", started.elapsed().as_secs_f64());
+    output.line(format_args!("\n{outcome}, {:.0} s so far.", started.elapsed().as_secs_f64()))?;
     if !status.success() {
         bail!("there are tests that did not pass");
     }
@@ -67,9 +69,9 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     }
     match lab::missing() {
         Some(why) if host::is_ci() => bail!("the lab cannot be left out with CI=true: {why}"),
-        Some(why) => println!("skipped the lab: {why}"),
+        Some(why) => output.line(format_args!("skipped the lab: {why}"))?,
         None => lab::test_both()?,
     }
-    println!("{:.0} s in all.", started.elapsed().as_secs_f64());
+    output.line(format_args!("{:.0} s in all.", started.elapsed().as_secs_f64()))?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Progress of a migration: a bar on a terminal, plain lines otherwise, JSON for machines.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use command_line::{Output, OutputError};
+use command_line::{Output, OutputError, note};
 use indicatif::{ProgressBar, ProgressStyle};
 use memory_agent::{ByteSize, PAGE_SIZE};
 
@@ -54,7 +54,7 @@ impl Shown {
                 let due = last.is_none_or(|(phase, at)| phase != progress.phase || at.elapsed() >= LINE_EVERY);
                 if due {
                     *last = Some((progress.phase, Instant::now()));
-                    let _ = writeln!(std::io::stderr(), "{}", line(progress));
+                    note(line(progress));
                 }
             }
         }

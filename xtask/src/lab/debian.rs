@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail, ensure};
+use command_line::note;
 use tempfile::TempDir;
 
 use super::kernel::{self, Series};
@@ -83,7 +84,7 @@ pub(super) fn get(package: Option<&str>, series: Series) -> Result<Kernel> {
     let (name, kept) = match attempt() {
         // Lists that are old name files that are gone.
         Err(why) if host::is_root() => {
-            eprintln!("{why:#}; once more with new package lists");
+            note(format_args!("{why:#}; once more with new package lists"));
             apt::update().map_err(|_| why)?;
             attempt()?
         }

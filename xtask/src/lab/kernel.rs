@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use command_line::note;
 use rustix::fs::{FlockOperation, flock};
 
 use super::source::Tree;
@@ -121,7 +122,7 @@ pub(crate) fn build(variant: Variant) -> Result<PathBuf> {
         return Ok(image);
     }
     let started = Instant::now();
-    eprintln!("building {variant} from {} in {}", recipe.version, cache.display());
+    note(format_args!("building {variant} from {} in {}", recipe.version, cache.display()));
     let tree = Tree::of(&cache, &recipe)?;
     tree.take_patches(&recipe)?;
     tree.configure(&recipe)?;
@@ -132,7 +133,7 @@ pub(crate) fn build(variant: Variant) -> Result<PathBuf> {
     let part = kept.join("bzImage.part");
     fs::copy(tree.output().join("arch/x86/boot/bzImage"), &part)?;
     fs::rename(part, &image)?;
-    eprintln!("built in {:.1} min", started.elapsed().as_secs_f64() / 60.0);
+    note(format_args!("built in {:.1} min", started.elapsed().as_secs_f64() / 60.0));
     Ok(image)
 }
 

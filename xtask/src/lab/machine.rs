@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use command_line::{Output, note};
 use tempfile::NamedTempFile;
 
 use super::kernel;
@@ -116,7 +117,7 @@ pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
     let log = kernel::cache()?.join(format!("machine-{}.log", machine.name));
     let mut command = machine.qemu(disk.path(), "");
     command.args(["-serial", "stdio"]);
-    eprintln!("$ {}", shown(&command));
+    note(format_args!("$ {}", shown(&command)));
     let trials = watch(&mut command, &log, machine.limit, machine.shows_everything, || {
         // It has them open. Whatever ends this process from here on, they are gone with the machine.
         let _ = fs::remove_file(disk.path());
@@ -137,10 +138,10 @@ fn watch(
     let mut file = File::create(log).with_context(|| log.display().to_string())?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut running = Running(child.context(NO_QEMU)?);
-    let output = running.0.stdout.take().context("no console")?;
+    let console = running.0.stdout.take().context("no console")?;
     let (sender, lines) = channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n') {
+        for line in BufReader::new(console).split(b'\n') {
             let Ok(line) = line else { return };
             let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
             if sender.send(line).is_err() {
@@ -151,6 +152,7 @@ fn watch(
     let deadline = Instant::now() + limit;
     let mut started = Some(started);
     let mut said = Console::default();
+    let mut output = Output::default();
     let why = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
@@ -159,7 +161,7 @@ fn watch(
                 }
                 writeln!(file, "{line}")?;
                 if said.read(&line) || shows_everything && said.current.is_some() {
-                    println!("  lab| {line}");
+                    output.line(format_args!("  lab| {line}"))?;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -210,9 +212,9 @@ impl fmt::Display for WithoutAWord {
 /// # Errors
 /// When there is no QEMU.
 pub(super) fn shell(machine: &Machine<'_>) -> Result<()> {
-    eprintln!(
+    note(format_args!(
         "the project's programs are in /lab, an empty disk is /dev/vda; `exit` ends the machine, as does Ctrl-A X"
-    );
+    ));
     let disk = disk()?;
     let mut command = machine.qemu(disk.path(), "lab-shell");
     command.args(["-serial", "mon:stdio"]);

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use command_line::{Output, note};
 use tempfile::TempPath;
 
 use crate::packages;
@@ -161,7 +162,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     packages::ensure_installed_for_lab()?;
     match &arguments.command {
         Command::Build(build) => {
-            println!("{}", build.host()?.image.display());
+            Output::default().line(format_args!("{}", build.host()?.image.display()))?;
             Ok(())
         }
         Command::Test(test) => {
@@ -218,9 +219,9 @@ fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
     };
     let results = match boot() {
         Err(e) if e.is::<WithoutAWord>() => {
-            eprintln!(
+            note(format_args!(
                 "{e:#}\n\nThat was the emulator, as far as can be told: all trials run again, once, on a new machine."
-            );
+            ));
             boot()
         }
         booted => booted,
@@ -228,9 +229,14 @@ fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
     let failed: Vec<_> =
         results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
     for name in &failed {
-        println!("\nthe end of {name}:\n{}", results.end_of(name));
+        Output::default().line(format_args!("\nthe end of {name}:\n{}", results.end_of(name)))?;
     }
-    println!("lab, {}: {} trials, {} failed", host.name, results.trials.len(), failed.len());
+    Output::default().line(format_args!(
+        "lab, {}: {} trials, {} failed",
+        host.name,
+        results.trials.len(),
+        failed.len()
+    ))?;
     if !failed.is_empty() {
         bail!("in the lab failed: {}; the machine's log is {}", failed.join(", "), results.log.display());
     }

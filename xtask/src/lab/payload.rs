@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use command_line::note;
 
 use crate::step::{cargo, root, shown};
 
@@ -58,7 +59,7 @@ fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()>
     // Tests unwind, and so dependencies are compiled once for programs and tests.
     cargo.envs([("CARGO_PROFILE_RELEASE_PANIC", "unwind"), ("CARGO_PROFILE_RELEASE_LTO", "off")]);
     cargo.env("THERMOCLINE_TESTS_EMULATED", "1");
-    eprintln!("$ {}", shown(&cargo));
+    note(format_args!("$ {}", shown(&cargo)));
     cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cargo cannot be started")?;
     let messages = child.stdout.take().context("cargo has no output")?;

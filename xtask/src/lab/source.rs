@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use command_line::note;
 
 use super::kernel::{Checks, Flavour, Recipe};
 use crate::step::shown;
@@ -168,7 +169,7 @@ impl Tree {
             file.write_all(b"\n")?;
             lines += 1;
             if said.elapsed() > SAY_EVERY {
-                eprintln!("  {lines} steps in {:.1} min", started.elapsed().as_secs_f64() / 60.0);
+                note(format_args!("  {lines} steps in {:.1} min", started.elapsed().as_secs_f64() / 60.0));
                 said = Instant::now();
             }
         }

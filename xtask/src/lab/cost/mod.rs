@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use command_line::Output;
 
 use self::figures::Figures;
 use self::report::Report;
@@ -75,7 +76,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         report.stock.take(boot("cost-stock", &stock)?);
         report.patched.take(boot("cost-patched", &patched)?);
     }
-    println!("\n{report}");
+    Output::default().line(format_args!("\n{report}"))?;
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report.json(&stock, &patched))?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
