@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{null_mut, without_provenance_mut};
 
-use memory_agent::{Mapping, PAGE_SIZE};
+use memory_agent::{Mapping, PAGE_SIZE, PageRange};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A shared mapping that is written; unmapped on drop.
@@ -55,7 +55,7 @@ pub(crate) fn seek(mapping: &Mapping<'_>, page: u64, whence: i32) -> bool {
 
 /// `mincore` of pages, at most as many as there is room for.
 pub(crate) fn mincore(mapping: &Mapping<'_>, pages: &Range<u64>, answers: &mut [u8]) -> bool {
-    let length = (pages.end - pages.start) as usize;
+    let length = pages.page_count() as usize;
     let address = without_provenance_mut(mapping.address_of(pages.start).unwrap_or_default());
     assert!(length <= answers.len());
     // SAFETY: the kernel writes a byte a page to an array that has room for them and is exclusively ours.
@@ -67,7 +67,7 @@ pub(crate) fn cachestat(mapping: &Mapping<'_>, pages: &Range<u64>) -> bool {
     /// The libc crate lacks the number for glibc.
     const SYS_CACHESTAT: libc::c_long = 451;
     let offset = mapping.file_offset_of(pages.start).unwrap_or_default();
-    let range = [offset, (pages.end - pages.start) * PAGE_SIZE];
+    let range = [offset, pages.byte_count()];
     let mut counts = [0_u64; 5];
     let fd = mapping.fd().as_raw_fd();
     // SAFETY: two numbers are what the kernel reads as the range, five what it writes as the counts; both are live.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::memory::Mapping;
+use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::{SharedMap, no_huge_pages, uffd};
 
@@ -169,7 +170,7 @@ impl MissingFaults {
     /// When `bytes` is not as long as the pages.
     pub fn land(&self, view: &LandingView, pages: &Range<u64>, bytes: &[u8]) -> Result<(), NotFilled> {
         let result = self.fill(&view.registered, pages, bytes);
-        let filled = result.as_ref().map_or_else(|e| e.filled, |()| pages.end - pages.start);
+        let filled = result.as_ref().map_or_else(|e| e.filled, |()| pages.page_count());
         let landed = view.first + pages.start..view.first + pages.start + filled;
         if let Err(e) = view.map.unmap(&landed) {
             // They are where they should be, and stay in memory.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memory_agent::{PAGE_SIZE, PageOutError, PageState};
+use memory_agent::{PAGE_SIZE, PageOutError, PageRange, PageState};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{Machine, MachineError, MachineSpec};
@@ -75,7 +75,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     let failed = |cause| DumpError::File { path: to.into(), cause };
     let end = ram.layout().regions().last().map_or(0, |region| region.start + region.length);
     image.set_len(end).map_err(failed)?;
-    let absent: u64 = missing.iter().map(|run| run.end - run.start).sum();
+    let absent: u64 = missing.iter().map(PageRange::page_count).sum();
     let mut report = DumpReport { missing: absent, ..DumpReport::default() };
     let mut buffer = vec![0; (BATCH * PAGE_SIZE) as usize];
     let mut start = 0;
@@ -95,7 +95,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
                 while page < part.pages.end {
                     let batch = page..part.pages.end.min(page + BATCH);
                     page = batch.end;
-                    let bytes = &mut buffer[..((batch.end - batch.start) * PAGE_SIZE) as usize];
+                    let bytes = &mut buffer[..batch.byte_count() as usize];
                     ram.read_swapped(batch.clone(), bytes)?;
                     let address = ram.layout().address_of(batch.start).unwrap_or_default();
                     image.write_all_at(bytes, address).map_err(failed)?;
@@ -116,7 +116,7 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     let companion = Companion {
         machine: machine.describe(),
         state: machine.save()?.for_people().map_err(MachineError::from)?,
-        missing: missing.iter().map(|run| (run.start, run.end - run.start)).collect(),
+        missing: missing.iter().map(|run| (run.start, run.page_count())).collect(),
         report: &report,
     };
     serde_json::to_writer(&beside, &companion).map_err(|e| DumpError::File { path: name.into(), cause: e.into() })?;

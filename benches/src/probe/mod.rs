@@ -23,8 +23,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use command_line::Output;
 use memory_agent::{
-    HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, Probe, ProbeKind, Residency, ScopedZram, SwapCounters,
-    counts_of,
+    HintProbe, KernelOffer, Marker, PageCache, PageCacheBySeek, PageRange, Probe, ProbeKind, Residency, ScopedZram,
+    SwapCounters, counts_of,
 };
 
 use crate::PROGRAM;
@@ -186,7 +186,7 @@ fn measured(memory: &Memory, subject: &str, mode: &str, ask: impl Fn() -> Result
     let swap = SwapCounters::read()?.since(&swap);
     let ns = elapsed.as_nanos() as f64 / memory.pages as f64;
     let now = PageCache.residency(&memory.mapping()?, 0..memory.pages)?;
-    let changed: u64 = memory.truth.ranges_where(&now, |a, b| a != b).map(|range| range.end - range.start).sum();
+    let changed: u64 = memory.truth.ranges_where(&now, |a, b| a != b).map(|range| range.page_count()).sum();
     let values = BTreeMap::from([
         ("ns_per_page", ns),
         ("tib_s", ns * PAGES_A_TIB / 1e9),

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use memory_agent::{
-    KernelOffer, Marker, PAGE_SIZE, PageOutError, PageOutReport, PageState, ProbeKind, Residency, SwapDevice,
+    KernelOffer, Marker, PAGE_SIZE, PageOutError, PageOutReport, PageRange, PageState, ProbeKind, Residency, SwapDevice,
 };
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
@@ -161,7 +161,7 @@ fn read_ahead(found: &mut Findings, ram: &GuestRam, before: &Residency) {
     });
     let Ok(after) = after else { return };
     let swapped_in = |was, is| was == PageState::Swapped && is == PageState::Resident;
-    let came: u64 = before.ranges_where(&after, swapped_in).map(|range| range.end - range.start).sum();
+    let came: u64 = before.ranges_where(&after, swapped_in).map(|range| range.page_count()).sum();
     let (state, value, consequence) = match came {
         0 | 1 => (State::Ok, "none".into(), "a page that is touched comes alone"),
         n => (

@@ -8,7 +8,7 @@ mod postcopy;
 
 use std::ops::Range;
 
-use memory_agent::{PageState, Residency};
+use memory_agent::{PageRange, PageState, Residency};
 pub use postcopy::{BLOCK, Fault, Missing, Outstanding};
 
 use crate::ram::PageSet;
@@ -131,7 +131,7 @@ fn next(set: &PageSet, mut from: u64, most: u64) -> Vec<Range<u64>> {
     let mut left = most;
     while left > 0 {
         let Some(run) = set.next_run(from, left) else { break };
-        left -= run.end - run.start;
+        left -= run.page_count();
         from = run.end;
         runs.push(run);
     }
@@ -225,12 +225,12 @@ mod tests {
                     Event::FoundResident(range) => plan.found_resident(range),
                     Event::SendHot(from, most) => {
                         let runs = plan.next_hot(from, most);
-                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        prop_assert!(runs.iter().map(|r| r.page_count()).sum::<u64>() <= most);
                         send(&mut plan, &mut pages, runs);
                     }
                     Event::SendCold(most) => {
                         let runs = plan.next_cold(most);
-                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        prop_assert!(runs.iter().map(|r| r.page_count()).sum::<u64>() <= most);
                         send(&mut plan, &mut pages, runs);
                     }
                 }

@@ -297,6 +297,7 @@ impl Missing {
 mod tests {
     use std::collections::VecDeque;
 
+    use memory_agent::PageRange;
     use proptest::prelude::*;
 
     use super::*;
@@ -479,7 +480,7 @@ mod tests {
                     Event::Touch(page, writes) => world.touch(page, writes),
                     Event::SendUnasked(most) => {
                         let runs = world.outstanding.next(most);
-                        prop_assert!(runs.iter().map(|r| r.end - r.start).sum::<u64>() <= most);
+                        prop_assert!(runs.iter().map(|r| r.page_count()).sum::<u64>() <= most);
                         world.send(1, &runs);
                     }
                     Event::Deliver(faults) => world.deliver(usize::from(!faults)),

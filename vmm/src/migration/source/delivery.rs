@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{PageState, Residency};
+use memory_agent::{PageRange, PageState, Residency};
 
 use crate::migration::plan::{ColdPolicy, Plan};
 use crate::migration::progress::PagesByClass;
@@ -103,6 +103,6 @@ impl Delivery {
         let again = self.delivered.count_in(run.clone());
         self.delivered.insert_range(run.clone());
         self.resent += again;
-        run.end - run.start - again
+        run.page_count() - again
     }
 }

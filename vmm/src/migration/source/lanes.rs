@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::{PAGE_SIZE, PageOutError, PageState, is_zero};
+use memory_agent::{PAGE_SIZE, PageOutError, PageRange, PageState, is_zero};
 
 use super::SourceError;
 use super::session::Session;
@@ -102,7 +102,7 @@ impl Session<'_> {
             Lane::Hot => ram.read_pages(page..page + 1, bytes),
             Lane::Cold => ram.read_swapped(page..page + 1, bytes),
         })?;
-        let data = payload.len() - runs.iter().map(|r| (r.end - r.start) as usize * PAGE).sum::<usize>();
+        let data = payload.len() - runs.iter().map(|r| r.page_count() as usize * PAGE).sum::<usize>();
         let (full, empty) = split_empty(runs, &payload[data..]);
         if !empty.is_empty() {
             let read = payload[data..].to_vec();

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use memory_agent::PAGE_SIZE;
+use memory_agent::{PAGE_SIZE, PageRange};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -52,7 +52,7 @@ pub struct PageBatch {
 impl PageBatch {
     /// Number of pages.
     pub fn pages(&self) -> u64 {
-        self.runs.iter().map(|(run, _)| run.end - run.start).sum()
+        self.runs.iter().map(|(run, _)| run.page_count()).sum()
     }
 }
 
@@ -68,7 +68,7 @@ pub fn encode<E>(
     mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
 ) -> Result<u32, E> {
     let table = size_of::<BatchHeader>() + runs.len() * size_of::<WireRun>();
-    let pages: u64 = runs.iter().map(|run| run.end - run.start).sum();
+    let pages: u64 = runs.iter().map(PageRange::page_count).sum();
     // What is in the buffer from the last batch is written over, not cleared first.
     payload.resize(table + (pages * PAGE_SIZE) as usize, 0);
     let mut head = &mut payload[..table];
@@ -79,7 +79,7 @@ pub fn encode<E>(
     };
     put(BatchHeader { lane: lane as u8, zero: [0; 3], runs: U32::new(runs.len() as u32) }.as_bytes());
     for run in runs {
-        let pages = U32::new((run.end - run.start) as u32);
+        let pages = U32::new(run.page_count() as u32);
         put(WireRun { first: U64::new(run.start), pages, zero: U32::ZERO }.as_bytes());
     }
     let mut sum = crc32fast::Hasher::new();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use memory_agent::PAGE_SIZE;
+use memory_agent::{PAGE_SIZE, PageRange};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{AGAIN_AFTER, LONGEST_US, PostCopy, State};
@@ -230,5 +230,5 @@ impl State {
 }
 
 fn bytes_of(run: &Range<u64>) -> usize {
-    ((run.end - run.start) * PAGE_SIZE) as usize
+    run.byte_count() as usize
 }

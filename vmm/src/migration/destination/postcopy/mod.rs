@@ -29,6 +29,7 @@ use crate::migration::progress::FaultFigures;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{FrameWriter, Message, WireError};
 use crate::ram::{GuestRam, MissingPages};
+use memory_agent::PageRange;
 
 /// The longest wait that is told apart, microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
@@ -110,7 +111,7 @@ impl PostCopy {
         let missing = &state.missing;
         PostCopyStatus {
             missing: missing.left(),
-            first_missing: missing.ranges().take(SHOWN_RANGES).map(|r| (r.start, r.end - r.start)).collect(),
+            first_missing: missing.ranges().take(SHOWN_RANGES).map(|r| (r.start, r.page_count())).collect(),
             waited_for: missing.requested(),
             connected: state.asks.is_some(),
             source_lost: state.source_lost,

@@ -14,6 +14,7 @@ use crate::migration::plan::BLOCK;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError};
+use memory_agent::PageRange;
 
 /// Neighbours sent at a time.
 const PIECE: u64 = 4;
@@ -123,7 +124,7 @@ impl Shared {
             for start in run.clone().step_by(PIECE as usize) {
                 let piece = start..run.end.min(start + PIECE);
                 if goes_along {
-                    self.lock().totals.neighbours += piece.end - piece.start;
+                    self.lock().totals.neighbours += piece.page_count();
                     self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;
                     goes_along = !channel.sleep(Some(Duration::ZERO))?;
                 } else {

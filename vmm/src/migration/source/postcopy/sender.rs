@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use memory_agent::{ByteSize, Counts, PAGE_SIZE};
+use memory_agent::{ByteSize, Counts, PAGE_SIZE, PageRange};
 
 use super::super::guest::Guest;
 use super::PostCopyControl;
@@ -279,5 +279,5 @@ fn gaps(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
 }
 
 pub(super) fn page_count(runs: &[Range<u64>]) -> u64 {
-    runs.iter().map(|run| run.end - run.start).sum()
+    runs.iter().map(PageRange::page_count).sum()
 }
