@@ -13,7 +13,7 @@ use crate::process::TIMEOUT;
 
 /// Both ends of the guest's serial port.
 #[derive(Debug)]
-pub(crate) struct Console {
+pub(crate) struct GuestConsole {
     input: ChildStdin,
     lines: Lines,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Seen {
     pub(crate) errors: u64,
 }
 
-impl Console {
+impl GuestConsole {
     /// A console with these ends.
     pub(crate) fn new(input: ChildStdin, lines: Lines) -> Self {
         Self { input, lines }

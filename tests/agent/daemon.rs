@@ -8,7 +8,7 @@ use thermocline_tests::agent::{ColdGuest, sentence, start};
 use thermocline_tests::console::eventually;
 use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::swap::undisturbed;
-use thermocline_tests::{Lab, Trials, trial};
+use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], the_daemon_tells_what_is_and_what_it_costs);
@@ -30,10 +30,10 @@ fn metric(text: &str, name: &str) -> Result<f64> {
 
 fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let pid = guest.pid();
-        let metrics = lab.path("memory.prom");
+        let metrics = sandbox.path("memory.prom");
         let path = metrics.to_str().context("a path")?;
         let more = ["--interval", "100ms", "--budget", "20", "--json", "--metrics", path];
         let daemon = start(&["daemon"], pid, &more)?;
@@ -68,8 +68,8 @@ fn the_daemon_tells_what_is_and_what_it_costs() -> Result<()> {
 
 fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let more = ["--interval", "100ms", "--budget", "100", "--json"];
         let daemon = start(&["daemon"], guest.pid(), &more)?;
         daemon.stdout.wait_for(0, TIMEOUT, known)?;
@@ -100,8 +100,8 @@ fn the_daemon_restores_what_readers_swap_in() -> Result<()> {
 }
 
 fn the_daemon_ends_with_its_process() -> Result<()> {
-    let lab = Lab::new()?;
-    let guest = ColdGuest::new(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let guest = ColdGuest::new(&sandbox)?;
     let daemon = start(&["daemon"], guest.pid(), &["--interval", "100ms", "--budget", "20"])?;
     daemon.stdout.wait_for(0, TIMEOUT, |line| line.contains("resident ").then_some(()))?;
     guest.machine.process.kill();

@@ -11,7 +11,7 @@ use thermocline_tests::agent::{ColdGuest, fails, guarding, prints, run, sentence
 use thermocline_tests::process::Process;
 use thermocline_tests::residency::must_be_near;
 use thermocline_tests::swap::undisturbed;
-use thermocline_tests::{Lab, Trials, trial};
+use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], who_reads_by_the_file_swaps_nothing_in_for_long);
@@ -39,8 +39,8 @@ fn must_have_restored(guest: &ColdGuest, report: &GuardReport) -> Result<()> {
 
 fn who_reads_by_the_file_swaps_nothing_in_for_long() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let guard = start(&["guard"], guest.pid(), &["--window", "4MiB", "--json"])?;
         let swapped = guarding(&guard, guest.pid())?;
         ensure!(swapped == guest.before.swapped, "{swapped} of {:?}", guest.before);
@@ -51,8 +51,8 @@ fn who_reads_by_the_file_swaps_nothing_in_for_long() -> Result<()> {
 
 fn who_reads_through_the_process_swaps_nothing_in_for_long() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let map: Value = serde_json::from_str(&prints(&["map"], guest.pid(), &["--json"])?.concat())?;
         let address = map["memories"][0]["address"].as_u64().context("an address")?;
         let guard = start(&["guard"], guest.pid(), &["--json"])?;
@@ -69,8 +69,8 @@ fn who_reads_through_the_process_swaps_nothing_in_for_long() -> Result<()> {
 
 fn a_command_that_reads_is_guarded_and_its_code_is_told() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let script = format!("cat {} | wc -c; exit 7", guest.memory_path()?.display());
         let (ended, lines) = run(&["guard"], guest.pid(), &["--json", "--", "sh", "-c", &script])?;
         ensure!(ended.code() == Some(7), "{ended:?}");
@@ -97,9 +97,9 @@ fn a_command_that_reads_is_guarded_and_its_code_is_told() -> Result<()> {
 
 fn a_map_from_elsewhere_is_restored() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
-        let map = lab.path("map.json");
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
+        let map = sandbox.path("map.json");
         let path = map.to_str().context("a path")?;
         std::fs::write(&map, prints(&["map"], guest.pid(), &["--json"])?.concat())?;
         // All is in memory, as after a migration that knows nothing of this.
@@ -123,8 +123,8 @@ fn a_map_from_elsewhere_is_restored() -> Result<()> {
 }
 
 fn the_end_of_the_process_is_an_end() -> Result<()> {
-    let lab = Lab::new()?;
-    let guest = ColdGuest::new(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let guest = ColdGuest::new(&sandbox)?;
     let guard = start(&["guard"], guest.pid(), &[])?;
     guarding(&guard, guest.pid())?;
     let script = format!("kill -9 {}; sleep 0.3; exit 5", guest.pid());

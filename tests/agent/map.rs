@@ -10,7 +10,7 @@ use thermocline_tests::agent::{ColdGuest, prints, start, start_on};
 use thermocline_tests::process::{Standard, TIMEOUT};
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::terminal::Terminal;
-use thermocline_tests::{Lab, Trials, trial};
+use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], map_tells_the_truth_and_changes_nothing);
@@ -28,8 +28,8 @@ fn object(pid: u32) -> Result<Value> {
 
 fn map_tells_the_truth_and_changes_nothing() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let before = guest.truth()?;
         let map = object(guest.pid())?;
         let after = guest.truth()?;
@@ -53,9 +53,9 @@ fn map_tells_the_truth_and_changes_nothing() -> Result<()> {
 
 fn a_map_for_people_has_a_picture_and_sums() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
-        let drawing = lab.path("map.svg");
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
+        let drawing = sandbox.path("map.svg");
         let path = drawing.to_str().context("a path")?;
         let lines = prints(&["map"], guest.pid(), &["--svg", path, "--runs"])?;
         for (state, count) in
@@ -82,8 +82,8 @@ fn a_map_for_people_has_a_picture_and_sums() -> Result<()> {
 
 fn watch_tells_what_changes() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let watch = start(&["watch"], guest.pid(), &["--json", "--interval", "50ms"])?;
         let counts = |line: &str| -> Option<(Counts, i64)> {
             let look: Value = serde_json::from_str(line).ok()?;
@@ -116,8 +116,8 @@ fn watch_tells_what_changes() -> Result<()> {
 }
 
 fn watch_draws_over_itself_on_a_terminal() -> Result<()> {
-    let lab = Lab::new()?;
-    let guest = ColdGuest::new(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let guest = ColdGuest::new(&sandbox)?;
     let terminal = Terminal::new()?;
     let standard = Standard::Terminal(terminal.for_program()?);
     let watch = start_on(standard, &["watch"], guest.pid(), &["--interval", "50ms"])?;

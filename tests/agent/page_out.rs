@@ -6,7 +6,7 @@ use thermocline_tests::agent::{ColdGuest, fails, prints, run, sentence};
 use thermocline_tests::residency::must_be_near;
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::trials::unless_the_emulator_fails;
-use thermocline_tests::{Lab, Trials, trial};
+use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], a_range_is_paged_out_and_nothing_else);
@@ -23,8 +23,8 @@ fn page_out(pid: u32, arguments: &[&str]) -> Result<PageOutReport> {
 
 fn a_range_is_paged_out_and_nothing_else() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let before = guest.truth()?;
         // The longest warm part, without its ends.
         let warm = before.ranges_of(PageState::Resident).max_by_key(|range| range.end - range.start);
@@ -53,8 +53,8 @@ fn a_range_is_paged_out_and_nothing_else() -> Result<()> {
 
 fn everything_is_paged_out() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let lines = prints(&["page-out"], guest.pid(), &["--all"])?;
         ensure!(lines.len() == 1 && lines[0].starts_with("paged out "), "{lines:?}");
         let now = guest.truth()?.counts();
@@ -65,8 +65,8 @@ fn everything_is_paged_out() -> Result<()> {
 }
 
 fn ranges_beyond_the_memory_are_refused() -> Result<()> {
-    let lab = Lab::new()?;
-    let guest = ColdGuest::new(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let guest = ColdGuest::new(&sandbox)?;
     let end = guest.pages() * PAGE_SIZE;
     let said = fails(2, &["page-out"], guest.pid(), &["--range", &format!("{}+8192", end - 4096)])?;
     ensure!(said.contains(&format!("{end:#x}")), "{said}");
@@ -80,8 +80,8 @@ fn ranges_beyond_the_memory_are_refused() -> Result<()> {
 
 fn idle_pages_are_paged_out_or_it_says_why_not() -> Result<()> {
     let attempt = || {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let (ended, lines) = run(&["page-out"], guest.pid(), &["--idle", "300ms"])?;
         let now = guest.truth()?.counts();
         if std::path::Path::new("/sys/kernel/mm/page_idle/bitmap").exists() {

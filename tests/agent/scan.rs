@@ -9,7 +9,7 @@ use serde_json::Value;
 use thermocline_tests::agent::{ColdGuest, fails, prints, sentence, start};
 use thermocline_tests::console::eventually;
 use thermocline_tests::swap::undisturbed;
-use thermocline_tests::{Lab, Trials, trial};
+use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], scans_read_what_is_there_and_leave_it_as_it_was);
@@ -19,12 +19,12 @@ pub(crate) fn add(trials: &mut Trials) {
 
 fn scans_read_what_is_there_and_leave_it_as_it_was() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
         let hash = prints(&["scan", "hash"], guest.pid(), &["--window", "4MiB"])?;
         guest.must_be_as_before().context("after hash")?;
 
-        let dump = lab.path("dump");
+        let dump = sandbox.path("dump");
         let told = prints(&["scan", "dump", dump.to_str().context("a path")?], guest.pid(), &["--json"])?;
         guest.must_be_as_before().context("after dump")?;
         let told: Value = serde_json::from_str(&told.concat())?;
@@ -57,8 +57,8 @@ fn scans_read_what_is_there_and_leave_it_as_it_was() -> Result<()> {
 fn an_interrupted_scan_leaves_memory_as_it_was() -> Result<()> {
     for signal in [Signal::INT, Signal::TERM] {
         undisturbed(|| {
-            let lab = Lab::new()?;
-            let guest = ColdGuest::new(&lab)?;
+            let sandbox = Sandbox::new()?;
+            let guest = ColdGuest::new(&sandbox)?;
             let scan = start(&["scan", "hash"], guest.pid(), &[])?;
             eventually("it swaps pages in", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;
             scan.signal(signal)?;
@@ -73,9 +73,9 @@ fn an_interrupted_scan_leaves_memory_as_it_was() -> Result<()> {
 
 fn a_dump_that_fails_leaves_no_file() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::new(&lab)?;
-        let dump = lab.path("dump");
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::new(&sandbox)?;
+        let dump = sandbox.path("dump");
         let path = dump.to_str().context("a path")?;
         let scan = start(&["scan", "dump", path], guest.pid(), &[])?;
         eventually("it swaps pages in", || Ok(guest.counts()?.resident > guest.before.resident + 64))?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use thermocline::migration::progress::Phase;
 use thermocline_tests::owner::{destination_only, source_paused};
 use thermocline_tests::random::Random;
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], the_destination_killed_at_any_moment);
@@ -20,12 +20,12 @@ const TIMES: usize = 8;
 const SPAN_US: u64 = 150_000;
 
 fn the_destination_killed_at_any_moment() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&GUEST)?;
     let mut random = Random::new(2);
     for time in 0..TIMES {
         let moment = Duration::from_micros(random.below(SPAN_US));
-        let destination = lab.receive(&GUEST)?;
+        let destination = sandbox.receive(&GUEST)?;
         let migration = source.migrate(&destination.address, &How::usual())?;
         std::thread::sleep(moment);
         destination.machine.process.kill();
@@ -33,10 +33,10 @@ fn the_destination_killed_at_any_moment() -> Result<()> {
         let context = || format!("time {time}, killed after {moment:?}");
         match ended.code() {
             // It ran there, and died with its monitor.
-            Some(0) => source = lab.boot(&GUEST)?,
+            Some(0) => source = sandbox.boot(&GUEST)?,
             Some(20) => {
                 source_paused(&source).with_context(context)?;
-                source = lab.boot(&GUEST)?;
+                source = sandbox.boot(&GUEST)?;
             }
             // Killed before or after the connection came about.
             code => {
@@ -48,7 +48,7 @@ fn the_destination_killed_at_any_moment() -> Result<()> {
             }
         }
     }
-    let mut good = lab.receive(&GUEST)?;
+    let mut good = sandbox.receive(&GUEST)?;
     source.migrate(&good.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut good.machine)
 }
@@ -56,10 +56,10 @@ fn the_destination_killed_at_any_moment() -> Result<()> {
 fn the_source_killed_at_any_moment() -> Result<()> {
     let mut random = Random::new(3);
     for time in 0..TIMES {
-        let lab = Lab::new()?;
+        let sandbox = Sandbox::new()?;
         let moment = Duration::from_micros(random.below(SPAN_US));
-        let source = lab.boot(&GUEST)?;
-        let destination = lab.receive(&GUEST)?;
+        let source = sandbox.boot(&GUEST)?;
+        let destination = sandbox.receive(&GUEST)?;
         let mut there = destination.machine;
         let migration = source.migrate(&destination.address, &How::usual())?;
         migration.wait_for_phase(Phase::Hot)?;
@@ -84,10 +84,10 @@ fn the_source_killed_at_any_moment() -> Result<()> {
 
 fn the_destination_killed_in_each_phase() -> Result<()> {
     for phase in [Phase::Hot, Phase::Cold, Phase::Converging, Phase::Switchover, Phase::PagingOut] {
-        let lab = Lab::new()?;
-        let mut source = lab.boot(&GUEST)?;
+        let sandbox = Sandbox::new()?;
+        let mut source = sandbox.boot(&GUEST)?;
         source.page_out_cold(&source.console.ready()?)?;
-        let destination = lab.receive(&GUEST)?;
+        let destination = sandbox.receive(&GUEST)?;
         let migration = source.migrate(&destination.address, &How::with(&["--window", "1MiB"]))?;
         migration.wait_for_phase(phase)?;
         destination.machine.process.kill();

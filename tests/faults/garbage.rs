@@ -11,7 +11,7 @@ use thermocline_tests::machine::Destination;
 use thermocline_tests::owner::gone_without_guest;
 use thermocline_tests::peer::{connect, offer_of, read_to_end, say, state_of};
 use thermocline_tests::random::Random;
-use thermocline_tests::{Lab, Trials, Workload, trial};
+use thermocline_tests::{Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], random_bytes);
@@ -38,10 +38,10 @@ fn ends(destination: &Destination, codes: &[i32]) -> Result<()> {
 }
 
 fn random_bytes() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let mut random = Random::new(4);
     for length in [1, 7, 8, 16, 17, 100, 5000, 1 << 20] {
-        let destination = lab.receive(&Workload::default())?;
+        let destination = sandbox.receive(&Workload::default())?;
         say(connect(&destination.address)?, &random.bytes(length))?;
         ends(&destination, &[14]).with_context(|| format!("{length} random bytes"))?;
     }
@@ -49,10 +49,10 @@ fn random_bytes() -> Result<()> {
 }
 
 fn random_bytes_behind_a_good_preamble() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let mut random = Random::new(5);
     for length in [0, 1, 23, 24, 25, 1000, 1 << 20] {
-        let destination = lab.receive(&Workload::default())?;
+        let destination = sandbox.receive(&Workload::default())?;
         say(connect(&destination.address)?, &[own_preamble()?, random.bytes(length)].concat())?;
         // Too few for a header is a connection that ended.
         let code = if length < 24 { 16 } else { 17 };
@@ -63,7 +63,7 @@ fn random_bytes_behind_a_good_preamble() -> Result<()> {
 
 /// Good checksums around nonsense.
 fn frames_that_make_no_sense() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let mut random = Random::new(6);
     let message = |message: &Message| -> Result<Vec<u8>> {
         let mut bytes = own_preamble()?;
@@ -90,7 +90,7 @@ fn frames_that_make_no_sense() -> Result<()> {
         streams.push(frame(Kind::Message, &random.bytes(length))?);
     }
     for (number, stream) in streams.into_iter().enumerate() {
-        let destination = lab.receive(&Workload::default())?;
+        let destination = sandbox.receive(&Workload::default())?;
         say(connect(&destination.address)?, &stream)?;
         ends(&destination, &[17]).with_context(|| format!("stream {number}"))?;
     }
@@ -98,11 +98,11 @@ fn frames_that_make_no_sense() -> Result<()> {
 }
 
 /// A destination that has accepted a real machine, and what says further frames to it.
-fn accepted(lab: &Lab) -> Result<(Destination, FrameWriter<std::net::TcpStream>)> {
-    let source = lab.boot(&Workload::default())?;
+fn accepted(sandbox: &Sandbox) -> Result<(Destination, FrameWriter<std::net::TcpStream>)> {
+    let source = sandbox.boot(&Workload::default())?;
     let refusal = Refusal { reason: RefusalReason::Host, text: "only asking for an offer".into() };
     let (offer, _) = offer_of(&source, refusal)?;
-    let destination = lab.receive(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let mut stream = connect(&destination.address)?;
     preamble::send(&mut stream)?;
     preamble::receive(&mut stream)?;
@@ -116,7 +116,7 @@ fn accepted(lab: &Lab) -> Result<(Destination, FrameWriter<std::net::TcpStream>)
 
 fn pages_that_do_not_exist() -> Result<()> {
     const PAGES: u64 = 64 << 8;
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let batch = |first: u64, pages: u32| {
         let mut payload = vec![0, 0, 0, 0, 1, 0, 0, 0];
         payload.extend(first.to_le_bytes());
@@ -126,7 +126,7 @@ fn pages_that_do_not_exist() -> Result<()> {
         payload
     };
     for (first, pages) in [(PAGES, 1), (PAGES - 1, 2), (u64::MAX, 1), (0, 0), (0, u32::MAX), (u64::MAX - 1, 2)] {
-        let (destination, mut writer) = accepted(&lab)?;
+        let (destination, mut writer) = accepted(&sandbox)?;
         writer.write(Kind::Pages, &batch(first, pages))?;
         read_to_end(writer.link());
         drop(writer);
@@ -134,7 +134,7 @@ fn pages_that_do_not_exist() -> Result<()> {
     }
     for ranges in [vec![0..PAGES + 1], vec![0..u64::MAX], vec![std::ops::Range { start: 9, end: 3 }]] {
         let shown = format!("{ranges:?}");
-        let (destination, mut writer) = accepted(&lab)?;
+        let (destination, mut writer) = accepted(&sandbox)?;
         Message::Zeros(ranges).send(&mut writer)?;
         read_to_end(writer.link());
         drop(writer);
@@ -145,11 +145,11 @@ fn pages_that_do_not_exist() -> Result<()> {
 
 /// A source that says it is done and is not must not get a guest to run with holes for pages.
 fn a_state_before_all_pages() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     let state = state_of(&source)?;
     source.must_go_on()?;
-    let (destination, mut writer) = accepted(&lab)?;
+    let (destination, mut writer) = accepted(&sandbox)?;
     Message::Zeros(vec![0..(64 << 8) - 1]).send(&mut writer)?;
     Message::State(state).send(&mut writer)?;
     read_to_end(writer.link());
@@ -160,9 +160,9 @@ fn a_state_before_all_pages() -> Result<()> {
 }
 
 fn a_slow_preamble() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     for whole in [false, true] {
-        let destination = lab.receive(&Workload::default())?;
+        let destination = sandbox.receive(&Workload::default())?;
         let mut stream = connect(&destination.address)?;
         let preamble = own_preamble()?;
         for byte in &preamble[..if whole { preamble.len() } else { 11 }] {
@@ -179,8 +179,8 @@ fn a_slow_preamble() -> Result<()> {
 }
 
 fn a_connection_and_nothing_more() -> Result<()> {
-    let lab = Lab::new()?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let destination = sandbox.receive(&Workload::default())?;
     drop(connect(&destination.address)?);
     ends(&destination, &[16])
 }

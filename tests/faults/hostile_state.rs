@@ -9,7 +9,7 @@ use thermocline::migration::wire::{FrameReader, FrameWriter, Message, Offer, Ref
 use thermocline::record::Record;
 use thermocline_tests::owner::gone_without_guest;
 use thermocline_tests::peer::{connect, offer_of, state_of};
-use thermocline_tests::{Lab, Trials, Workload, trial};
+use thermocline_tests::{Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], state_of_other_parts);
@@ -17,16 +17,16 @@ pub(crate) fn add(trials: &mut Trials) {
 }
 
 /// A machine's offer and its state.
-fn real_machine(lab: &Lab) -> Result<(Offer, MachineState)> {
-    let source = lab.boot(&Workload::default())?;
+fn real_machine(sandbox: &Sandbox) -> Result<(Offer, MachineState)> {
+    let source = sandbox.boot(&Workload::default())?;
     let refusal = Refusal { reason: RefusalReason::Host, text: "only asking for an offer".into() };
     Ok((offer_of(&source, refusal)?.0, state_of(&source)?))
 }
 
 /// Sends the offer, RAM of nothing but zeros and then `state`; the destination refuses it with all `parts` in its
 /// sentence and code 17.
-fn refused(lab: &Lab, offer: &Offer, state: MachineState, parts: &[&str]) -> Result<()> {
-    let destination = lab.receive(&Workload::default())?;
+fn refused(sandbox: &Sandbox, offer: &Offer, state: MachineState, parts: &[&str]) -> Result<()> {
+    let destination = sandbox.receive(&Workload::default())?;
     let mut stream = connect(&destination.address)?;
     preamble::send(&mut stream)?;
     preamble::receive(&mut stream)?;
@@ -52,8 +52,8 @@ fn refused(lab: &Lab, offer: &Offer, state: MachineState, parts: &[&str]) -> Res
 }
 
 fn state_of_other_parts() -> Result<()> {
-    let lab = Lab::new()?;
-    let (offer, state) = real_machine(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let (offer, state) = real_machine(&sandbox)?;
     let altered = |alter: &dyn Fn(&mut Vec<Record>)| {
         let mut state = state.clone();
         alter(&mut state.records.0);
@@ -65,26 +65,26 @@ fn state_of_other_parts() -> Result<()> {
     };
     let (serial, vcpu) = (at("serial0")?, at("vcpu0")?);
     let twice = altered(&|records| records.push(records[serial].clone()));
-    refused(&lab, &offer, twice, &["'serial0' twice"])?;
+    refused(&sandbox, &offer, twice, &["'serial0' twice"])?;
     let missing = altered(&|records| drop(records.remove(vcpu)));
-    refused(&lab, &offer, missing, &["no part 'vcpu0'"])?;
+    refused(&sandbox, &offer, missing, &["no part 'vcpu0'"])?;
     let mut another = state.records.0[vcpu].clone();
     another.id = "vcpu1".try_into()?;
     let more = altered(&|records| records.push(another.clone()));
-    refused(&lab, &offer, more, &["'vcpu1'", "has not"])?;
+    refused(&sandbox, &offer, more, &["'vcpu1'", "has not"])?;
     let version = altered(&|records| records[serial].version = 999);
-    refused(&lab, &offer, version, &["'serial0'", "version 999"])?;
+    refused(&sandbox, &offer, version, &["'serial0'", "version 999"])?;
     let kind = altered(&|records| records[serial].kind = records[vcpu].kind.clone());
-    refused(&lab, &offer, kind, &["'serial0'", "'vcpu-x86_64'", "'serial-16550a'"])?;
+    refused(&sandbox, &offer, kind, &["'serial0'", "'vcpu-x86_64'", "'serial-16550a'"])?;
     let short = altered(&|records| records[vcpu].bytes.truncate(100));
-    refused(&lab, &offer, short, &["'vcpu0'", "no sense"])?;
+    refused(&sandbox, &offer, short, &["'vcpu0'", "no sense"])?;
     let long = altered(&|records| records[vcpu].bytes.push(0));
-    refused(&lab, &offer, long, &["'vcpu0'", "1 bytes too many"])
+    refused(&sandbox, &offer, long, &["'vcpu0'", "1 bytes too many"])
 }
 
 fn registers_that_no_guest_has() -> Result<()> {
-    let lab = Lab::new()?;
-    let (offer, state) = real_machine(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let (offer, state) = real_machine(&sandbox)?;
     let altered = |alter: &dyn Fn(&mut VcpuState)| -> Result<MachineState> {
         let mut state = state.clone();
         let record = state.records.0.iter_mut().find(|record| record.id.as_str() == "vcpu0").context("no vCPU")?;
@@ -95,11 +95,11 @@ fn registers_that_no_guest_has() -> Result<()> {
     };
     let with = |msr: Msr| altered(&move |vcpu| vcpu.msrs.push(msr));
     // Hyper-V's guest OS id: KVM takes it from user space, whatever the guest was told.
-    refused(&lab, &offer, with(Msr { index: 0x4000_0000, value: 1 })?, &["MSR 0x40000000"])?;
-    refused(&lab, &offer, with(Msr { index: 0x1234_5678, value: 1 })?, &["MSR 0x12345678"])?;
-    refused(&lab, &offer, altered(&|vcpu| vcpu.msrs.push(vcpu.msrs[0]))?, &["twice"])?;
+    refused(&sandbox, &offer, with(Msr { index: 0x4000_0000, value: 1 })?, &["MSR 0x40000000"])?;
+    refused(&sandbox, &offer, with(Msr { index: 0x1234_5678, value: 1 })?, &["MSR 0x12345678"])?;
+    refused(&sandbox, &offer, altered(&|vcpu| vcpu.msrs.push(vcpu.msrs[0]))?, &["twice"])?;
     let too_large = altered(&|vcpu| vcpu.xsave.resize(1 << 14, 1))?;
-    refused(&lab, &offer, too_large, &["extended processor state"])?;
+    refused(&sandbox, &offer, too_large, &["extended processor state"])?;
     let segment = altered(&|vcpu| vcpu.sregs.cs.dpl = 9)?;
-    refused(&lab, &offer, segment, &["'vcpu0'", "privilege level 9"])
+    refused(&sandbox, &offer, segment, &["'vcpu0'", "privilege level 9"])
 }

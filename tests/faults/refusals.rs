@@ -10,7 +10,7 @@ use thermocline::migration::wire::{
 };
 use thermocline_tests::owner::{destination_only, gone_without_guest, source_only};
 use thermocline_tests::peer::{Server, answer_to, connect, offer_of, read_to_end};
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], nobody_listens);
@@ -33,24 +33,24 @@ fn other_versions() -> [(Vec<u8>, &'static str); 2] {
 }
 
 fn nobody_listens() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let socket = lab.path("nobody.sock");
+    let socket = sandbox.path("nobody.sock");
     for to in [format!("tcp:{nobody}"), format!("unix:{}", socket.display())] {
         let sentence = source.migrate(&to, &How::usual())?.fails(10)?;
         ensure!(sentence.contains(&to) && sentence.contains("thermocline receive"), "{sentence:?}");
     }
     source.must_go_on()?;
     // Once somebody does, it goes on from there.
-    let mut destination = lab.receive_on(&format!("unix:{}", socket.display()), &[], &Workload::default())?;
+    let mut destination = sandbox.receive_on(&format!("unix:{}", socket.display()), &[], &Workload::default())?;
     source.migrate(&destination.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut destination.machine)
 }
 
 fn another_program_listens() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     for (says, shown) in [("SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0"), ("+OK\r\n", "+OK"), ("QEVM\0\0\0\x03", "QEVM")] {
         let server = Server::start(move |mut stream| {
             stream.write_all(says.as_bytes())?;
@@ -71,8 +71,8 @@ fn another_program_listens() -> Result<()> {
 }
 
 fn another_version_listens() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     for (preamble, said) in other_versions() {
         let server = Server::start(move |mut stream| {
             stream.write_all(&preamble)?;
@@ -87,9 +87,9 @@ fn another_version_listens() -> Result<()> {
 }
 
 fn another_version_connects() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     for (preamble, said) in other_versions() {
-        let destination = lab.receive(&Workload::default())?;
+        let destination = sandbox.receive(&Workload::default())?;
         let mut stream = connect(&destination.address)?;
         stream.write_all(&preamble)?;
         let answer = read_to_end(&stream);
@@ -105,8 +105,8 @@ fn another_version_connects() -> Result<()> {
 
 /// Features that nobody knows yet are not used; without post-copy there, there is none.
 fn features_are_agreed_upon() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     let none = Preamble { features: Features::default(), ..Preamble::OURS };
     let server = Server::start(move |mut stream| {
         stream.write_all(&none.to_bytes())?;
@@ -118,33 +118,33 @@ fn features_are_agreed_upon() -> Result<()> {
     server.finish()?;
     source.must_go_on()?;
     let more = Preamble { features: Features::from_bits(u64::MAX), ..Preamble::OURS };
-    let destination = lab.receive(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let mut stream = connect(&destination.address)?;
     stream.write_all(&more.to_bytes())?;
     let mut reader = FrameReader::new(stream.try_clone()?);
     preamble::receive(reader.link())?;
-    Message::Offer(real_offer(&lab)?).send(&mut FrameWriter::new(stream))?;
+    Message::Offer(real_offer(&sandbox)?).send(&mut FrameWriter::new(stream))?;
     let answer = receive_message(&mut reader, "accept")?;
     ensure!(matches!(answer, Message::Accept(_)), "{} instead of accept", answer.name());
     Ok(())
 }
 
 fn too_little_memory_there() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
-    let small = lab.receive_on("tcp:127.0.0.1:0", &["--max-memory", "63MiB"], &Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
+    let small = sandbox.receive_on("tcp:127.0.0.1:0", &["--max-memory", "63MiB"], &Workload::default())?;
     let sentence = source.migrate(&small.address, &How::usual())?.fails(11)?;
     ensure!(sentence.contains("64 MiB") && sentence.contains("63 MiB"), "{sentence:?}");
     let there = source_only(&mut source, &small.machine, 11)?;
     ensure!(there.contains("64 MiB") && there.contains("63 MiB"), "{there:?}");
-    let mut enough = lab.receive_on("tcp:127.0.0.1:0", &["--max-memory", "64MiB"], &Workload::default())?;
+    let mut enough = sandbox.receive_on("tcp:127.0.0.1:0", &["--max-memory", "64MiB"], &Workload::default())?;
     source.migrate(&enough.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut enough.machine)
 }
 
 /// The offer of a real machine, which a real destination takes.
-fn real_offer(lab: &Lab) -> Result<Offer> {
-    let mut source = lab.boot(&Workload::default())?;
+fn real_offer(sandbox: &Sandbox) -> Result<Offer> {
+    let mut source = sandbox.boot(&Workload::default())?;
     let refusal = Refusal { reason: RefusalReason::Host, text: "only asking for an offer".into() };
     let (offer, _) = offer_of(&source, refusal)?;
     source.must_go_on()?;
@@ -153,8 +153,8 @@ fn real_offer(lab: &Lab) -> Result<Offer> {
 
 /// Has a real destination refuse an offer; checks the class and the destination's code, and that both sentences have
 /// all `parts`.
-fn refused(lab: &Lab, offer: Offer, reason: RefusalReason, code: i32, parts: &[&str]) -> Result<()> {
-    let destination = lab.receive(&Workload::default())?;
+fn refused(sandbox: &Sandbox, offer: Offer, reason: RefusalReason, code: i32, parts: &[&str]) -> Result<()> {
+    let destination = sandbox.receive(&Workload::default())?;
     let refusal = match answer_to(&destination.address, offer)? {
         Message::Refuse(refusal) => refusal,
         other => bail!("{} instead of a refusal", other.name()),
@@ -170,41 +170,41 @@ fn refused(lab: &Lab, offer: Offer, reason: RefusalReason, code: i32, parts: &[&
 }
 
 fn another_processor_there() -> Result<()> {
-    let lab = Lab::new()?;
-    let offer = real_offer(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let offer = real_offer(&sandbox)?;
     let mut vendor = offer.clone();
     for leaf in vendor.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 0) {
         (leaf.ebx, leaf.edx, leaf.ecx) = (0x746e_6543, 0x4872_7561, 0x736c_7561);
     }
-    refused(&lab, vendor, RefusalReason::Cpu, 12, &["CentaurHauls"]).context("another vendor")?;
+    refused(&sandbox, vendor, RefusalReason::Cpu, 12, &["CentaurHauls"]).context("another vendor")?;
     let mut feature = offer.clone();
     for leaf in feature.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 7 && leaf.index == 0) {
         leaf.ebx = u32::MAX;
     }
-    refused(&lab, feature, RefusalReason::Cpu, 12, &["CPUID 7.0.ebx"]).context("a feature")?;
+    refused(&sandbox, feature, RefusalReason::Cpu, 12, &["CPUID 7.0.ebx"]).context("a feature")?;
     let mut tsc = offer.clone();
     tsc.machine.processor.tsc_khz = 1;
-    refused(&lab, tsc, RefusalReason::Cpu, 12, &["1 kHz", "time stamp counter"]).context("another frequency")?;
+    refused(&sandbox, tsc, RefusalReason::Cpu, 12, &["1 kHz", "time stamp counter"]).context("another frequency")?;
     let mut cpus = offer;
     cpus.machine.cpus = 0;
-    refused(&lab, cpus, RefusalReason::Cpu, 12, &["vCPU"]).context("no vCPU")
+    refused(&sandbox, cpus, RefusalReason::Cpu, 12, &["vCPU"]).context("no vCPU")
 }
 
 fn an_unknown_device() -> Result<()> {
-    let lab = Lab::new()?;
-    let offer = real_offer(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let offer = real_offer(&sandbox)?;
     let mut more = offer.clone();
     let device = more.machine.devices[0].clone();
     more.machine.devices.push(DeviceDescription { kind: "flux-capacitor".try_into()?, ..device });
-    refused(&lab, more, RefusalReason::Devices, 13, &["flux-capacitor", "version 1"])?;
+    refused(&sandbox, more, RefusalReason::Devices, 13, &["flux-capacitor", "version 1"])?;
     let mut newer = offer;
     newer.machine.devices[0].version += 100;
-    refused(&lab, newer, RefusalReason::Devices, 13, &["serial0", "serial-16550a", "version 101"])
+    refused(&sandbox, newer, RefusalReason::Devices, 13, &["serial0", "serial-16550a", "version 101"])
 }
 
 fn every_refusal_has_its_code_at_the_source() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     for (reason, code) in [
         (RefusalReason::Memory, 11),
         (RefusalReason::Cpu, 12),
@@ -222,8 +222,8 @@ fn every_refusal_has_its_code_at_the_source() -> Result<()> {
 }
 
 fn a_machine_that_cannot_be_is_refused() -> Result<()> {
-    let lab = Lab::new()?;
-    let offer = real_offer(&lab)?;
+    let sandbox = Sandbox::new()?;
+    let offer = real_offer(&sandbox)?;
     let layout = |regions: &[(u64, u64)]| -> Result<_> {
         let regions: Vec<_> =
             regions.iter().map(|(start, length)| serde_json::json!({"start": start, "length": length})).collect();
@@ -241,7 +241,7 @@ fn a_machine_that_cannot_be_is_refused() -> Result<()> {
     ] {
         let mut other = offer.clone();
         other.machine.ram = layout(regions)?;
-        refused(&lab, other, RefusalReason::Memory, 11, &["memory"]).with_context(|| format!("{regions:?}"))?;
+        refused(&sandbox, other, RefusalReason::Memory, 11, &["memory"]).with_context(|| format!("{regions:?}"))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use thermocline_tests::owner::{gone_without_guest, source_only, source_paused};
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], both_sides_notice_silence);
@@ -48,9 +48,9 @@ fn both_sides_notice_silence() -> Result<()> {
 }
 
 fn nothing_comes(way: Way, frame: &'static str) -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&GUEST)?;
-    let destination = lab.receive(&GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&GUEST)?;
+    let destination = sandbox.receive(&GUEST)?;
     let fault = Fault { way, frame, which: Which::Nth(0), wrong: Wrong::Drop };
     let proxy = Proxy::with_fault(&destination.address, fault)?;
     let migration = source.migrate(&proxy.address, &How::usual())?;
@@ -75,9 +75,9 @@ fn nothing_comes(way: Way, frame: &'static str) -> Result<()> {
 
 /// SIGSTOP: the connection stays, and nobody is behind it.
 fn stopped() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&GUEST)?;
-    let destination = lab.receive(&GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&GUEST)?;
+    let destination = sandbox.receive(&GUEST)?;
     destination.machine.process.signal(Signal::STOP)?;
     let migration = source.migrate(&destination.address, &How::usual())?;
     let ended = migration.process.wait_within(LIMIT)?;

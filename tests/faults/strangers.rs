@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use thermocline::control::RunState;
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], strangers_end_and_delay_nothing);
@@ -29,10 +29,10 @@ fn stranger(address: &str, bytes: &[u8]) -> Result<Box<dyn Write>> {
 }
 
 fn strangers_end_and_delay_nothing() -> Result<()> {
-    let lab = Lab::new()?;
-    for listen in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", lab.path("listen").display())] {
-        let source = lab.boot(&GUEST)?;
-        let mut destination = lab.listen_on(&listen, &GUEST)?;
+    let sandbox = Sandbox::new()?;
+    for listen in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", sandbox.path("listen").display())] {
+        let source = sandbox.boot(&GUEST)?;
+        let mut destination = sandbox.listen_on(&listen, &GUEST)?;
         let mut strangers = Vec::new();
         for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"", b"THRM"].iter().cycle().take(40) {
             strangers.push(stranger(&destination.address, bytes)?);
@@ -45,9 +45,9 @@ fn strangers_end_and_delay_nothing() -> Result<()> {
 }
 
 fn who_comes_second_is_told_so() -> Result<()> {
-    let lab = Lab::new()?;
-    let (first, mut second) = (lab.boot(&GUEST)?, lab.boot(&GUEST)?);
-    let mut destination = lab.listen_on("tcp:127.0.0.1:0", &GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let (first, mut second) = (sandbox.boot(&GUEST)?, sandbox.boot(&GUEST)?);
+    let mut destination = sandbox.listen_on("tcp:127.0.0.1:0", &GUEST)?;
     let slow = Proxy::with_rate(&destination.address, 8 << 20)?;
     let migration = first.migrate(&slow.address, &How::usual())?;
     migration.wait_for(|progress| progress.pages.hot > 100)?;
@@ -60,9 +60,9 @@ fn who_comes_second_is_told_so() -> Result<()> {
 
 /// Each of the ways in which one does not come, at one destination.
 fn a_guest_that_does_not_come_is_followed_by_the_next() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&GUEST)?;
-    let mut destination = lab.listen_on("tcp:127.0.0.1:0", &GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&GUEST)?;
+    let mut destination = sandbox.listen_on("tcp:127.0.0.1:0", &GUEST)?;
     for (frame, wrong, code) in [
         ("offer", Wrong::FlipPayload, 17),
         ("pages", Wrong::CutBefore, 16),

@@ -13,7 +13,7 @@ use thermocline_tests::owner::{destination_only, source_only};
 use thermocline_tests::peer::Server;
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
 use thermocline_tests::random::Random;
-use thermocline_tests::{How, Lab, Machine, Trials, Workload, trial};
+use thermocline_tests::{How, Machine, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], every_kind_of_frame_is_tried);
@@ -65,8 +65,8 @@ struct Codes {
 
 /// Does one fault to a migration, which fails as it should and leaves the guest with the source. `false` when the guest
 /// had written nothing at its stop, so that no pages came before its state, and the migration succeeded.
-fn survives(lab: &Lab, source: &mut Machine, fault: Fault, codes: &Codes) -> Result<bool> {
-    let destination = lab.receive(&BUSY)?;
+fn survives(sandbox: &Sandbox, source: &mut Machine, fault: Fault, codes: &Codes) -> Result<bool> {
+    let destination = sandbox.receive(&BUSY)?;
     let proxy = Proxy::with_fault(&destination.address, fault)?;
     let migration = source.migrate(&proxy.address, &How::with(&["--downtime-limit", "2000"]))?;
     if fault.which == BeforeState && !proxy.struck()? {
@@ -81,37 +81,37 @@ fn survives(lab: &Lab, source: &mut Machine, fault: Fault, codes: &Codes) -> Res
 
 /// The same fault at all sites, with one source, which migrates at the end. Every site is tried, whatever the others do.
 fn survives_all(wrong: Wrong, sites: impl Iterator<Item = (Site, Codes)>) -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&BUSY)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&BUSY)?;
     let mut failures = Vec::new();
     for ((way, frame, which), codes) in sites {
         let fault = Fault { way, frame, which, wrong };
         let mut attempt = 1;
         loop {
-            match survives(&lab, &mut source, fault, &codes) {
+            match survives(&sandbox, &mut source, fault, &codes) {
                 Ok(true) => break,
                 Ok(false) => ensure!(attempt < ATTEMPTS, "{fault}: no such frame in {ATTEMPTS} migrations"),
                 Err(e) => {
                     failures.push(format!("{fault}: {e:#}"));
-                    source = lab.boot(&BUSY)?;
+                    source = sandbox.boot(&BUSY)?;
                     break;
                 }
             }
             attempt += 1;
-            source = lab.boot(&BUSY)?;
+            source = sandbox.boot(&BUSY)?;
         }
     }
     ensure!(failures.is_empty(), "{} faults:\n  {}", failures.len(), failures.join("\n  "));
-    let mut destination = lab.receive(&BUSY)?;
+    let mut destination = sandbox.receive(&BUSY)?;
     source.migrate(&destination.address, &How::with(&["--downtime-limit", "2000"]))?.succeeds()?;
     destination_only(&source, &mut destination.machine)
 }
 
 /// Pins the list of sites to what really travels.
 fn every_kind_of_frame_is_tried() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&BUSY)?;
-    let mut destination = lab.receive(&BUSY)?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&BUSY)?;
+    let mut destination = sandbox.receive(&BUSY)?;
     let proxy = Proxy::with_rate(&destination.address, u64::MAX)?;
     source.migrate(&proxy.address, &How::with(&["--downtime-limit", "2000"]))?.succeeds()?;
     destination_only(&source, &mut destination.machine)?;
@@ -167,8 +167,8 @@ fn a_frame_dropped_and_others_behind_it() -> Result<()> {
 }
 
 fn a_bit_of_the_preamble_flipped() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&BUSY)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&BUSY)?;
     for (way, garbled) in
         [(There, Codes { source: 17, destination: 17 }), (Back, Codes { source: 17, destination: 16 })]
     {
@@ -176,16 +176,16 @@ fn a_bit_of_the_preamble_flipped() -> Result<()> {
         match way {
             // The source hears the refusal, which comes in a frame, or the end.
             There => {
-                let destination = lab.receive(&BUSY)?;
+                let destination = sandbox.receive(&BUSY)?;
                 let proxy = Proxy::with_fault(&destination.address, fault)?;
                 let code = source.migrate(&proxy.address, &How::usual())?.end()?;
                 ensure!(matches!(code.code(), Some(15..=17)), "{code:?}");
                 source_only(&mut source, &destination.machine, garbled.destination)?;
             }
-            Back => survives(&lab, &mut source, fault, &garbled).map(drop)?,
+            Back => survives(&sandbox, &mut source, fault, &garbled).map(drop)?,
         }
         for wrong in [Wrong::CutBefore, Wrong::CutInside] {
-            let destination = lab.receive(&BUSY)?;
+            let destination = sandbox.receive(&BUSY)?;
             let proxy = Proxy::with_fault(&destination.address, Fault { wrong, ..fault })?;
             let ended = source.migrate(&proxy.address, &How::usual())?.end()?;
             let there = destination.machine.process.wait()?;
@@ -203,12 +203,12 @@ fn a_bit_of_the_preamble_flipped() -> Result<()> {
 
 /// No proxy: the kernel's own ends of a socket pair.
 fn a_unix_socket_whose_other_end_dies() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&BUSY)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&BUSY)?;
     let mut random = Random::new(7);
     for _ in 0..4 {
-        let listen = format!("unix:{}", lab.path("migration.sock").display());
-        let destination = lab.receive_on(&listen, &[], &BUSY)?;
+        let listen = format!("unix:{}", sandbox.path("migration.sock").display());
+        let destination = sandbox.receive_on(&listen, &[], &BUSY)?;
         let migration = source.migrate(&destination.address, &How::with(&["--downtime-limit", "2000"]))?;
         migration.wait_for_phase(thermocline::migration::progress::Phase::Hot)?;
         std::thread::sleep(Duration::from_micros(random.below(20_000)));
@@ -216,7 +216,7 @@ fn a_unix_socket_whose_other_end_dies() -> Result<()> {
         let ended = migration.end()?;
         match ended.code() {
             // It was quicker than the signal, and ran there when it came.
-            Some(0 | 20) => source = lab.boot(&BUSY)?,
+            Some(0 | 20) => source = sandbox.boot(&BUSY)?,
             _ => {
                 ended.sentence(16)?;
                 destination.machine.console.must_be_silent()?;
@@ -230,8 +230,8 @@ fn a_unix_socket_whose_other_end_dies() -> Result<()> {
 /// A destination that has taken the machine and reads no more of it, and then ends the connection: the source waits for room that
 /// will never come.
 fn an_end_behind_a_full_window() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&BUSY)?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&BUSY)?;
     for how in [Shutdown::Write, Shutdown::Both] {
         let (sender, ended) = std::sync::mpsc::channel::<()>();
         let server = Server::start(move |mut stream| {

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use thermocline::control::RunState;
 use thermocline_tests::owner::{destination_only, gone_without_guest, source_only, source_paused};
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
-use thermocline_tests::{How, Lab, Machine, Migration, Trials, Workload, trial};
+use thermocline_tests::{How, Machine, Migration, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], commit_lost_on_the_way);
@@ -28,7 +28,7 @@ const GUEST: Workload = Workload { memory: 48, working_set: 8, cold: 16, rate: 2
 
 /// A migration through a proxy that has just done its fault.
 struct Struck {
-    lab: Lab,
+    sandbox: Sandbox,
     source: Machine,
     destination: Machine,
     migration: Migration,
@@ -36,21 +36,21 @@ struct Struck {
 }
 
 fn strike(way: Way, frame: &'static str, wrong: Wrong) -> Result<Struck> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&GUEST)?;
-    let destination = lab.receive(&GUEST)?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&GUEST)?;
+    let destination = sandbox.receive(&GUEST)?;
     let proxy = Proxy::with_fault(&destination.address, Fault { way, frame, which: Which::Nth(0), wrong })?;
     let migration = source.migrate(&proxy.address, &How::usual())?;
     proxy.wait_struck()?;
-    Ok(Struck { lab, source, destination: destination.machine, migration, proxy })
+    Ok(Struck { sandbox, source, destination: destination.machine, migration, proxy })
 }
 
 /// Lets the source's guest go on, which nobody else runs, and migrates it after all.
-fn forced_to_go_on(lab: &Lab, mut source: Machine) -> Result<()> {
+fn forced_to_go_on(sandbox: &Sandbox, mut source: Machine) -> Result<()> {
     let (forced, _) = source.ctl(&["resume", "--force"])?;
     ensure!(forced.code() == Some(0), "{forced:?}");
     source.must_go_on()?;
-    let mut good = lab.receive(&GUEST)?;
+    let mut good = sandbox.receive(&GUEST)?;
     source.migrate(&good.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut good.machine)
 }
@@ -65,11 +65,11 @@ fn commit_lost_on_the_way() -> Result<()> {
         ended.sentence(16)?;
         gone_without_guest(&struck.destination, &ended)?;
         // Nor may it be given to a third one before somebody has looked.
-        let third = struck.lab.receive(&GUEST)?;
+        let third = struck.sandbox.receive(&GUEST)?;
         let refused = struck.source.migrate(&third.address, &How::usual())?.fails(1)?;
         ensure!(refused.contains("handed over"), "{refused:?}");
         third.machine.console.must_be_silent()?;
-        forced_to_go_on(&struck.lab, struck.source).with_context(|| format!("{wrong:?}"))?;
+        forced_to_go_on(&struck.sandbox, struck.source).with_context(|| format!("{wrong:?}"))?;
     }
     Ok(())
 }
@@ -80,7 +80,7 @@ fn commit_garbled() -> Result<()> {
         let mut struck = strike(There, "commit", wrong)?;
         struck.migration.fails_at_once(17)?;
         source_only(&mut struck.source, &struck.destination, 17)?;
-        let mut good = struck.lab.receive(&GUEST)?;
+        let mut good = struck.sandbox.receive(&GUEST)?;
         struck.source.migrate(&good.address, &How::usual())?.succeeds()?;
         destination_only(&struck.source, &mut good.machine)?;
     }
@@ -137,7 +137,7 @@ fn the_source_killed_after_commit() -> Result<()> {
     drop(struck.proxy);
     struck.destination.must_go_on()?;
     // Any machine: it can go on from there.
-    let mut next = struck.lab.receive(&GUEST)?;
+    let mut next = struck.sandbox.receive(&GUEST)?;
     struck.destination.migrate(&next.address, &How::usual())?.succeeds()?;
     destination_only(&struck.destination, &mut next.machine)
 }

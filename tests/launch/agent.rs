@@ -5,7 +5,7 @@ use thermocline::control::AgentStatus;
 use thermocline_tests::agent::ColdGuest;
 use thermocline_tests::console::eventually;
 use thermocline_tests::swap::undisturbed;
-use thermocline_tests::{Lab, Trials, Workload, trial};
+use thermocline_tests::{Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Zram], the_agent_knows_what_the_host_says);
@@ -28,14 +28,14 @@ fn after_another_look(guest: &ColdGuest) -> Result<AgentStatus> {
 
 fn the_agent_knows_what_the_host_says() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::with(&lab, &["--agent-budget", "20"])?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::with(&sandbox, &["--agent-budget", "20"])?;
         let status = after_another_look(&guest)?;
         ensure!(!status.probe.is_empty() && status.cost.cpu_ns > 0, "{status:?}");
         ensure!(status.percent > 0.0 && status.percent < 60.0, "{} % of a core with a budget of 20 %", status.percent);
         ensure!(status.age_ms.is_some_and(|age| age < 30_000), "{status:?}");
         let api = guest.machine.api.to_string_lossy().into_owned();
-        let shown = lab.start("pages", &["pages", "--json", "--from-agent", "--api-socket", &api])?;
+        let shown = sandbox.start("pages", &["pages", "--json", "--from-agent", "--api-socket", &api])?;
         ensure!(shown.wait()?.code() == Some(0), "pages failed");
         let pages: thermocline::control::PagesReport = serde_json::from_str(&shown.stdout.lines().join(""))?;
         ensure!(pages.counts == guest.before, "{:?} instead of {:?}", pages.counts, guest.before);
@@ -52,8 +52,8 @@ fn the_agent_knows_what_the_host_says() -> Result<()> {
 
 fn the_agent_restores_what_readers_swap_in() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let guest = ColdGuest::with(&lab, &["--agent-budget", "100"])?;
+        let sandbox = Sandbox::new()?;
+        let guest = ColdGuest::with(&sandbox, &["--agent-budget", "100"])?;
         after_another_look(&guest)?;
         guest.read()?;
         eventually("what was read is cold again", || Ok(guest.must_be_as_before().is_ok()))?;
@@ -69,12 +69,12 @@ fn write_protection_leaves_markers_under_a_guest() -> Result<()> {
         return Ok(());
     }
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let mut guest = ColdGuest::with(&lab, &["--agent-budget", "50", "--probe", "uffd-marker"])?;
+        let sandbox = Sandbox::new()?;
+        let mut guest = ColdGuest::with(&sandbox, &["--agent-budget", "50", "--probe", "uffd-marker"])?;
         let status = after_another_look(&guest)?;
         ensure!(status.probe == "uffd-marker", "{status:?}");
         let api = guest.machine.api.to_string_lossy().into_owned();
-        let shown = lab.start("pages", &["pages", "--json", "--from-agent", "--api-socket", &api])?;
+        let shown = sandbox.start("pages", &["pages", "--json", "--from-agent", "--api-socket", &api])?;
         ensure!(shown.wait()?.code() == Some(0), "pages failed");
         let pages: thermocline::control::PagesReport = serde_json::from_str(&shown.stdout.lines().join(""))?;
         ensure!(pages.counts == guest.before, "{:?} instead of {:?}", pages.counts, guest.before);
@@ -85,11 +85,11 @@ fn write_protection_leaves_markers_under_a_guest() -> Result<()> {
 }
 
 fn a_machine_can_be_without_an_agent() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot_with(&["--agent-budget", "0"], &Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot_with(&["--agent-budget", "0"], &Workload::default())?;
     ensure!(machine.status()?.agent.is_none(), "{:?}", machine.status()?);
     let api = machine.api.to_string_lossy().into_owned();
-    let shown = lab.start("pages", &["pages", "--from-agent", "--api-socket", &api])?;
+    let shown = sandbox.start("pages", &["pages", "--from-agent", "--api-socket", &api])?;
     let ended = shown.wait()?;
     let said = ended.sentence(1)?;
     ensure!(said.contains("no budget"), "{said}");
@@ -97,11 +97,11 @@ fn a_machine_can_be_without_an_agent() -> Result<()> {
 }
 
 fn impossible_agents_are_refused() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     for arguments in
         [["--agent-budget", "101"], ["--agent-budget", "-1"], ["--agent-budget", "NaN"], ["--probe", "guess"]]
     {
-        let refused = lab.start("run", &[&["run"][..], &arguments].concat())?;
+        let refused = sandbox.start("run", &[&["run"][..], &arguments].concat())?;
         let ended = refused.wait()?;
         ensure!(ended.code() == Some(2), "{arguments:?}: {ended:?}");
     }

@@ -13,7 +13,7 @@ use thermocline::control::Request;
 use thermocline_tests::console::eventually;
 use thermocline_tests::process::{Output, Standard, TIMEOUT};
 use thermocline_tests::terminal::Terminal;
-use thermocline_tests::{Console, Lab, Process, Trials, Workload, trial};
+use thermocline_tests::{GuestConsole, Process, Sandbox, Trials, Workload, trial};
 use workload_guest::{Command, Line};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -26,8 +26,8 @@ pub(crate) fn add(trials: &mut Trials) {
 }
 
 fn standard_input_is_the_guests_input() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     machine.console.tell(Command::Rate(500))?;
     machine.console.check(machine.workload.bytes())?;
     machine.console.must_run().map(drop)
@@ -36,8 +36,8 @@ fn standard_input_is_the_guests_input() -> Result<()> {
 /// More at once than the port's FIFO holds.
 fn long_input_is_not_lost() -> Result<()> {
     const COMMANDS: usize = 100;
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     let from = machine.console.output().len();
     let many = vec!["reset-stall"; COMMANDS].join("\n");
     machine.console.type_line(&many)?;
@@ -50,29 +50,29 @@ fn long_input_is_not_lost() -> Result<()> {
 }
 
 fn the_guest_goes_on_when_its_input_ends() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let arguments: Vec<OsString> = Workload::default().arguments().into_iter().map(Into::into).collect();
-    let command = [lab.command(&["run"])?, arguments].concat();
+    let command = [sandbox.command(&["run"])?, arguments].concat();
     let mut process = Process::start("machine", &command, Standard::Pipes)?;
     drop(process.stdin.take());
-    let console = Console::new(process.stdout.clone(), None);
+    let console = GuestConsole::new(process.stdout.clone(), None);
     console.ready()?;
     console.must_run().map(drop)
 }
 
 /// A machine whose console is not on its standard output.
-fn elsewhere(lab: &Lab, serial: &str) -> Result<(Process, PathBuf)> {
-    let api = lab.path("api.sock");
-    let mut command = lab.command(&["run", "--serial", serial, "--api-socket"])?;
+fn elsewhere(sandbox: &Sandbox, serial: &str) -> Result<(Process, PathBuf)> {
+    let api = sandbox.path("api.sock");
+    let mut command = sandbox.command(&["run", "--serial", serial, "--api-socket"])?;
     command.push(api.clone().into());
     command.extend(Workload::default().arguments().into_iter().map(OsString::from));
     Ok((Process::start("machine", &command, Standard::Pipes)?, api))
 }
 
 fn a_file_takes_the_console() -> Result<()> {
-    let lab = Lab::new()?;
-    let path = lab.path("console.log");
-    let (process, api) = elsewhere(&lab, &format!("file={}", path.display()))?;
+    let sandbox = Sandbox::new()?;
+    let path = sandbox.path("console.log");
+    let (process, api) = elsewhere(&sandbox, &format!("file={}", path.display()))?;
     let reports = || -> Result<usize> {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         Ok(text.lines().filter(|line| matches!(Line::parse(line), Ok(Line::Report(_)))).count())
@@ -85,12 +85,12 @@ fn a_file_takes_the_console() -> Result<()> {
 }
 
 fn a_pseudo_terminal_works_both_ways() -> Result<()> {
-    let lab = Lab::new()?;
-    let (process, _) = elsewhere(&lab, "pty")?;
+    let sandbox = Sandbox::new()?;
+    let (process, _) = elsewhere(&sandbox, "pty")?;
     let announced = |line: &str| line.strip_prefix("thermocline: serial console on ").map(PathBuf::from);
     let (_, path) = process.stderr.wait_for(0, TIMEOUT, announced).context("the pseudo-terminal is not announced")?;
     let open = || File::options().read(true).write(true).open::<&Path>(&path);
-    let mut console = Console::new(Output::collect(open()?), Some(Box::new(open()?)));
+    let mut console = GuestConsole::new(Output::collect(open()?), Some(Box::new(open()?)));
     console.report()?;
     console.tell(Command::Rate(100))?;
     console.check(Workload::default().bytes())?;
@@ -106,14 +106,14 @@ fn comparable(settings: &Termios) -> impl PartialEq + std::fmt::Debug {
 
 fn the_terminal_is_put_back() -> Result<()> {
     for (signal, command) in [(Some(Signal::INT), ""), (Some(Signal::TERM), ""), (None, "off\n"), (None, "crash\n")] {
-        let lab = Lab::new()?;
+        let sandbox = Sandbox::new()?;
         let mut terminal = Terminal::new()?;
         let before = terminal.settings()?;
         ensure!(before.local_modes.contains(LocalModes::ICANON | LocalModes::ECHO), "an odd terminal");
-        let mut arguments = lab.command(&["run"])?;
+        let mut arguments = sandbox.command(&["run"])?;
         arguments.extend(Workload::default().arguments().into_iter().map(OsString::from));
         let process = Process::start("machine", &arguments, Standard::Terminal(terminal.for_program()?))?;
-        let console = Console::new(Output::collect(terminal.person.try_clone()?), None);
+        let console = GuestConsole::new(Output::collect(terminal.person.try_clone()?), None);
         console.ready()?;
         let during = terminal.settings()?;
         ensure!(!during.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO), "characters are not passed on");

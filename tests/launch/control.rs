@@ -9,7 +9,7 @@ use thermocline::control::{Answer, FailureKind, MigrationFailure, Response, RunS
 use thermocline_tests::process::TIMEOUT;
 use thermocline_tests::random::Random;
 use thermocline_tests::trials::unless_the_emulator_fails;
-use thermocline_tests::{Lab, Machine, Trials, Workload, trial};
+use thermocline_tests::{Machine, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], pause_and_resume_stop_and_start_the_guest);
@@ -24,8 +24,8 @@ pub(crate) fn add(trials: &mut Trials) {
 }
 
 fn pause_and_resume_stop_and_start_the_guest() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     for _ in 0..3 {
         ensure!(machine.ctl(&["pause"])?.0.code() == Some(0), "pause failed");
         ensure!(machine.status()?.state == RunState::Paused, "{:?}", machine.status()?);
@@ -44,8 +44,8 @@ fn pause_and_resume_stop_and_start_the_guest() -> Result<()> {
 
 fn two_vcpus_work() -> Result<()> {
     unless_the_emulator_fails(|| {
-        let lab = Lab::new()?;
-        let mut machine = lab.boot(&Workload { cpus: 2, rate: 0, ..Workload::default() })?;
+        let sandbox = Sandbox::new()?;
+        let mut machine = sandbox.boot(&Workload { cpus: 2, rate: 0, ..Workload::default() })?;
         ensure!(machine.console.ready()?.cpus == 2, "not both vCPUs work");
         ensure!(machine.status()?.cpus == 2, "{:?}", machine.status()?);
         machine.must_go_on()
@@ -53,9 +53,9 @@ fn two_vcpus_work() -> Result<()> {
 }
 
 fn six_gib_lie_on_both_sides_of_the_gap() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let workload = Workload { memory: 6 << 10, ..Workload::default() };
-    let mut machine = lab.boot(&workload)?;
+    let mut machine = sandbox.boot(&workload)?;
     ensure!(machine.status()?.memory.bytes() == 6 << 30, "{:?}", machine.status()?);
     let counts = machine.pages()?.counts;
     ensure!(counts.total() == 6 << 18, "{counts:?}");
@@ -76,16 +76,16 @@ fn six_gib_lie_on_both_sides_of_the_gap() -> Result<()> {
 }
 
 fn pages_add_up() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = lab.boot(&Workload::default())?;
-    let shown = lab.start("pages", &["pages", "--json", "--api-socket", &machine.api.to_string_lossy()])?;
+    let sandbox = Sandbox::new()?;
+    let machine = sandbox.boot(&Workload::default())?;
+    let shown = sandbox.start("pages", &["pages", "--json", "--api-socket", &machine.api.to_string_lossy()])?;
     ensure!(shown.wait()?.code() == Some(0), "pages failed");
     let report: thermocline::control::PagesReport = serde_json::from_str(&shown.stdout.lines().join(""))?;
     ensure!(report.counts.total() == 64 << 8, "{:?}", report.counts);
     ensure!(report.counts.resident >= 32 << 8, "the workload's pages are missing: {:?}", report.counts);
     let cells = report.cells.iter().fold(memory_agent::Counts::default(), |sum, cell| sum + *cell);
     ensure!(cells == report.counts, "the picture's parts are {cells:?}, all is {:?}", report.counts);
-    let drawn = lab.start("pages", &["pages", "--api-socket", &machine.api.to_string_lossy()])?;
+    let drawn = sandbox.start("pages", &["pages", "--api-socket", &machine.api.to_string_lossy()])?;
     ensure!(drawn.wait()?.code() == Some(0), "pages failed");
     let text = drawn.stdout.lines().join("\n");
     ensure!(text.contains('█') && text.contains('·') && text.contains("resident"), "{text}");
@@ -94,9 +94,9 @@ fn pages_add_up() -> Result<()> {
 
 fn page_out_is_what_the_host_sees() -> Result<()> {
     thermocline_tests::swap::undisturbed(|| {
-        let lab = Lab::new()?;
+        let sandbox = Sandbox::new()?;
         let workload = Workload { memory: 96, working_set: 8, cold: 64, ..Workload::default() };
-        let mut machine = lab.boot(&workload)?;
+        let mut machine = sandbox.boot(&workload)?;
         let cold = machine.console.ready()?.cold;
         let memory = thermocline_tests::residency::GuestMemory::of(&machine)?;
         let ranges: Vec<String> =
@@ -129,8 +129,8 @@ fn answer(machine: &Machine, bytes: &[u8]) -> Result<Response> {
 }
 
 fn garbage_at_the_api_socket_is_answered() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     let mut random = Random::new(1);
     let mut inputs: Vec<Vec<u8>> = (0..20).map(|n| [random.bytes(n * 37), b"\n".to_vec()].concat()).collect();
     inputs.extend([
@@ -158,8 +158,8 @@ fn garbage_at_the_api_socket_is_answered() -> Result<()> {
 }
 
 fn failures_have_kinds() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let machine = sandbox.boot(&Workload::default())?;
     for (request, kind) in [
         (r#"{"command":"format-disk"}"#, FailureKind::Invalid),
         (r#"{"command":"migrate","to":"nowhere"}"#, FailureKind::Invalid),
@@ -183,8 +183,8 @@ fn failures_have_kinds() -> Result<()> {
 
 /// A field that is not known may be one that matters: better no than half of what was asked for.
 fn requests_with_unknown_fields_are_refused() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let machine = sandbox.boot(&Workload::default())?;
     for request in [
         "{\"command\":\"page-out\",\"range\":[[0,4096]]}\n",
         "{\"command\":\"pages\",\"cell\":1}\n",
@@ -199,8 +199,8 @@ fn requests_with_unknown_fields_are_refused() -> Result<()> {
 }
 
 fn silent_api_clients_are_in_nobodys_way() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     let silent: Vec<_> = (0..8).map(|_| UnixStream::connect(&machine.api)).collect::<Result<_, _>>()?;
     ensure!(machine.status()?.state == RunState::Running, "{:?}", machine.status()?);
     // More than are served at a time are told so.

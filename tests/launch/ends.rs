@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use thermocline::control::{Request, RunState};
 use thermocline_tests::process::TIMEOUT;
-use thermocline_tests::{Lab, Trials, Workload, trial};
+use thermocline_tests::{Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], a_guest_that_powers_off_is_a_success);
@@ -17,8 +17,8 @@ pub(crate) fn add(trials: &mut Trials) {
 
 /// Types a command that ends the guest; how the monitor ended.
 fn ends_after(command: &str) -> Result<thermocline_tests::process::Ended> {
-    let lab = Lab::new()?;
-    let mut machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut machine = sandbox.boot(&Workload::default())?;
     machine.console.type_line(command)?;
     let ended = machine.process.wait()?;
     ensure!(!machine.api.exists(), "the API socket is still there");
@@ -45,8 +45,8 @@ fn a_triple_fault_is_told_apart() -> Result<()> {
 
 fn sigint_and_sigterm_end_it_and_clean_up() -> Result<()> {
     for signal in [Signal::INT, Signal::TERM] {
-        let lab = Lab::new()?;
-        let machine = lab.boot(&Workload::default())?;
+        let sandbox = Sandbox::new()?;
+        let machine = sandbox.boot(&Workload::default())?;
         ensure!(machine.api.exists() && machine.status()?.state == RunState::Running, "no API socket");
         machine.process.signal(signal)?;
         let ended = machine.process.wait()?;
@@ -57,8 +57,8 @@ fn sigint_and_sigterm_end_it_and_clean_up() -> Result<()> {
 }
 
 fn quit_is_a_success() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let machine = sandbox.boot(&Workload::default())?;
     machine.ask(&Request::Quit { force: false })?;
     let ended = machine.process.wait_within(TIMEOUT)?;
     ensure!(ended.code() == Some(0) && ended.stderr.is_empty(), "{ended:?}");
@@ -67,10 +67,10 @@ fn quit_is_a_success() -> Result<()> {
 }
 
 fn a_receiver_that_is_interrupted_cleans_up() -> Result<()> {
-    let lab = Lab::new()?;
-    let socket = lab.path("migration.sock");
+    let sandbox = Sandbox::new()?;
+    let socket = sandbox.path("migration.sock");
     let listen = format!("unix:{}", socket.display());
-    let waiting = lab.receive_on(&listen, &[], &Workload::default())?.machine;
+    let waiting = sandbox.receive_on(&listen, &[], &Workload::default())?.machine;
     ensure!(socket.exists() && waiting.status()?.state == RunState::Waiting, "it does not wait");
     waiting.process.signal(Signal::INT)?;
     waiting.process.wait()?.sentence(130)?;

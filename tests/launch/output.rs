@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use thermocline_tests::agent::start_on;
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::process::{Ended, Process, Standard};
-use thermocline_tests::{Lab, Trials, Workload, trial};
+use thermocline_tests::{Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], whoever_only_prints_ends_with_its_reader);
@@ -18,8 +18,8 @@ fn must_be_content(what: &str, ended: &Ended) -> Result<()> {
 }
 
 fn whoever_only_prints_ends_with_its_reader() -> Result<()> {
-    let lab = Lab::new()?;
-    let machine = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let machine = sandbox.boot(&Workload::default())?;
     let api = machine.api.to_string_lossy();
     for arguments in [
         &["pages", "--api-socket", &api][..],
@@ -29,7 +29,7 @@ fn whoever_only_prints_ends_with_its_reader() -> Result<()> {
         &["doctor"],
         &["doctor", "--json"],
     ] {
-        let process = Process::start(arguments[0], &lab.command(arguments)?, Standard::NoReader)?;
+        let process = Process::start(arguments[0], &sandbox.command(arguments)?, Standard::NoReader)?;
         must_be_content(&arguments.join(" "), &process.wait()?)?;
     }
     for words in [&["map"][..], &["map", "--json"], &["watch"], &["daemon"], &["scan", "hash"], &["scan", "zero"]] {
@@ -41,14 +41,14 @@ fn whoever_only_prints_ends_with_its_reader() -> Result<()> {
 
 fn a_migration_goes_on_without_anybody_who_reads_its_progress() -> Result<()> {
     for json in [true, false] {
-        let lab = Lab::new()?;
+        let sandbox = Sandbox::new()?;
         let workload = Workload::default();
-        let source = lab.boot(&workload)?;
-        let mut destination = lab.receive(&workload)?;
+        let source = sandbox.boot(&workload)?;
+        let mut destination = sandbox.receive(&workload)?;
         let api = source.api.to_string_lossy();
         let mut arguments = vec!["migrate", "--api-socket", &api, "--to", &destination.address];
         arguments.extend(json.then_some("--json"));
-        let process = Process::start("migrate", &lab.command(&arguments)?, Standard::NoReader)?;
+        let process = Process::start("migrate", &sandbox.command(&arguments)?, Standard::NoReader)?;
         let ended = process.wait()?;
         ensure!(ended.code() == Some(0), "the migration failed without a reader: {ended:?}");
         ensure!(!ended.stderr.iter().any(|line| line.contains("panicked")), "{ended:?}");
@@ -58,9 +58,9 @@ fn a_migration_goes_on_without_anybody_who_reads_its_progress() -> Result<()> {
 }
 
 fn help_and_version_need_no_reader() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     for argument in ["--help", "--version"] {
-        let process = Process::start(argument, &lab.command(&[argument])?, Standard::NoReader)?;
+        let process = Process::start(argument, &sandbox.command(&[argument])?, Standard::NoReader)?;
         must_be_content(argument, &process.wait()?)?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use thermocline::control::RunState;
 use thermocline_tests::console::must_continue;
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::process::TIMEOUT;
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], over_tcp);
@@ -21,10 +21,10 @@ pub(crate) fn add(trials: &mut Trials) {
 
 /// One migration of one guest.
 fn migrates(workload: Workload, listen: &str, how: &How) -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&workload)?;
-    let listen = listen.replace("PATH", &lab.path("migration.sock").to_string_lossy());
-    let destination = lab.receive_on(&listen, &[], &workload)?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&workload)?;
+    let listen = listen.replace("PATH", &sandbox.path("migration.sock").to_string_lossy());
+    let destination = sandbox.receive_on(&listen, &[], &workload)?;
     let mut there = destination.machine;
     source.console.must_run()?;
     let migrated = source.migrate(&destination.address, how)?.succeeds()?;
@@ -75,11 +75,11 @@ fn while_it_writes_as_fast_as_it_can() -> Result<()> {
 
 fn there_and_back_again() -> Result<()> {
     const TIMES: usize = 6;
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let workload = Workload { rate: 5000, ..Workload::default() };
-    let mut here = lab.boot(&workload)?;
+    let mut here = sandbox.boot(&workload)?;
     for time in 0..TIMES {
-        let destination = lab.receive(&workload)?;
+        let destination = sandbox.receive(&workload)?;
         here.migrate(&destination.address, &How::usual())?.succeeds().with_context(|| format!("time {time}"))?;
         let mut there = destination.machine;
         destination_only(&here, &mut there).with_context(|| format!("time {time}"))?;
@@ -90,11 +90,11 @@ fn there_and_back_again() -> Result<()> {
 
 /// Without `--json`, and not in a terminal.
 fn people_see_lines_and_a_table() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let mut destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let mut destination = sandbox.receive(&Workload::default())?;
     let api = source.api.to_string_lossy().into_owned();
-    let migrate = lab.start("migrate", &["migrate", "--api-socket", &api, "--to", &destination.address])?;
+    let migrate = sandbox.start("migrate", &["migrate", "--api-socket", &api, "--to", &destination.address])?;
     let ended = migrate.wait_within(TIMEOUT)?;
     ensure!(ended.code() == Some(0), "{ended:?}");
     let table = migrate.stdout.lines().join("\n");
@@ -107,9 +107,9 @@ fn people_see_lines_and_a_table() -> Result<()> {
 }
 
 fn the_network_name_of_a_host_is_enough() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let by_name = destination.address.replace("127.0.0.1", "localhost");
     source.migrate(&by_name, &How::usual())?.succeeds()?;
     ensure!(destination.machine.status()?.state == RunState::Running, "{:?}", destination.machine.status()?);

@@ -9,7 +9,7 @@ use thermocline_tests::process::EMULATED;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::swap::{self, undisturbed};
 use thermocline_tests::trials::unless_the_emulator_fails;
-use thermocline_tests::{How, Lab, Machine, Migrated, Trials, Workload, trial};
+use thermocline_tests::{How, Machine, Migrated, Sandbox, Trials, Workload, trial};
 use workload_guest::command::Command;
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -35,13 +35,13 @@ const WINDOW: u64 = 1024;
 const UNDER_WAY: u64 = 256 + 64;
 
 /// A guest with its cold pages paged out; its memory, and what that is.
-pub(crate) fn boot_cold(lab: &Lab) -> Result<(Machine, GuestMemory, Counts)> {
-    boot_cold_with(lab, &[])
+pub(crate) fn boot_cold(sandbox: &Sandbox) -> Result<(Machine, GuestMemory, Counts)> {
+    boot_cold_with(sandbox, &[])
 }
 
 /// The same with more options of `thermocline run`.
-fn boot_cold_with(lab: &Lab, more: &[&str]) -> Result<(Machine, GuestMemory, Counts)> {
-    let source = lab.boot_with(more, &COLD)?;
+fn boot_cold_with(sandbox: &Sandbox, more: &[&str]) -> Result<(Machine, GuestMemory, Counts)> {
+    let source = sandbox.boot_with(more, &COLD)?;
     source.page_out_cold(&source.console.ready()?)?;
     source.console.must_run()?;
     let memory = GuestMemory::of(&source)?;
@@ -60,12 +60,12 @@ struct Moved {
     destination: Machine,
 }
 
-fn migrate_cold(lab: &Lab, how: &How) -> Result<Moved> {
-    move_cold(lab, boot_cold(lab)?, how)
+fn migrate_cold(sandbox: &Sandbox, how: &How) -> Result<Moved> {
+    move_cold(sandbox, boot_cold(sandbox)?, how)
 }
 
-fn move_cold(lab: &Lab, (source, memory, before): (Machine, GuestMemory, Counts), how: &How) -> Result<Moved> {
-    let destination = lab.receive(&COLD)?;
+fn move_cold(sandbox: &Sandbox, (source, memory, before): (Machine, GuestMemory, Counts), how: &How) -> Result<Moved> {
+    let destination = sandbox.receive(&COLD)?;
     let sampler = memory.watch();
     let migration = source.migrate(&destination.address, how)?;
     let migrated = migration.succeeds()?;
@@ -77,15 +77,15 @@ fn move_cold(lab: &Lab, (source, memory, before): (Machine, GuestMemory, Counts)
 
 fn holes_stay_holes_on_both_sides() -> Result<()> {
     for cold in ["paced", "eager"] {
-        let lab = Lab::new()?;
+        let sandbox = Sandbox::new()?;
         let workload = Workload { memory: 256, ..Workload::default() };
-        let source = lab.boot(&workload)?;
+        let source = sandbox.boot(&workload)?;
         // Whatever it writes at its start is written by then.
         source.console.must_run()?;
         let memory = GuestMemory::of(&source)?;
         let before = memory.counts()?;
         ensure!(before.hole > 200 << 8, "the guest touches what it should not: {before:?}");
-        let destination = lab.receive(&workload)?;
+        let destination = sandbox.receive(&workload)?;
         let mut there = destination.machine;
         let sampler = memory.watch();
         let migrated = source.migrate(&destination.address, &How::with(&["--cold", cold]))?.succeeds()?;
@@ -104,9 +104,9 @@ fn holes_stay_holes_on_both_sides() -> Result<()> {
 
 /// The trials here count holes while the guest works: it must not come upon memory that it has not taken yet.
 fn a_busy_guest_takes_its_memory_at_once() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     // As much as it can do: it never waits for an interrupt.
-    let mut machine = lab.boot(&Workload { rate: 0, ..Workload::default() })?;
+    let mut machine = sandbox.boot(&Workload { rate: 0, ..Workload::default() })?;
     machine.console.must_run()?;
     let memory = GuestMemory::of(&machine)?;
     let before = memory.counts()?;
@@ -119,8 +119,8 @@ fn a_busy_guest_takes_its_memory_at_once() -> Result<()> {
 
 fn paced_leaves_both_sides_as_they_were() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        migrate_cold(&lab, &How::with(&["--window", "4MiB"]))?.must_be_as_before()
+        let sandbox = Sandbox::new()?;
+        migrate_cold(&sandbox, &How::with(&["--window", "4MiB"]))?.must_be_as_before()
     })
 }
 
@@ -159,13 +159,13 @@ fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
             continue;
         }
         let attempt = || {
-            let lab = Lab::new()?;
-            let cold = boot_cold_with(&lab, &["--probe", kind.name(), "--agent-budget", "50"])?;
+            let sandbox = Sandbox::new()?;
+            let cold = boot_cold_with(&sandbox, &["--probe", kind.name(), "--agent-budget", "50"])?;
             // It has to have seen the pages swapped.
             let rounds = || Ok::<_, anyhow::Error>(cold.0.status()?.agent.context("no agent")?.cost.rounds);
             let until = rounds()? + 2;
             eventually("the agent looks again", || Ok(rounds()? >= until))?;
-            let mut moved = move_cold(&lab, cold, &How::with(&["--window", "4MiB"]))?;
+            let mut moved = move_cold(&sandbox, cold, &How::with(&["--window", "4MiB"]))?;
             let told_by = &moved.migrated.report.classed_by;
             ensure!(told_by == kind.name(), "told by {told_by}, not by {kind}");
             moved.must_be_as_before().with_context(|| kind.to_string())
@@ -178,9 +178,9 @@ fn cold_stays_cold_whichever_probe_tells() -> Result<()> {
 fn swap_goes_away_while_cold_pages_move() -> Result<()> {
     unless_the_emulator_fails(|| {
         swap::open().map_err(anyhow::Error::msg)?;
-        let lab = Lab::new()?;
-        let (source, _, before) = boot_cold(&lab)?;
-        let destination = lab.receive(&COLD)?;
+        let sandbox = Sandbox::new()?;
+        let (source, _, before) = boot_cold(&sandbox)?;
+        let destination = sandbox.receive(&COLD)?;
         let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
         migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
         swap::close().map_err(anyhow::Error::msg)?;
@@ -194,8 +194,8 @@ fn swap_goes_away_while_cold_pages_move() -> Result<()> {
 
 fn eager_wakes_everything() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let mut moved = migrate_cold(&lab, &How::with(&["--cold", "eager"]))?;
+        let sandbox = Sandbox::new()?;
+        let mut moved = migrate_cold(&sandbox, &How::with(&["--cold", "eager"]))?;
         let Moved { before, peak, after, migrated, destination } = &mut moved;
         let data = before.resident + before.swapped;
         must_be_near("destination resident", after.resident, data, 1)?;
@@ -209,10 +209,10 @@ fn eager_wakes_everything() -> Result<()> {
 
 fn cold_pages_stay_cold_there_and_back() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let (mut here, _, before) = boot_cold(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let (mut here, _, before) = boot_cold(&sandbox)?;
         for time in 0..3 {
-            let destination = lab.receive(&COLD)?;
+            let destination = sandbox.receive(&COLD)?;
             here.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?.succeeds()?;
             here.process.wait()?;
             here = destination.machine;
@@ -228,9 +228,9 @@ fn cold_pages_stay_cold_there_and_back() -> Result<()> {
 
 fn a_cold_migration_given_up_leaves_the_source_as_it_was() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let (mut source, memory, before) = boot_cold(&lab)?;
-        let destination = lab.receive(&COLD)?;
+        let sandbox = Sandbox::new()?;
+        let (mut source, memory, before) = boot_cold(&sandbox)?;
+        let destination = sandbox.receive(&COLD)?;
         let migration = source.migrate(&destination.address, &How::with(&["--window", "4MiB"]))?;
         migration.wait_for(|progress| progress.pages.cold > 4 * WINDOW)?;
         source.ask(&Request::CancelMigration {})?;

@@ -8,7 +8,7 @@ use thermocline_tests::console::eventually;
 use thermocline_tests::owner::{destination_only, source_only};
 use thermocline_tests::peer::{Server, read_to_end};
 use thermocline_tests::proxy::Proxy;
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], cancelled_and_then_again);
@@ -26,11 +26,11 @@ pub(crate) fn add(trials: &mut Trials) {
 const SLOW: u64 = 8 << 20;
 
 fn cancelled_and_then_again() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let workload = Workload::default();
-    let mut source = lab.boot(&workload)?;
+    let mut source = sandbox.boot(&workload)?;
     for _ in 0..2 {
-        let destination = lab.receive(&workload)?;
+        let destination = sandbox.receive(&workload)?;
         let slow = Proxy::with_rate(&destination.address, SLOW)?;
         let migration = source.migrate(&slow.address, &How::usual())?;
         migration.wait_for(|progress| progress.pages.hot > 1000)?;
@@ -43,15 +43,15 @@ fn cancelled_and_then_again() -> Result<()> {
         let (nothing, _) = source.ctl(&["cancel-migration"])?;
         nothing.sentence(1)?;
     }
-    let mut destination = lab.receive(&workload)?;
+    let mut destination = sandbox.receive(&workload)?;
     source.migrate(&destination.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut destination.machine)
 }
 
 /// A destination that has accepted the connection and is silent.
 fn cancelled_before_the_destination_says_anything() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     let silent = Server::start(|stream| {
         read_to_end(&stream);
         Ok(())
@@ -66,9 +66,9 @@ fn cancelled_before_the_destination_says_anything() -> Result<()> {
 
 /// Ctrl-C at `thermocline migrate` cancels it.
 fn interrupted_at_the_client() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;
@@ -80,9 +80,9 @@ fn interrupted_at_the_client() -> Result<()> {
 }
 
 fn interrupted_at_the_destination() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;
@@ -93,9 +93,9 @@ fn interrupted_at_the_destination() -> Result<()> {
 
 /// The guest ends with its monitor, and the destination does not take half of it for a guest.
 fn interrupted_at_the_source() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;
@@ -107,10 +107,10 @@ fn interrupted_at_the_source() -> Result<()> {
 }
 
 fn a_second_one_at_the_same_time() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let mut destination = lab.receive(&Workload::default())?;
-    let other = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let mut destination = sandbox.receive(&Workload::default())?;
+    let other = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, 2 * SLOW)?;
     let first = source.migrate(&slow.address, &How::usual())?;
     first.wait_for_phase(Phase::Hot)?;
@@ -123,9 +123,9 @@ fn a_second_one_at_the_same_time() -> Result<()> {
 }
 
 fn commands_meanwhile() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let mut destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let mut destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, 2 * SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;
@@ -141,10 +141,10 @@ fn commands_meanwhile() -> Result<()> {
 }
 
 fn a_guest_that_writes_too_fast() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let workload = Workload { working_set: 32, cold: 0, rate: 0, writes: 100, ..Workload::default() };
-    let mut source = lab.boot(&workload)?;
-    let destination = lab.receive(&workload)?;
+    let mut source = sandbox.boot(&workload)?;
+    let destination = sandbox.receive(&workload)?;
     let slow = Proxy::with_rate(&destination.address, 4 * SLOW)?;
     let how = How::with(&["--max-rounds", "3", "--downtime-limit", "10"]);
     let sentence = source.migrate(&slow.address, &how)?.fails(18)?;
@@ -159,9 +159,9 @@ fn a_guest_that_writes_too_fast() -> Result<()> {
 
 /// The guest powers off in the middle: both sides end, and neither takes it for a guest that has moved.
 fn a_guest_that_ends_meanwhile() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
-    let destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;

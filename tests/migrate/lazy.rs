@@ -17,7 +17,7 @@ use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::starved::StarvedGroup;
 use thermocline_tests::swap::undisturbed;
 use thermocline_tests::trials::give_more_time;
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 use workload_guest::command::Command;
 
 use crate::cold::{COLD, boot_cold};
@@ -43,9 +43,9 @@ const SLOW: [&str; 4] = ["--cold", "lazy", "--cold-rate", "1MiB"];
 
 fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let (source, memory, before) = boot_cold(&lab)?;
-        let mut destination = lab.receive(&COLD)?;
+        let sandbox = Sandbox::new()?;
+        let (source, memory, before) = boot_cold(&sandbox)?;
+        let mut destination = sandbox.receive(&COLD)?;
         let migration = source.migrate(&destination.address, &How::with(&[&QUICK[..], &["--stay"]].concat()))?;
         let migrated = migration.succeeds()?;
         let report = &migrated.report;
@@ -71,10 +71,10 @@ fn lazy_leaves_what_is_cold_asleep() -> Result<()> {
 
 fn lazy_there_and_back() -> Result<()> {
     undisturbed(|| {
-        let lab = Lab::new()?;
-        let (mut here, _, before) = boot_cold(&lab)?;
+        let sandbox = Sandbox::new()?;
+        let (mut here, _, before) = boot_cold(&sandbox)?;
         for time in 0..4 {
-            let destination = lab.receive(&COLD)?;
+            let destination = sandbox.receive(&COLD)?;
             here.migrate(&destination.address, &How::with(&QUICK))?.succeeds()?;
             ensure!(here.process.wait()?.code() == Some(0), "the source failed");
             here = destination.machine;
@@ -93,18 +93,18 @@ const TIMES: &str = "THERMOCLINE_TESTS_LAZY_TIMES";
 /// guest looks at all of its memory.
 fn lazy_under_pressure_with_cuts() -> Result<()> {
     let times: u32 = std::env::var(TIMES).ok().map_or(Ok(3), |times| times.parse())?;
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let groups = [PressedGroup::new()?, PressedGroup::new()?];
     let prefixes: Vec<_> = groups.iter().map(PressedGroup::prefix).collect();
     let prefix = |number: usize| prefixes[number % 2].each_ref().map(String::as_str);
-    let mut here = lab.boot_behind(&prefix(0), &COLD)?;
+    let mut here = sandbox.boot_behind(&prefix(0), &COLD)?;
     let ready = here.console.ready()?;
     let mut random = Random::new(0x1a2);
     let mut cuts = 0;
     for time in 0..times {
         give_more_time();
         here.page_out_cold(&ready)?;
-        let destination = lab.receive_behind(&prefix(time as usize + 1), "tcp:127.0.0.1:0", &[], &COLD)?;
+        let destination = sandbox.receive_behind(&prefix(time as usize + 1), "tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "256MiB"]))?;
         migration.wait_for_phase(Phase::PostCopy)?;
@@ -131,11 +131,11 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
         return Ok(());
     }
     let times: u32 = std::env::var(TIMES).ok().map_or(Ok(3), |times| times.parse())?;
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let groups = [StarvedGroup::new()?, StarvedGroup::new()?];
     let prefixes: Vec<_> = groups.iter().map(StarvedGroup::prefix).collect();
     let prefix = |number: usize| prefixes[number % 2].each_ref().map(String::as_str);
-    let mut here = lab.boot_behind(&prefix(0), &COLD)?;
+    let mut here = sandbox.boot_behind(&prefix(0), &COLD)?;
     let ready = here.console.ready()?;
     let mut random = Random::new(0x57a2);
     let (mut cuts, mut refused, mut held) = (0, [0; 2], 0);
@@ -143,7 +143,7 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
         give_more_time();
         here.page_out_cold(&ready)?;
         let group = (time as usize + 1) % 2;
-        let destination = lab.receive_behind(&prefix(group), "tcp:127.0.0.1:0", &[], &COLD)?;
+        let destination = sandbox.receive_behind(&prefix(group), "tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = here.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "64MiB"]))?;
         migration.wait_for_phase(Phase::PostCopy)?;
@@ -176,9 +176,9 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
 }
 
 fn a_guest_that_needs_everything_gets_it() -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, ..) = boot_cold(&lab)?;
-    let mut destination = lab.receive(&COLD)?;
+    let sandbox = Sandbox::new()?;
+    let (source, ..) = boot_cold(&sandbox)?;
+    let mut destination = sandbox.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::PostCopy)?;
     // It looks at all of its memory, far quicker than it would come.
@@ -191,9 +191,9 @@ fn a_guest_that_needs_everything_gets_it() -> Result<()> {
 }
 
 fn a_tail_survives_cuts() -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, ..) = boot_cold(&lab)?;
-    let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
+    let sandbox = Sandbox::new()?;
+    let (source, ..) = boot_cold(&sandbox)?;
+    let mut destination = sandbox.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
     let cutter = Cutter::new(&destination.address)?;
     let migration = source.migrate(cutter.address(), &How::with(&["--cold", "lazy", "--cold-rate", "48MiB"]))?;
     migration.wait_for_phase(Phase::PostCopy)?;
@@ -211,9 +211,9 @@ fn a_tail_survives_cuts() -> Result<()> {
 
 fn either_side_reconnects() -> Result<()> {
     for from_source in [true, false] {
-        let lab = Lab::new()?;
-        let (source, ..) = boot_cold(&lab)?;
-        let mut destination = lab.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
+        let sandbox = Sandbox::new()?;
+        let (source, ..) = boot_cold(&sandbox)?;
+        let mut destination = sandbox.receive_on("tcp:127.0.0.1:0", &[], &COLD)?;
         let cutter = Cutter::new(&destination.address)?;
         let migration = source.migrate(cutter.address(), &How::with(&SLOW))?;
         migration.wait_for_phase(Phase::PostCopy)?;
@@ -236,7 +236,7 @@ fn either_side_reconnects() -> Result<()> {
             let (ended, _) = source.ctl(&["reconnect", "--to", &destination.address])?;
             ensure!(ended.code() == Some(0), "{ended:?}");
         } else {
-            let address = format!("unix:{}", lab.path("again.sock").display());
+            let address = format!("unix:{}", sandbox.path("again.sock").display());
             let (ended, _) = source.ctl(&["reconnect", "--listen", &address])?;
             ensure!(ended.code() == Some(0), "{ended:?}");
             let (ended, _) = destination.machine.ctl(&["reconnect", "--to", &address])?;
@@ -258,9 +258,9 @@ fn a_lost_source_stops_the_guest() -> Result<()> {
 }
 
 fn lose_a_source(waits: bool) -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, ..) = boot_cold(&lab)?;
-    let mut destination = lab.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "3"], &COLD)?;
+    let sandbox = Sandbox::new()?;
+    let (source, ..) = boot_cold(&sandbox)?;
+    let mut destination = sandbox.receive_on("tcp:127.0.0.1:0", &["--source-lost-after", "3"], &COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::PostCopy)?;
     source.process.kill();
@@ -277,7 +277,7 @@ fn lose_a_source(waits: bool) -> Result<()> {
     ensure!(post_copy.source_lost && post_copy.missing > 0 && !post_copy.first_missing.is_empty(), "{post_copy:?}");
     let said = machine.process.stderr.lines().join("\n");
     ensure!(said.contains("the guest is paused") && said.contains("pages are missing"), "{said:?}");
-    let kept = lab.path("kept.img");
+    let kept = sandbox.path("kept.img");
     let path = kept.to_string_lossy();
     let (ended, lines) = machine.ctl(&["dump", "--to", &path])?;
     ensure!(ended.code() == Some(0), "{ended:?}");
@@ -296,12 +296,12 @@ fn lose_a_source(waits: bool) -> Result<()> {
 }
 
 fn nobody_ends_a_source_by_mistake() -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, ..) = boot_cold(&lab)?;
-    let mut destination = lab.receive(&COLD)?;
+    let sandbox = Sandbox::new()?;
+    let (source, ..) = boot_cold(&sandbox)?;
+    let mut destination = sandbox.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::PostCopy)?;
-    let path = lab.path("kept.img").to_string_lossy().into_owned();
+    let path = sandbox.path("kept.img").to_string_lossy().into_owned();
     let (refused, _) = destination.machine.ctl(&["dump", "--to", &path])?;
     ensure!(refused.sentence(1)?.contains("pause"), "{refused:?}");
     // To a third host it would be a guest of zeros.
@@ -321,9 +321,9 @@ fn nobody_ends_a_source_by_mistake() -> Result<()> {
 }
 
 fn a_guest_that_ends_frees_its_source() -> Result<()> {
-    let lab = Lab::new()?;
-    let (source, ..) = boot_cold(&lab)?;
-    let destination = lab.receive(&COLD)?;
+    let sandbox = Sandbox::new()?;
+    let (source, ..) = boot_cold(&sandbox)?;
+    let destination = sandbox.receive(&COLD)?;
     let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
     migration.wait_for_phase(Phase::PostCopy)?;
     let (ended, _) = destination.machine.ctl(&["quit"])?;
@@ -334,11 +334,11 @@ fn a_guest_that_ends_frees_its_source() -> Result<()> {
 }
 
 fn now_moves_a_guest_that_does_not_converge() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let network = Network::with_rate(400)?;
     let workload = Workload { working_set: 40, cold: 0, rate: 0, writes: 100, ..Workload::default() };
-    let source = lab.boot_behind(&network.prefix(0), &workload)?;
-    let mut destination = lab.receive_behind(&network.prefix(1), &format!("tcp:{SECOND}:0"), &[], &workload)?;
+    let source = sandbox.boot_behind(&network.prefix(0), &workload)?;
+    let mut destination = sandbox.receive_behind(&network.prefix(1), &format!("tcp:{SECOND}:0"), &[], &workload)?;
     let how = How::with(&["--switchover", "now", "--cold-rate", "0"]);
     let report = source.migrate(&destination.address, &how)?.succeeds()?.report;
     ensure!(report.rounds == 1 && report.post_copy.is_some_and(|post_copy| post_copy.pages > 0), "{report:?}");

@@ -6,7 +6,7 @@ use thermocline::control::{Answer, MigrationFailure, MigrationState, MigrationSt
 use thermocline::migration::progress::{Phase, Report};
 use thermocline_tests::owner::destination_only;
 use thermocline_tests::proxy::Proxy;
-use thermocline_tests::{How, Lab, Machine, Trials, Workload, trial};
+use thermocline_tests::{How, Machine, Sandbox, Trials, Workload, trial};
 
 /// Bytes a second at which a migration takes some seconds.
 const SLOW: u64 = 24 << 20;
@@ -25,16 +25,16 @@ fn status(machine: &Machine) -> Result<MigrationStatus> {
 }
 
 fn it_goes_on_without_whoever_started_it() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let mut destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let mut destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let migration = source.migrate(&slow.address, &How::usual())?;
     migration.wait_for_phase(Phase::Hot)?;
     migration.process.kill();
     migration.end()?;
     let api = source.api.to_string_lossy().into_owned();
-    let wait = || lab.start("wait", &["ctl", "--api-socket", &api, "wait-migration"]);
+    let wait = || sandbox.start("wait", &["ctl", "--api-socket", &api, "wait-migration"]);
     let watchers = [wait()?, wait()?, wait()?];
     watchers[2].kill();
     ensure!(source.status()?.state == RunState::Migrating, "{:?}", source.status()?);
@@ -49,8 +49,8 @@ fn it_goes_on_without_whoever_started_it() -> Result<()> {
 }
 
 fn what_came_of_it_can_be_asked_for() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut source = lab.boot(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let mut source = sandbox.boot(&Workload::default())?;
     let (none, _) = source.ctl(&["migration"])?;
     ensure!(none.sentence(1)?.contains("no such migration"), "{none:?}");
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -65,7 +65,7 @@ fn what_came_of_it_can_be_asked_for() -> Result<()> {
     let (another, _) = source.ctl(&["wait-migration", "--id", "2"])?;
     another.sentence(1)?;
     source.must_go_on()?;
-    let destination = lab.receive(&Workload::default())?;
+    let destination = sandbox.receive(&Workload::default())?;
     let report = source.migrate(&destination.address, &How::with(&["--stay"]))?.succeeds()?.report;
     let done = status(&source)?;
     ensure!((done.id, done.state) == (2, MigrationState::Done) && done.report == Some(report), "{done:?}");
@@ -73,9 +73,9 @@ fn what_came_of_it_can_be_asked_for() -> Result<()> {
 }
 
 fn one_that_is_detached_is_waited_for_by_others() -> Result<()> {
-    let lab = Lab::new()?;
-    let source = lab.boot(&Workload::default())?;
-    let mut destination = lab.receive(&Workload::default())?;
+    let sandbox = Sandbox::new()?;
+    let source = sandbox.boot(&Workload::default())?;
+    let mut destination = sandbox.receive(&Workload::default())?;
     let slow = Proxy::with_rate(&destination.address, SLOW)?;
     let started = source.migrate(&slow.address, &How::with(&["--detach"]))?;
     let ended = started.end()?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use harness::network::{Network, SECOND};
 use thermocline_tests::owner::{destination_only, source_only};
-use thermocline_tests::{How, Lab, Trials, Workload, trial};
+use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Network], the_rate_is_shown);
@@ -21,11 +21,11 @@ fn listen() -> String {
 }
 
 fn the_rate_is_shown() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let network = Network::with_rate(MBIT)?;
     let workload = Workload { memory: 128, working_set: 48, cold: 48, rate: 500, ..Workload::default() };
-    let source = lab.boot_behind(&network.prefix(0), &workload)?;
-    let mut destination = lab.receive_behind(&network.prefix(1), &listen(), &[], &workload)?;
+    let source = sandbox.boot_behind(&network.prefix(0), &workload)?;
+    let mut destination = sandbox.receive_behind(&network.prefix(1), &listen(), &[], &workload)?;
     let migrated = source.migrate(&destination.address, &How::usual())?.succeeds()?;
     destination_only(&source, &mut destination.machine)?;
     // Past the start, when buffers fill, and while there is much to send.
@@ -45,11 +45,11 @@ fn the_rate_is_shown() -> Result<()> {
 }
 
 fn too_slow_a_network_is_told() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let network = Network::with_rate(2 * MBIT)?;
     let workload = Workload { working_set: 40, cold: 0, rate: 0, writes: 100, ..Workload::default() };
-    let mut source = lab.boot_behind(&network.prefix(0), &workload)?;
-    let destination = lab.receive_behind(&network.prefix(1), &listen(), &[], &workload)?;
+    let mut source = sandbox.boot_behind(&network.prefix(0), &workload)?;
+    let destination = sandbox.receive_behind(&network.prefix(1), &listen(), &[], &workload)?;
     let how = How::with(&["--max-rounds", "3", "--downtime-limit", "10"]);
     let sentence = source.migrate(&destination.address, &how)?.fails(18)?;
     ensure!(sentence.contains("does not converge"), "{sentence:?}");
@@ -57,9 +57,9 @@ fn too_slow_a_network_is_told() -> Result<()> {
 }
 
 fn a_host_that_is_not_there() -> Result<()> {
-    let lab = Lab::new()?;
+    let sandbox = Sandbox::new()?;
     let network = Network::with_rate(MBIT)?;
-    let mut source = lab.boot_behind(&network.prefix(0), &Workload::default())?;
+    let mut source = sandbox.boot_behind(&network.prefix(0), &Workload::default())?;
     // In the same network, so that nobody refuses: there is no answer at all.
     let to = "tcp:10.177.0.77:4000";
     let sentence = source.migrate(to, &How::usual())?.fails(10)?;

@@ -8,7 +8,7 @@ use memory_agent::{Counts, FileView, PageCache, Probe, Residency};
 use thermocline::control::Request;
 
 use crate::binary;
-use crate::machine::{Lab, Machine, Workload};
+use crate::machine::{Machine, Sandbox, Workload};
 use crate::process::{Ended, Process, Standard, TIMEOUT};
 use crate::residency::must_be_near;
 
@@ -100,16 +100,16 @@ impl ColdGuest {
     ///
     /// # Errors
     /// When it does not come so far.
-    pub fn new(lab: &Lab) -> Result<Self> {
-        Self::with(lab, &["--agent-budget", "0"])
+    pub fn new(sandbox: &Sandbox) -> Result<Self> {
+        Self::with(sandbox, &["--agent-budget", "0"])
     }
 
     /// The same with other options of `thermocline run` than that its own agent leaves it alone.
     ///
     /// # Errors
     /// As [`ColdGuest::new`].
-    pub fn with(lab: &Lab, more: &[&str]) -> Result<Self> {
-        let machine = lab.boot_with(more, &COLD)?;
+    pub fn with(sandbox: &Sandbox, more: &[&str]) -> Result<Self> {
+        let machine = sandbox.boot_with(more, &COLD)?;
         machine.page_out_cold(&machine.console.ready()?)?;
         machine.console.must_run()?;
         machine.ask(&Request::Pause {})?;

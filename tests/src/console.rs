@@ -15,18 +15,18 @@ const SILENT_IF_STANDING: Duration = Duration::from_millis(400);
 const READ_BY_THEN: Duration = Duration::from_millis(60);
 
 /// The other end of a serial port.
-pub struct Console {
+pub struct GuestConsole {
     output: Output,
     input: Option<Box<dyn Write + Send>>,
 }
 
-impl std::fmt::Debug for Console {
+impl std::fmt::Debug for GuestConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Console").field("lines", &self.output.len()).finish_non_exhaustive()
+        f.debug_struct("GuestConsole").field("lines", &self.output.len()).finish_non_exhaustive()
     }
 }
 
-impl Console {
+impl GuestConsole {
     /// A console that is heard at `output` and typed at `input`.
     pub fn new(output: Output, input: Option<Box<dyn Write + Send>>) -> Self {
         Self { output, input }

@@ -37,9 +37,9 @@ pub mod terminal;
 pub mod trials;
 pub mod wire_frame;
 
-pub use console::Console;
+pub use console::GuestConsole;
 pub use host::Need;
-pub use machine::{Lab, Machine, Workload};
+pub use machine::{Machine, Sandbox, Workload};
 pub use migration::{How, Migrated, Migration};
 pub use process::Process;
 pub use trials::Trials;

@@ -11,7 +11,7 @@ use thermocline::control::{Answer, PagesReport, Request, RunState, Status};
 use workload_guest::report::Ready;
 
 use crate::binary;
-use crate::console::Console;
+use crate::console::GuestConsole;
 use crate::migration::{How, Migration};
 use crate::process::{Ended, Process, Standard, TIMEOUT};
 
@@ -20,7 +20,7 @@ const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A folder for one trial, with all that it starts in it.
 #[derive(Debug)]
-pub struct Lab {
+pub struct Sandbox {
     folder: TempDir,
     names: Cell<u32>,
 }
@@ -62,7 +62,7 @@ impl Workload {
     }
 }
 
-impl Lab {
+impl Sandbox {
     /// An empty folder.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Lab {
     /// The same behind a command that starts it, such as `ip netns exec NAME`.
     ///
     /// # Errors
-    /// As [`Lab::boot`].
+    /// As [`Sandbox::boot`].
     pub fn boot_behind(&self, prefix: &[&str], workload: &Workload) -> Result<Machine> {
         self.boot_as(prefix, &[], workload)
     }
@@ -113,7 +113,7 @@ impl Lab {
     /// The same with more options of `thermocline run`.
     ///
     /// # Errors
-    /// As [`Lab::boot`].
+    /// As [`Sandbox::boot`].
     pub fn boot_with(&self, more: &[&str], workload: &Workload) -> Result<Machine> {
         self.boot_as(&[], more, workload)
     }
@@ -155,7 +155,7 @@ impl Lab {
     /// The same behind a command that starts it.
     ///
     /// # Errors
-    /// As [`Lab::receive_on`].
+    /// As [`Sandbox::receive_on`].
     pub fn receive_behind(
         &self,
         prefix: &[&str],
@@ -194,7 +194,7 @@ impl Lab {
         command.extend(arguments);
         let mut process = Process::start(name, &command, Standard::Pipes)?;
         let input = process.stdin.take().map(|stdin| Box::new(stdin) as _);
-        let console = Console::new(process.stdout.clone(), input);
+        let console = GuestConsole::new(process.stdout.clone(), input);
         Ok(Machine { process, console, api, workload: *workload })
     }
 }
@@ -205,7 +205,7 @@ pub struct Machine {
     /// The monitor.
     pub process: Process,
     /// The guest's serial port.
-    pub console: Console,
+    pub console: GuestConsole,
     /// The API socket.
     pub api: PathBuf,
     /// What the guest does.

@@ -36,7 +36,7 @@ struct Limits {
 const UNBROKEN: Limits = Limits { to_destination: u64::MAX, to_source: u64::MAX };
 
 /// What became of a migration.
-struct Outcome {
+struct Moved {
     source: Arc<Fake>,
     source_result: Result<Report, SourceError>,
     destination: Arc<Fake>,
@@ -72,7 +72,7 @@ fn migrate(
     cold: ColdPolicy,
     prepare: impl FnOnce(&Fake),
     guest: impl Fn(&Fake) + Send + 'static,
-) -> Outcome {
+) -> Moved {
     let source = Arc::new(Fake::new());
     SourceMachine::resume(source.as_ref());
     prepare(&source);
@@ -122,7 +122,7 @@ fn migrate(
         thread.join().unwrap();
     }
     let passed = Limits { to_destination: counts.0.load(Ordering::SeqCst), to_source: counts.1.load(Ordering::SeqCst) };
-    Outcome { source, source_result, destination, destination_result, passed }
+    Moved { source, source_result, destination, destination_result, passed }
 }
 
 fn busy_guest() -> impl Fn(&Fake) + Send + 'static {

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Sums over all test programs of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct TestCounts {
     /// Test programs that reported, one for each crate, integration test and set of documentation tests.
     programs: u32,
     passed: u64,
@@ -13,7 +13,7 @@ pub(crate) struct Outcome {
     in_successes: bool,
 }
 
-impl Outcome {
+impl TestCounts {
     /// Takes in a line; whether a person wants to see it.
     ///
     /// What passing tests wrote is not worth showing, except why a test was skipped. That is why the tests run with
@@ -54,7 +54,7 @@ fn number_before(text: &str, word: &str) -> Option<u64> {
     before.rsplit(' ').next()?.parse().ok()
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for TestCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { programs, passed, failed, skipped, .. } = self;
         for (title, list) in [("skipped", skipped), ("failed", failed)] {
@@ -70,8 +70,8 @@ impl fmt::Display for Outcome {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> (Outcome, String) {
-        let mut outcome = Outcome::default();
+    fn read(text: &str) -> (TestCounts, String) {
+        let mut outcome = TestCounts::default();
         let shown = text.lines().filter(|line| outcome.read(line)).collect::<Vec<_>>().join("\n");
         (outcome, shown)
     }

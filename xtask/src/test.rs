@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use command_line::{Output, note};
 
-use crate::outcome::Outcome;
+use crate::outcome::TestCounts;
 use crate::step::{build_release, cargo, shown};
 use crate::{host, lab, packages};
 
@@ -45,7 +45,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     note(format_args!("$ {}", shown(&command)));
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be started")?;
     let said = child.stdout.take().context("cargo has no output")?;
-    let mut outcome = Outcome::default();
+    let mut outcome = TestCounts::default();
     let mut output = Output::default();
     // Bytes, not lines of UTF-8: a failing test may show anything.
     for line in BufReader::new(said).split(b'\n') {

@@ -26,7 +26,7 @@ use crate::migration::{self, Before, Common, MIB, columns};
 use crate::peer::qemu::Qemu;
 use crate::stop;
 use crate::subject::thermocline::Thermocline;
-use crate::subject::{Machine, Subject};
+use crate::subject::{GuestSpec, Subject};
 use crate::table::{Row, medians, table, write_json};
 
 /// Options of `cargo xtask bench cold`.
@@ -68,7 +68,7 @@ impl Mode {
     }
 
     /// The machine for this mode.
-    fn machine(self, arguments: &Arguments) -> Machine {
+    fn machine(self, arguments: &Arguments) -> GuestSpec {
         let mib = arguments.common.mib;
         let part = |share: f64| (mib as f64 * share) as u64;
         let workload = match self {
@@ -77,10 +77,10 @@ impl Mode {
             Self::Idle => Options { working_set: 32 * MIB, ..Options::default() },
             Self::Start => Options { working_set: 4096, rate: 1, ..Options::default() },
         };
-        Machine { mib, workload }
+        GuestSpec { mib, workload }
     }
 
-    fn measure(self, subject: &dyn Subject, machine: &Machine, folder: &Path) -> Result<Row> {
+    fn measure(self, subject: &dyn Subject, machine: &GuestSpec, folder: &Path) -> Result<Row> {
         let mut values = match self {
             Self::Start => start::measure(subject, machine, folder)?,
             Self::Cold => migration::measure(subject, machine, Before::PageOut, folder)?,

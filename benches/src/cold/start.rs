@@ -7,12 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::stop;
-use crate::subject::{Machine, Subject};
+use crate::subject::{GuestSpec, Subject};
 
 /// After this a monitor has done what it does once.
 const SETTLED: Duration = Duration::from_millis(500);
 
-pub(super) fn measure(subject: &dyn Subject, machine: &Machine, folder: &Path) -> Result<BTreeMap<&'static str, f64>> {
+pub(super) fn measure(
+    subject: &dyn Subject,
+    machine: &GuestSpec,
+    folder: &Path,
+) -> Result<BTreeMap<&'static str, f64>> {
     let host = subject.run(folder, machine)?;
     let (first_byte, ready) = host.console.ready()?;
     // The guest tells how long it had been running when it began to write this line.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::lines::Lines;
 use crate::process::{Process, TIMEOUT};
-use crate::subject::{Host, Machine, Migrated, Subject};
+use crate::subject::{GuestSpec, Host, Migrated, Subject};
 
 const READY: &str = "memory-agent: guarding PID ";
 
@@ -98,11 +98,11 @@ impl Subject for Guarded<'_> {
         self.subject.name()
     }
 
-    fn run(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn run(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         self.subject.run(folder, machine)
     }
 
-    fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn receive(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         self.subject.receive(folder, machine)
     }
 

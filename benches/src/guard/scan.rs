@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use memory_agent::SwapCounters;
 
 use super::guarded::MemoryAgent;
-use crate::subject::{Host, Machine, Subject};
+use crate::subject::{GuestSpec, Host, Subject};
 use crate::{sampler, stop};
 
 /// How long the guest works before it is read.
@@ -53,7 +53,7 @@ fn memory_file(host: &Host) -> Result<PathBuf> {
 /// Boots, pages out, has all memory read, counts.
 pub(super) fn measure(
     subject: &dyn Subject,
-    machine: &Machine,
+    machine: &GuestSpec,
     reader: &Reader<'_>,
     folder: &Path,
 ) -> Result<BTreeMap<&'static str, f64>> {

@@ -32,7 +32,7 @@ use crate::peer::qemu::Qemu;
 use crate::peer::qmp::Refused;
 use crate::stop;
 use crate::subject::thermocline::Thermocline;
-use crate::subject::{Machine, Subject};
+use crate::subject::{GuestSpec, Subject};
 use crate::table::{Row, json, medians, table};
 use verdict::Verdict;
 
@@ -187,7 +187,7 @@ fn others() -> Result<String> {
     Ok(format!("Over the minute before this began, {load} programs wanted one of {cpus} CPUs."))
 }
 
-fn move_once(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
+fn move_once(subject: &dyn Subject, machine: &GuestSpec) -> Result<Row> {
     let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
     let mut values = measure(subject, machine, Before::PageOut, folder.path())?;
     let errors = values.get("errors").copied().unwrap_or_default();

@@ -8,8 +8,8 @@ use workload_guest::Options;
 
 use crate::migration::{MIB, WORK, ms, of_switchover};
 use crate::stop;
-use crate::subject::thermocline::{Outcome, Thermocline};
-use crate::subject::{Machine, Subject};
+use crate::subject::thermocline::{Ending, Thermocline};
+use crate::subject::{GuestSpec, Subject};
 use crate::table::Row;
 
 /// This part.
@@ -37,7 +37,7 @@ pub(super) fn subjects() -> Result<[Thermocline; 2]> {
 /// Boots, lets the guest write as quickly as it can, and migrates it.
 pub(super) fn measure(subject: &Thermocline) -> Result<Row> {
     let workload = Options { working_set: WORKING_SET_MIB * MIB, rate: 0, writes: 100, ..Options::default() };
-    let machine = Machine { mib: 2 * WORKING_SET_MIB, workload };
+    let machine = GuestSpec { mib: 2 * WORKING_SET_MIB, workload };
     let network = Network::with_rate(MBIT)?;
     let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
     let source = subject.run_behind(&network.prefix(0), folder.path(), &machine)?;
@@ -49,12 +49,12 @@ pub(super) fn measure(subject: &Thermocline) -> Result<Row> {
     let bits = (WORKING_SET_MIB * MIB * 8) as f64;
     let mut values = BTreeMap::from([("link_ms", bits / f64::from(MBIT) / 1000.0)]);
     let (owner, code) = match subject.begin(&source, &destination)?.finish(&mut || Ok(()))? {
-        Outcome::Migrated(migrated) => {
+        Ending::Migrated(migrated) => {
             values.extend(of_switchover(&migrated));
             values.extend([("downtime_ms", ms(migrated.downtime)), ("total_ms", ms(migrated.total))]);
             (&destination, 0)
         }
-        Outcome::Failed(code, why) => (&source, code.with_context(|| format!("the client was killed: {why}"))?),
+        Ending::Failed(code, why) => (&source, code.with_context(|| format!("the client was killed: {why}"))?),
     };
     let all = owner.console.check()?;
     ensure!(all.errors == 0, "{} pages are not what the guest wrote", all.errors);

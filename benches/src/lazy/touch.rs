@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use workload_guest::Command;
 
-use crate::console::Console;
+use crate::console::GuestConsole;
 use crate::migration::{WORK, ms, of_faults};
 use crate::peer::qemu::Qemu;
 use crate::stop;
 use crate::subject::thermocline::Thermocline;
-use crate::subject::{Faults, Machine, Subject};
+use crate::subject::{Faults, GuestSpec, Subject};
 use crate::table::Row;
 
 /// This part.
@@ -59,7 +59,7 @@ pub(super) fn subjects(qemu: &Qemu) -> Result<[Box<dyn Subject>; 4]> {
 
 /// Boots, pages out, migrates, touches, and then has the guest check every page, for which those that have not come yet
 /// come at once.
-pub(super) fn measure(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
+pub(super) fn measure(subject: &dyn Subject, machine: &GuestSpec) -> Result<Row> {
     let folder = tempfile::Builder::new().prefix("thermocline-bench-").tempdir()?;
     let source = subject.run(folder.path(), machine)?;
     let (_, ready) = source.console.ready()?;
@@ -94,7 +94,7 @@ pub(super) fn measure(subject: &dyn Subject, machine: &Machine) -> Result<Row> {
     Ok(Row { subject: subject.name().to_owned(), mode: MODE.to_owned(), values })
 }
 
-fn touch(console: &Console, apart: bool) -> Result<Seen> {
+fn touch(console: &GuestConsole, apart: bool) -> Result<Seen> {
     let commands = if apart { vec![1; TOUCHES_APART as usize] } else { vec![TOUCHES] };
     commands.into_iter().try_fold(Seen::default(), |seen, pages| {
         let touched = console.touch_cold(pages)?;

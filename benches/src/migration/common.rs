@@ -7,7 +7,7 @@ use clap::Args;
 use memory_agent::ScopedZram;
 
 use super::{MARGIN_MIB, MIB, MOST_MIB, mostly_cold};
-use crate::subject::Machine;
+use crate::subject::GuestSpec;
 
 /// Options of each of them.
 #[derive(Clone, Debug, Args)]
@@ -38,7 +38,7 @@ impl Common {
     }
 
     /// A guest that is mostly swapped out.
-    pub(crate) fn mostly_cold(&self) -> Machine {
+    pub(crate) fn mostly_cold(&self) -> GuestSpec {
         mostly_cold(self.mib, self.cold)
     }
 

@@ -12,7 +12,7 @@ pub(crate) use common::Common;
 use memory_agent::{PAGE_SIZE, SwapCounters};
 use workload_guest::{Command, Options};
 
-use crate::subject::{Faults, Machine, Migrated, Subject};
+use crate::subject::{Faults, GuestSpec, Migrated, Subject};
 use crate::{sampler, stop};
 
 /// How long the guest works before it is migrated.
@@ -30,11 +30,11 @@ pub(crate) const MOST_MIB: u64 = 2048;
 const MODERATE: u64 = 2000;
 
 /// A machine of which this share is to be swapped out, and that works on the rest.
-pub(crate) fn mostly_cold(mib: u64, cold: f64) -> Machine {
+pub(crate) fn mostly_cold(mib: u64, cold: f64) -> GuestSpec {
     let cold = ((mib as f64 * cold) as u64).min(mib - MARGIN_MIB);
     let working_set = (mib - MARGIN_MIB - cold).max(1);
     let workload = Options { working_set: working_set * MIB, cold: cold * MIB, rate: MODERATE, ..Options::default() };
-    Machine { mib, workload }
+    GuestSpec { mib, workload }
 }
 
 /// What becomes of the guest before it is migrated.
@@ -49,7 +49,7 @@ pub(crate) enum Before {
 /// Boots, migrates, counts, and only then has the guest check every page, which swaps them in.
 pub(crate) fn measure(
     subject: &dyn Subject,
-    machine: &Machine,
+    machine: &GuestSpec,
     before: Before,
     folder: &Path,
 ) -> Result<BTreeMap<&'static str, f64>> {

@@ -12,7 +12,7 @@ use workload_guest::ELF;
 use super::qmp::{Qmp, Refused};
 use crate::process::TIMEOUT;
 use crate::stop;
-use crate::subject::{Host, Machine, Migrated, Subject, Tail};
+use crate::subject::{GuestSpec, Host, Migrated, Subject, Tail};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// What its memory file is called.
@@ -56,7 +56,7 @@ impl Qemu {
         &self.version
     }
 
-    fn start(&self, folder: &Path, machine: &Machine, name: &str, more: &[&str]) -> Result<Host> {
+    fn start(&self, folder: &Path, machine: &GuestSpec, name: &str, more: &[&str]) -> Result<Host> {
         let image = folder.join(format!("{name}.elf"));
         std::fs::write(&image, ELF).context("the guest's image")?;
         let control = folder.join(format!("{name}.qmp"));
@@ -84,11 +84,11 @@ impl Subject for Qemu {
         if self.post_copy { "qemu-postcopy" } else { "qemu" }
     }
 
-    fn run(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn run(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         self.start(folder, machine, "source", &[])
     }
 
-    fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn receive(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         let mut host = self.start(folder, machine, "destination", &["-incoming", "tcp:127.0.0.1:0"])?;
         let mut qmp = control_of(&host)?;
         let deadline = Instant::now() + TIMEOUT;

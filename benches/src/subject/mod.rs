@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use workload_guest::Options;
 
-use crate::console::Console;
+use crate::console::GuestConsole;
 use crate::guest_ram::GuestRam;
 use crate::process::Process;
 
 /// A machine, the same for every subject.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct GuestSpec {
     /// Guest RAM, MiB; below the 32-bit hole, so that it is one memory file.
     pub(crate) mib: u64,
     /// What the embedded guest does in it.
@@ -29,7 +29,7 @@ pub(crate) struct Host {
     /// When it was started.
     pub(crate) started: Instant,
     /// The guest's serial port.
-    pub(crate) console: Console,
+    pub(crate) console: GuestConsole,
     /// What the name of the memory file contains.
     ram_name: &'static str,
     ram_bytes: u64,
@@ -43,13 +43,13 @@ impl Host {
     /// Starts a monitor whose standard input and output are the guest's serial port.
     pub(crate) fn start(
         command: &mut std::process::Command,
-        machine: &Machine,
+        machine: &GuestSpec,
         ram_name: &'static str,
         control: PathBuf,
     ) -> Result<Self> {
         let started = Instant::now();
         let (mut process, lines) = Process::start(command)?;
-        let console = Console::new(process.input.take().context("no pipe to the process")?, lines);
+        let console = GuestConsole::new(process.input.take().context("no pipe to the process")?, lines);
         Ok(Self { process, started, console, ram_name, ram_bytes: machine.mib << 20, control, address: None })
     }
 
@@ -109,10 +109,10 @@ pub(crate) trait Subject {
     fn name(&self) -> &str;
 
     /// Boots the machine.
-    fn run(&self, folder: &Path, machine: &Machine) -> Result<Host>;
+    fn run(&self, folder: &Path, machine: &GuestSpec) -> Result<Host>;
 
     /// Waits for the machine to come in, on a port of loopback TCP.
-    fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host>;
+    fn receive(&self, folder: &Path, machine: &GuestSpec) -> Result<Host>;
 
     /// Migrates the machine and waits until both sides are done. With post-copy, `there` is called while they
     /// do.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Faults, Host, Machine, Migrated, Subject, Tail};
+use super::{Faults, GuestSpec, Host, Migrated, Subject, Tail};
 use crate::lines::Lines;
 use crate::process::{Process, TIMEOUT};
 
@@ -34,7 +34,7 @@ pub(crate) struct Client {
 }
 
 /// How a client ended.
-pub(crate) enum Outcome {
+pub(crate) enum Ending {
     Migrated(Migrated),
     /// With this exit code and sentence.
     Failed(Option<i32>, String),
@@ -78,7 +78,7 @@ impl Thermocline {
     }
 
     /// Boots the machine, behind these words.
-    pub(crate) fn run_behind(&self, behind: &[&str], folder: &Path, machine: &Machine) -> Result<Host> {
+    pub(crate) fn run_behind(&self, behind: &[&str], folder: &Path, machine: &GuestSpec) -> Result<Host> {
         let control = folder.join("source.sock");
         let mut command = self.command(behind, "run", &control);
         command.args(["--memory", &format!("{}MiB", machine.mib)]);
@@ -92,7 +92,7 @@ impl Thermocline {
         behind: &[&str],
         listen: &str,
         (folder, name): (&Path, &str),
-        machine: &Machine,
+        machine: &GuestSpec,
     ) -> Result<Host> {
         let control = folder.join(format!("{name}.sock"));
         let mut command = self.command(behind, "receive", &control);
@@ -122,7 +122,7 @@ impl Thermocline {
 
 impl Client {
     /// Waits for its end; calls `there` once post-copy has begun.
-    pub(crate) fn finish(mut self, there: &mut dyn FnMut() -> Result<()>) -> Result<Outcome> {
+    pub(crate) fn finish(mut self, there: &mut dyn FnMut() -> Result<()>) -> Result<Ending> {
         let mut is_there = false;
         while let Some(said) = self.lines.next(TIMEOUT)? {
             let message: Value = serde_json::from_str(&said.text).context("the client's output")?;
@@ -131,11 +131,11 @@ impl Client {
                 there()?;
             }
             if let Some(report) = message.get("migrated") {
-                return Ok(Outcome::Migrated(migrated_of(report, said.at - self.started)?));
+                return Ok(Ending::Migrated(migrated_of(report, said.at - self.started)?));
             }
         }
         let status = self.process.wait()?;
-        Ok(Outcome::Failed(status.code(), self.process.complaints().trim().to_owned()))
+        Ok(Ending::Failed(status.code(), self.process.complaints().trim().to_owned()))
     }
 }
 
@@ -174,11 +174,11 @@ impl Subject for Thermocline {
         &self.name
     }
 
-    fn run(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn run(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         self.run_behind(&[], folder, machine)
     }
 
-    fn receive(&self, folder: &Path, machine: &Machine) -> Result<Host> {
+    fn receive(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
         self.receive_behind(&[], LISTEN, (folder, "destination"), machine)
     }
 
@@ -186,8 +186,8 @@ impl Subject for Thermocline {
     /// the destination has paged out again what was cold. The switchover is by the monitor's account.
     fn migrate(&self, source: &Host, destination: &Host, there: &mut dyn FnMut() -> Result<()>) -> Result<Migrated> {
         match self.begin(source, destination)?.finish(there)? {
-            Outcome::Migrated(migrated) => Ok(migrated),
-            Outcome::Failed(_, why) => bail!("the migration failed: {why}"),
+            Ending::Migrated(migrated) => Ok(migrated),
+            Ending::Failed(_, why) => bail!("the migration failed: {why}"),
         }
     }
 

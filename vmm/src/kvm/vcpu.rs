@@ -23,7 +23,7 @@ const KICK_AGAIN: Duration = Duration::from_micros(50);
 enum Order {
     Pause,
     Run,
-    End,
+    StopNotice,
 }
 
 /// What a vCPU thread and those who command it share.
@@ -35,17 +35,17 @@ struct Shared {
     ordered: Condvar,
     /// Held by the thread while the vCPU runs.
     fd: Mutex<VcpuFd>,
-    end: Arc<End>,
+    end: Arc<StopNotice>,
 }
 
 /// Where the first vCPU that ends leaves the reason.
 #[derive(Debug)]
-pub struct End {
+pub struct StopNotice {
     reason: Mutex<Option<StopReason>>,
     event: EventFd,
 }
 
-impl End {
+impl StopNotice {
     fn new() -> Result<Self, KvmError> {
         let event = EventFd::new(libc::EFD_NONBLOCK).map_err(KvmError::EventFd)?;
         Ok(Self { reason: Mutex::new(None), event })
@@ -72,7 +72,7 @@ impl End {
 pub struct Vcpus {
     vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
     processor: Processor,
-    end: Arc<End>,
+    end: Arc<StopNotice>,
 }
 
 impl std::fmt::Debug for Vcpus {
@@ -100,7 +100,7 @@ impl Vcpus {
         register_signal_handler(SIGRTMIN(), kicked)
             .map_err(|e| KvmError::EventFd(io::Error::from_raw_os_error(e.errno())))?;
         let told = processor.map_or_else(|| supported_cpuid(vm.kvm()), |processor| Ok(processor.cpuid.clone()))?;
-        let end = Arc::new(End::new()?);
+        let end = Arc::new(StopNotice::new()?);
         let processor_here =
             Processor { cpuid: cpuid::for_vcpu(&told, 0, count), tsc_khz: processor.map_or(0, |p| p.tsc_khz) };
         let mut all = Self { vcpus: Vec::new(), processor: processor_here, end };
@@ -137,7 +137,7 @@ impl Vcpus {
     }
 
     /// Where the guest's own end is reported.
-    pub fn end(&self) -> &Arc<End> {
+    pub fn end(&self) -> &Arc<StopNotice> {
         &self.end
     }
 
@@ -250,7 +250,7 @@ fn set_tsc_frequency(fd: &VcpuFd, wanted: Option<u32>) -> Result<u32, KvmError> 
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        self.order_all(Order::End, None);
+        self.order_all(Order::StopNotice, None);
         for (_, thread) in &mut self.vcpus {
             if let Some(thread) = thread.take() {
                 let _ = thread.join();
@@ -277,7 +277,7 @@ impl Shared {
                 while *order == Order::Pause {
                     order = self.ordered.wait(order).unwrap_or_else(PoisonError::into_inner);
                 }
-                if *order == Order::End {
+                if *order == Order::StopNotice {
                     return;
                 }
             }

@@ -50,7 +50,7 @@ fn section(log: &str, trial: &str) -> String {
 
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Machine<'a> {
+pub(super) struct LabMachine<'a> {
     /// Of its log.
     pub(super) name: &'a str,
     pub(super) kernel: &'a Path,
@@ -63,7 +63,7 @@ pub(super) struct Machine<'a> {
     pub(super) limit: Duration,
 }
 
-impl Machine<'_> {
+impl LabMachine<'_> {
     fn qemu(&self, disk: &Path, more: &str) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
         if self.counts_instructions {
@@ -112,7 +112,7 @@ impl Drop for Running {
 ///
 /// # Errors
 /// When the kernel panics, the machine hangs, or does not say that it is done; with the end of its log.
-pub(super) fn run(machine: &Machine<'_>) -> Result<Results> {
+pub(super) fn run(machine: &LabMachine<'_>) -> Result<Results> {
     let disk = disk()?;
     let log = kernel::cache()?.join(format!("machine-{}.log", machine.name));
     let mut command = machine.qemu(disk.path(), "");
@@ -151,7 +151,7 @@ fn watch(
     });
     let deadline = Instant::now() + limit;
     let mut started = Some(started);
-    let mut said = Console::default();
+    let mut said = LabConsole::default();
     let mut output = Output::default();
     let why = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -211,7 +211,7 @@ impl fmt::Display for WithoutAWord {
 ///
 /// # Errors
 /// When there is no QEMU.
-pub(super) fn shell(machine: &Machine<'_>) -> Result<()> {
+pub(super) fn shell(machine: &LabMachine<'_>) -> Result<()> {
     note(format_args!(
         "the project's programs are in /lab, an empty disk is /dev/vda; `exit` ends the machine, as does Ctrl-A X"
     ));
@@ -225,7 +225,7 @@ pub(super) fn shell(machine: &Machine<'_>) -> Result<()> {
 
 /// What the console has shown so far.
 #[derive(Default)]
-struct Console {
+struct LabConsole {
     trials: Vec<Trial>,
     /// Begun and not ended.
     current: Option<String>,
@@ -247,7 +247,7 @@ const TROUBLE: [&str; 8] = [
     "rcu_sched detected stalls",
 ];
 
-impl Console {
+impl LabConsole {
     /// Takes in a line; whether a person wants to see it.
     fn read(&mut self, line: &str) -> bool {
         if let Some(name) = line.strip_prefix("LAB-BEGIN ") {
@@ -298,8 +298,8 @@ impl Console {
 mod tests {
     use super::*;
 
-    fn console(text: &str) -> Console {
-        let mut console = Console::default();
+    fn console(text: &str) -> LabConsole {
+        let mut console = LabConsole::default();
         for line in text.lines() {
             console.read(line);
         }

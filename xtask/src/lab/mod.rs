@@ -31,7 +31,7 @@ use tempfile::TempPath;
 use crate::packages;
 use initramfs::Contents;
 use kernel::{Checks, Flavour, Series, Variant};
-use machine::{Machine, WithoutAWord};
+use machine::{LabMachine, WithoutAWord};
 
 const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
                        Debian ships, with modules (--debian, --debian=PACKAGE).";
@@ -150,8 +150,8 @@ impl Host {
         initramfs::make(script, contents).context("the lab's initramfs")
     }
 
-    fn machine<'a>(&'a self, name: &'a str, initramfs: &'a Path, limit: Duration) -> Machine<'a> {
-        Machine { name, kernel: &self.image, initramfs, counts_instructions: false, shows_everything: false, limit }
+    fn machine<'a>(&'a self, name: &'a str, initramfs: &'a Path, limit: Duration) -> LabMachine<'a> {
+        LabMachine { name, kernel: &self.image, initramfs, counts_instructions: false, shows_everything: false, limit }
     }
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
             let host = run.build.host()?;
             let initramfs = host.initramfs(&trials::script_of(&run.command.join(" ")))?;
             let machine = host.machine("run", &initramfs, Duration::from_secs(run.limit * 60));
-            let results = machine::run(&Machine { shows_everything: true, ..machine })?;
+            let results = machine::run(&LabMachine { shows_everything: true, ..machine })?;
             match results.trials.first() {
                 Some(trial) if trial.code == 0 => Ok(()),
                 Some(trial) => bail!("the command ended with {}", trial.code),

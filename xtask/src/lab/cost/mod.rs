@@ -21,7 +21,7 @@ use self::figures::Figures;
 use self::report::Report;
 use super::initramfs::{self, Contents};
 use super::kernel::{self, Checks, Flavour, Series, Variant};
-use super::machine::{self, Machine};
+use super::machine::{self, LabMachine};
 use super::payload;
 use crate::packages;
 
@@ -87,7 +87,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 /// What one boot came to.
 fn boot(name: &str, kernel: &Path) -> Result<Figures> {
     let initramfs = initramfs::make(SCRIPT, Contents::default()).context("the lab's initramfs")?;
-    let results = machine::run(&Machine {
+    let results = machine::run(&LabMachine {
         name,
         kernel,
         initramfs: &initramfs,

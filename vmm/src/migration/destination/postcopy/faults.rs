@@ -102,7 +102,7 @@ impl FaultHandler {
 }
 
 /// A connection, and what has come over it.
-struct Channel {
+struct FaultChannel {
     link: Link,
     arrived: FrameBuffer,
 }
@@ -111,7 +111,7 @@ struct Worker {
     post_copy: Arc<PostCopy>,
     orders: Receiver<Order>,
     event: Arc<OwnedFd>,
-    channel: Option<Channel>,
+    channel: Option<FaultChannel>,
     /// Pages that were touched and have not been looked at yet.
     touched: VecDeque<u64>,
     /// Those that could not be handled: each is tried again after a while, behind everything else that there is to do.
@@ -263,7 +263,7 @@ impl Worker {
         });
         state.asks = asked.inspect_err(|e| tracing::debug!("nothing can be asked for: {e}")).ok();
         // A connection that has failed is seen to have ended when it is read.
-        self.channel = Some(Channel { link, arrived: FrameBuffer::default() });
+        self.channel = Some(FaultChannel { link, arrived: FrameBuffer::default() });
     }
 
     /// Handles what has been touched.

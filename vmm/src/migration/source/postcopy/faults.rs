@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::sender::{End, Shared};
+use super::sender::{ConnectionEnd, Shared};
 use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
 use crate::migration::fault_priority::BURST;
 use crate::migration::link::Link;
@@ -52,7 +52,7 @@ impl Shared {
             if let Err(e) = shared.serve_faults(link)
                 && shared.lock().outstanding.left() > 0
             {
-                shared.end(End::Broken(e));
+                shared.end(ConnectionEnd::Broken(e));
             }
         })?)
     }

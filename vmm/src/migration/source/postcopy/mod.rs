@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use control::PostCopyControl;
 use memory_agent::{ByteSize, Counts};
-use sender::{End, Rate, Shared, State};
+use sender::{ConnectionEnd, Rate, Shared, State};
 
 use super::SourceError;
 use super::guest::Guest;
@@ -121,7 +121,7 @@ impl PostCopySource {
         });
         match &spawned {
             Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::PostCopy, state, show)),
-            Err(_) => shared.end(End::Broken(WireError::Closed)),
+            Err(_) => shared.end(ConnectionEnd::Broken(WireError::Closed)),
         }
         writer.link().shutdown(std::net::Shutdown::Both);
         self.channel = None;
@@ -131,7 +131,7 @@ impl PostCopySource {
         }
         let mut state = shared.lock();
         match state.totals.end.take() {
-            Some(End::Broken(e)) if state.outstanding.left() > 0 => Some(e),
+            Some(ConnectionEnd::Broken(e)) if state.outstanding.left() > 0 => Some(e),
             _ => None,
         }
     }

@@ -41,11 +41,11 @@ pub(super) struct Totals {
     pub(super) faults: Option<FaultFigures>,
     pub(super) settled: Option<Counts>,
     /// Why this connection serves no more.
-    pub(super) end: Option<End>,
+    pub(super) end: Option<ConnectionEnd>,
 }
 
 /// Why a connection serves no more.
-pub(super) enum End {
+pub(super) enum ConnectionEnd {
     /// The destination has everything and has said how it stands.
     PagedOut,
     /// The guest has ended there.
@@ -92,7 +92,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn end(&self, end: End) {
+    pub(super) fn end(&self, end: ConnectionEnd) {
         self.lock().totals.end.get_or_insert(end);
         self.changed.notify_all();
     }
@@ -161,16 +161,16 @@ impl Shared {
     }
 
     /// Hears what has landed, until the connection ends.
-    pub(super) fn hear(&self, mut reader: FrameReader<Link>) -> End {
+    pub(super) fn hear(&self, mut reader: FrameReader<Link>) -> ConnectionEnd {
         loop {
             let message = match receive_message(&mut reader, "landed") {
                 Ok(message) => message,
-                Err(e) => return End::Broken(e),
+                Err(e) => return ConnectionEnd::Broken(e),
             };
             match message {
                 Message::Landed(ranges) => {
                     if let Err(e) = check_ranges(&ranges, self.ram.pages(), reader.last_sequence()) {
-                        return End::Broken(e);
+                        return ConnectionEnd::Broken(e);
                     }
                     self.control.confirm();
                     let kept: Vec<_> = {
@@ -183,11 +183,11 @@ impl Shared {
                 Message::Served(figures) => self.lock().totals.faults = Some(figures),
                 Message::PagedOut(counts) => {
                     self.lock().totals.settled = Some(counts);
-                    return End::PagedOut;
+                    return ConnectionEnd::PagedOut;
                 }
-                Message::Ended => return End::Ended,
+                Message::Ended => return ConnectionEnd::Ended,
                 other => {
-                    return End::Broken(WireError::Unexpected { found: other.name(), expected: "landed" });
+                    return ConnectionEnd::Broken(WireError::Unexpected { found: other.name(), expected: "landed" });
                 }
             }
         }
@@ -230,7 +230,7 @@ impl Shared {
                 told = true;
                 drop(state);
                 if let Err(e) = Message::PostCopyEnd.send(writer) {
-                    self.end(End::Broken(e));
+                    self.end(ConnectionEnd::Broken(e));
                 }
                 continue;
             }
@@ -251,7 +251,7 @@ impl Shared {
                 }
                 due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + rate.time_of(page_count(&runs));
                 if let Err(e) = self.send(writer, lane, &runs, &mut payload) {
-                    return self.end(End::Broken(e));
+                    return self.end(ConnectionEnd::Broken(e));
                 }
             }
         }
