@@ -5,7 +5,7 @@ use command_line::End;
 use crate::PROGRAM;
 use crate::config::ConfigError;
 use crate::control::client::ClientError;
-use crate::control::{Failure, MigrationFailure};
+use crate::control::{Failure, FailureKind, MigrationFailure};
 use crate::devices::StopReason;
 use crate::exit::ExitCode;
 use crate::monitor::Outcome;
@@ -33,9 +33,12 @@ pub(super) fn of_monitor(outcome: Outcome) -> Result<(), End> {
 
 /// With which options of this program a failure can be met, where the sentence asks for something that has one.
 fn hint(failure: &Failure) -> Option<&'static str> {
-    match failure.reason {
-        Some(MigrationFailure::NotConverging) => Some("--switchover now, --downtime-limit"),
-        Some(MigrationFailure::Unconfirmed) => Some("thermocline ctl resume --force"),
+    match (failure.kind, failure.reason) {
+        (_, Some(MigrationFailure::NotConverging)) => Some("--switchover now, --downtime-limit"),
+        (FailureKind::HandedOver, _) | (_, Some(MigrationFailure::Unconfirmed)) => {
+            Some("thermocline ctl resume --force")
+        }
+        (FailureKind::PagesOutstanding, _) => Some("thermocline ctl reconnect, thermocline ctl quit --force"),
         _ => None,
     }
 }

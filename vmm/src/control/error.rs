@@ -22,7 +22,7 @@ pub enum VmmError {
     #[error("this monitor is about to end")]
     Ending,
     /// A migration is under way.
-    #[error("a migration is under way; wait for it, or cancel it")]
+    #[error("a migration is under way; wait for it, or end it with `cancel-migration`")]
     Migrating,
     /// No migration is under way.
     #[error("no migration is under way")]
@@ -101,9 +101,9 @@ impl VmmError {
             Self::NoGuest | Self::NotMigrating | Self::NoMigration | Self::NothingFollows => FailureKind::NotFound,
             Self::NoMap | Self::Range { .. } => FailureKind::NotFound,
             Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
-            Self::HasGuest | Self::Ending | Self::HandedOver | Self::OnlyHere(_) | Self::Hollow => {
-                FailureKind::WrongState
-            }
+            Self::HandedOver => FailureKind::HandedOver,
+            Self::OnlyHere(_) => FailureKind::PagesOutstanding,
+            Self::HasGuest | Self::Ending | Self::Hollow => FailureKind::WrongState,
             Self::Dump(DumpError::Running) => FailureKind::WrongState,
             Self::Join(_) | Self::Dump(_) | Self::Listen(_) | Self::Host(_) => FailureKind::Host,
             Self::Ram(_) | Self::Machine(_) | Self::Metrics(_) => FailureKind::Host,

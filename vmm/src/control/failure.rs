@@ -34,6 +34,10 @@ pub enum FailureKind {
     NotFound,
     /// Something else is under way, which will end.
     Busy,
+    /// The guest was handed over and may run elsewhere: not without force.
+    HandedOver,
+    /// The guest runs elsewhere, and pages that it may need are only here: not without force.
+    PagesOutstanding,
     /// The machine is not in a state in which it can be done; the sentence says what would have to be done first.
     WrongState,
     /// The migration failed.
