@@ -197,24 +197,10 @@ impl Migration {
 mod tests {
     use super::*;
     use crate::control::failure::FailureKind;
-    use crate::migration::progress::{PagesByClass, Phase};
+    use crate::migration::progress::Phase;
 
     fn progress(phase: Phase, round: u32) -> Progress {
-        Progress {
-            phase,
-            round,
-            elapsed_ms: 0,
-            bytes_sent: 0,
-            bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            pages: PagesByClass::default(),
-            resent: 0,
-            owed_hot: 0,
-            owed_cold: 0,
-            pages_total: 0,
-            left_ms: None,
-            post_copy: None,
-        }
+        Progress { phase, round, ..Progress::at_start(0) }
     }
 
     fn migration() -> Migration {

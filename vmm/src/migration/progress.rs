@@ -74,6 +74,27 @@ pub struct Progress {
     pub post_copy: Option<PostCopyReport>,
 }
 
+impl Progress {
+    /// Before anything has been done for a machine of so many pages.
+    pub(crate) fn at_start(pages_total: u64) -> Self {
+        Self {
+            phase: Phase::Negotiating,
+            round: 0,
+            elapsed_ms: 0,
+            bytes_sent: 0,
+            bytes_per_second: 0,
+            dirty_bytes_per_second: 0,
+            pages: PagesByClass::default(),
+            resent: 0,
+            owed_hot: 0,
+            owed_cold: 0,
+            pages_total,
+            left_ms: None,
+            post_copy: None,
+        }
+    }
+}
+
 /// How residency changed at the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceResidency {
@@ -193,22 +214,7 @@ pub(super) struct Tracker<'o> {
 impl<'o> Tracker<'o> {
     pub(super) fn new(pages_total: u64, observer: &'o mut dyn Observer) -> Self {
         let started = Instant::now();
-        let now = Progress {
-            phase: Phase::Negotiating,
-            round: 0,
-            elapsed_ms: 0,
-            bytes_sent: 0,
-            bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            pages: PagesByClass::default(),
-            resent: 0,
-            owed_hot: 0,
-            owed_cold: 0,
-            pages_total,
-            left_ms: None,
-            post_copy: None,
-        };
-        Self { observer, started, rate_since: (started, 0), now }
+        Self { observer, started, rate_since: (started, 0), now: Progress::at_start(pages_total) }
     }
 
     /// Takes over what changes all the time, and shows how far it is.
