@@ -16,6 +16,7 @@ use super::life::{Coming, ExitReason, Life, MigrationEnd};
 use super::migration::{Handles, Migration};
 use super::{AgentStatus, Answer, MigrateRequest, PostCopySourceStatus, Request, RunState, Status, memory};
 use crate::dump;
+use crate::host;
 use crate::machine::Machine;
 use crate::migration::channels::Channels;
 use crate::migration::destination::PostCopy;
@@ -267,11 +268,12 @@ impl Controller {
             (None, Some(listen)) => {
                 let listener = Listener::bind(&listen.parse()?)?;
                 let (post_copy_source, post_copy) = (post_copy_source.clone(), post_copy.clone());
-                let thread = std::thread::Builder::new().name("reconnect".into());
-                let spawned = thread.spawn(move || match (post_copy_source, post_copy) {
-                    (Some(post_copy_source), _) => post_copy_source.channels.serve(&listener),
-                    (_, Some(post_copy)) => post_copy.channels().serve(&listener),
-                    _ => {}
+                let spawned = host::thread("reconnect").map_err(VmmError::Host)?.spawn(move || {
+                    match (post_copy_source, post_copy) {
+                        (Some(post_copy_source), _) => post_copy_source.channels.serve(&listener),
+                        (_, Some(post_copy)) => post_copy.channels().serve(&listener),
+                        _ => {}
+                    }
                 });
                 spawned.map(drop).map_err(VmmError::Host)
             }
@@ -299,8 +301,8 @@ impl Controller {
             machine
         };
         let (controller, its) = (Arc::clone(self), Arc::clone(&migration));
-        let thread = std::thread::Builder::new().name("migration".into());
-        if let Err(e) = thread.spawn(move || controller.run(&its, &machine, &options)) {
+        let run = move || controller.run(&its, &machine, &options);
+        if let Err(e) = host::thread("migration").and_then(|thread| thread.spawn(run)) {
             self.conclude(&migration, MigrationEnd::Stays, Err(VmmError::Host(e).into()));
         }
         Ok(migration)

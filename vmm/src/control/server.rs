@@ -13,6 +13,7 @@ use super::controller::Controller;
 use super::failure::{Failure, FailureKind};
 use super::migration::{Migration, News};
 use super::{Answer, Request, Response};
+use crate::host;
 use crate::migration::link::unix::{SocketFile, bind};
 use crate::migration::progress::Report;
 
@@ -61,13 +62,17 @@ impl Server {
         }
         let controller = Arc::clone(&self.controller);
         let connections = Arc::clone(&self.connections);
-        std::thread::Builder::new().name("api".into()).spawn(move || {
+        let work = move || {
             if let Err(e) = serve(&stream, &controller) {
                 tracing::debug!("an API client has gone: {e}");
             }
             connections.fetch_sub(1, Ordering::SeqCst);
-        })?;
-        Ok(())
+        };
+        let spawned = host::thread("api").and_then(|thread| thread.spawn(work));
+        if spawned.is_err() {
+            self.connections.fetch_sub(1, Ordering::SeqCst);
+        }
+        spawned.map(drop)
     }
 }
 

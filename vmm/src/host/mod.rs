@@ -1,6 +1,9 @@
 //! What the host has, as far as the monitor must know it to say no in time.
 
 pub(crate) mod text;
+mod thread;
+
+pub(crate) use thread::thread;
 
 use memory_agent::{ByteSize, MemoryGroup};
 

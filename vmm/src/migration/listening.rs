@@ -8,7 +8,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, scope};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::link::{Link, Listener};
 use super::wire::message::receive_message;
 use super::wire::{Features, FrameReader, FrameWriter, MAX_INTRODUCTION, Message, Refusal, WireError, preamble};
+use crate::host::thread;
 
 /// How long the other side may take to say who it is.
 pub(super) const INTRODUCTION: Duration = Duration::from_secs(5);
@@ -117,7 +118,7 @@ pub(super) fn serve(listener: &Listener, over: &Over, take: &(dyn Fn(Result<Intr
             let accepted = listener.accept().map_err(|e| e.to_string()).and_then(|(link, from)| {
                 let caller = callers.enter(&link).map_err(|e| e.to_string())?;
                 let listen = move || take(introduce(link, from, caller));
-                Builder::new().name("introduction".into()).spawn_scoped(scope, listen).map_err(|e| e.to_string())
+                thread("introduction").and_then(|thread| thread.spawn_scoped(scope, listen)).map_err(|e| e.to_string())
             });
             if let Err(e) = accepted {
                 tracing::warn!("a connection could not be listened to: {e}");

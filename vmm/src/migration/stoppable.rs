@@ -1,7 +1,9 @@
 //! A thread that ends with whoever holds it.
 
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
+
+use crate::host::thread;
 
 /// What a thread does, logged as part of what the one that starts it does.
 pub(super) fn in_this_span<T>(body: impl FnOnce() -> T) -> impl FnOnce() -> T {
@@ -22,7 +24,7 @@ impl Stoppable {
         stop: impl FnMut() + Send + 'static,
         body: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        let thread = Builder::new().name(name.into()).spawn(in_this_span(body))?;
+        let thread = thread(name)?.spawn(in_this_span(body))?;
         Ok(Self { stop: Box::new(stop), thread: Some(thread) })
     }
 }

@@ -24,7 +24,7 @@ const TRIALS: &[(&str, &str)] = &[
     ),
     (
         "post-copy while the huge page setting changes",
-        "while_huge_pages_change ./tail --show-output && \
+        "while_huge_pages_change ./postcopy --show-output && \
          while_huge_pages_change ./migrate a_guest_that_needs_everything_gets_it --show-output",
     ),
     // With the kernel's own readahead: what it brings in besides goes again.

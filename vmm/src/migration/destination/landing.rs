@@ -10,12 +10,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope};
+use std::thread::Scope;
 
 use memory_agent::{ByteSize, PageOutError, PageOutReport};
 
 use super::DestinationError;
 use super::cold_window::ColdWindow;
+use crate::host::thread;
 use crate::migration::plan::Missing;
 use crate::migration::stoppable::in_this_span;
 use crate::migration::wire::{Lane, PageBatch};
@@ -185,10 +186,8 @@ impl<'env> Landing<'env> {
                 pending.finish(result);
             }
         });
-        Builder::new()
-            .name(name.into())
-            .stack_size(256 << 10)
-            .spawn_scoped(scope, land)
+        thread(name)
+            .and_then(|thread| thread.stack_size(256 << 10).spawn_scoped(scope, land))
             .map(drop)
             .map_err(|e| DestinationError::Thread(e.to_string()))
     }

@@ -5,10 +5,10 @@
 //! come. Further connections of the migration under way come in here, too.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 use std::time::Duration;
 
 use super::{DestinationError, DestinationMachine, Expected, PostCopy, prepare, receive};
+use crate::host::thread;
 use crate::migration::cancel::Cancel;
 use crate::migration::channels::Channels;
 use crate::migration::link::Listener;
@@ -189,7 +189,7 @@ impl<M: DestinationMachine + Send + 'static> Shared<M> {
             }
             Err(error) => shared.failed(&from, error),
         };
-        if let Err(e) = Builder::new().name("incoming".into()).spawn(in_this_span(run)) {
+        if let Err(e) = thread("incoming").and_then(|thread| thread.spawn(in_this_span(run))) {
             self.free();
             self.failed("this host", DestinationError::Thread(e.to_string()));
         }

@@ -10,7 +10,6 @@ mod sender;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 pub use control::PostCopyControl;
@@ -19,6 +18,7 @@ use sender::{ConnectionEnd, Rate, Shared, State};
 
 use super::SourceError;
 use super::guest::Guest;
+use crate::host::thread;
 use crate::migration::link::Link;
 use crate::migration::plan::Outstanding;
 use crate::migration::progress::{Phase, PostCopyReport};
@@ -116,9 +116,10 @@ impl PostCopySource {
         shared.control.has_connection(true);
         let hearer = Arc::clone(&shared);
         // A connection that cannot be read in a thread of its own is one that has broken.
-        let spawned = reader.link().wait_for_ever().and_then(|()| {
-            Builder::new().name("hear-landed".into()).spawn(in_this_span(move || hearer.end(hearer.hear(reader))))
-        });
+        let spawned = reader
+            .link()
+            .wait_for_ever()
+            .and_then(|()| thread("hear-landed")?.spawn(in_this_span(move || hearer.end(hearer.hear(reader)))));
         match &spawned {
             Ok(_) => shared.send_unasked(&mut writer, rate, &mut |state| self.show(Phase::PostCopy, state, show)),
             Err(_) => shared.end(ConnectionEnd::Broken(WireError::Closed)),
