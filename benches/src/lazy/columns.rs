@@ -43,14 +43,14 @@ pub(super) const LEGEND: &str = "\
 switchover: until the guest runs at the destination: by Thermocline's account, from its connection on; for QEMU from the
 command to the destination's RESUME. QEMU's post-copy is begun with the migration, so that nothing goes before the guest.
 swap ins before: of the whole host, from the command until then. downtime: by the monitor's own account.
-guest stall: the longest gap the guest saw in its own time, from before the command to after the post_copy.
+guest stall: the longest gap the guest saw in its own time, from before the command to after post-copy.
 pages waited for, wait: by the destination's account, from the guest's fault to the page's landing. Percentiles are there
 where it waited. In `touch` they are those of the guest's touching cold pages, before it checks all of its memory.
 touch: by the guest's clock, over all cold pages that it touched at the destination, whether they were there or not. In a row,
 each right behind the one before; `apart` each on a command of its own; `slow` is --cold-rate 1MiB, `unlimited` 0.
-source before, after, swapped after; dest.: pages of guest RAM, by SEEK_DATA and mincore on the memory file. After the post_copy,
+source before, after, swapped after; dest.: pages of guest RAM, by SEEK_DATA and mincore on the memory file. After post-copy,
 while the source's process is still there (Thermocline: --stay), before the guest checks all of its memory.
-post_copy: from the guest's running at the destination to the last page's confirmation. total: to both sides being done.
+post-copy: from the guest's running at the destination to the last page's confirmation. total: to both sides being done.
 floor: a round trip over loopback TCP with a page in the answer, each end on a CPU of its own as on two hosts, one behind the
 other and with 10 ms between them (a CPU falls asleep, and its caches are others'); the same with both ends on one CPU, which
 takes a switch and wakes nobody. And reading a page of a memory file that was paged out to the same zram, in a row and apart.
