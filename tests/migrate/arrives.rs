@@ -101,7 +101,7 @@ fn people_see_lines_and_a_table() -> Result<()> {
     for part in ["--cold paced", "downtime", "bytes sent", "destination swapped"] {
         ensure!(table.contains(part), "the table has no {part:?}: {table}");
     }
-    ensure!(ended.stderr.iter().any(|line| line.contains("warm pages")), "no progress: {:?}", ended.stderr);
+    ensure!(ended.stderr.iter().any(|line| line.contains("resident pages")), "no progress: {:?}", ended.stderr);
     ensure!(!ended.stderr.concat().contains('\x1b'), "colours without a terminal: {:?}", ended.stderr);
     destination_only(&source, &mut destination.machine)
 }

@@ -76,7 +76,7 @@ impl Shown {
 fn line(progress: &Progress) -> String {
     let phase = match progress.phase {
         Phase::Negotiating => "agreeing with the destination",
-        Phase::Hot => "warm pages",
+        Phase::Hot => "resident pages",
         Phase::Cold => "cold pages, a window at a time",
         Phase::Converging => "what the guest writes meanwhile",
         Phase::Switchover => "switchover",
@@ -96,7 +96,7 @@ fn line(progress: &Progress) -> String {
     }
     let left = progress.left_ms.map_or(String::new(), |ms| format!(", {:.1} s left", ms as f64 / 1000.0));
     format!(
-        "{phase}: round {}, {} sent at {}/s, guest writes {}/s, owed {} warm and {} cold{left}",
+        "{phase}: round {}, {} sent at {}/s, guest writes {}/s, owed {} hot and {} cold{left}",
         progress.round,
         ByteSize(progress.bytes_sent),
         ByteSize(progress.bytes_per_second),

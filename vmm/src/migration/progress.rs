@@ -13,7 +13,7 @@ use super::plan::{ColdPolicy, Owed};
 pub enum Phase {
     /// Connecting and agreeing.
     Negotiating,
-    /// Sending warm pages while the guest runs.
+    /// Sending resident pages while the guest runs.
     Hot,
     /// Sending cold pages, a window at a time, while the guest runs.
     Cold,
