@@ -149,7 +149,7 @@ fn memory_arrives_whole_while_the_guest_writes() {
         let report = outcome.source_result.unwrap();
         outcome.destination_result.unwrap();
         let destination = outcome.destination;
-        // The source stands since switchover, the destination's guest does nothing: both are the same.
+        // The source is paused since switchover, the destination's guest does nothing: both are the same.
         assert!(outcome.source.content() == destination.content(), "memory differs");
         assert!(!outcome.source.runs() && destination.runs());
         let state = destination.state.lock().unwrap().clone().unwrap();

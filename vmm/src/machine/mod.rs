@@ -65,7 +65,7 @@ impl MachineError {
 /// How long vCPUs and devices have, each, to come to rest.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A machine. It stands still until [`Machine::resume`].
+/// A machine. It is paused until [`Machine::resume`].
 #[derive(Debug)]
 pub struct Machine {
     // vCPU threads end before what they use goes.

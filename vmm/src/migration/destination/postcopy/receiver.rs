@@ -155,7 +155,7 @@ impl Receiver {
     }
 
     /// Waits until the two sides have met again; `None` when nothing is needed any more. A guest whose source stays away
-    /// stands meanwhile, but for what waits for a page in the host: that stands when the page has come.
+    /// is paused meanwhile, but for what waits for a page in the host: that is when the page has come.
     fn reconnect(&mut self, machine: &impl DestinationMachine) -> Option<FrameReader<Link>> {
         let post_copy = Arc::clone(&self.post_copy);
         let (mut is_lost, mut stands, mut ran) = (false, false, false);
