@@ -12,6 +12,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
 use super::{BootError, Entry};
+use crate::arch::x86_64::layout::{HIGH_RAM_START, LOW_RAM_END};
 use crate::ram::GuestRam;
 
 const START_INFO: GuestAddress = GuestAddress(0x6000);
@@ -23,10 +24,6 @@ const COMMAND_LINE_LIMIT: usize = 4096;
 const START_MAGIC: u32 = 0x336e_c578;
 /// `E820_RAM`.
 const E820_RAM: u32 = 1;
-/// RAM below this belongs to the kernel as on a PC without BIOS data.
-const LOW_RAM_END: u64 = 0xa_0000;
-/// And from here on again.
-const HIGH_RAM_START: u64 = 0x10_0000;
 
 /// Loads the ELF in `image`, the command line and a memory map.
 pub(super) fn load<F: Read + Seek + ReadVolatile>(

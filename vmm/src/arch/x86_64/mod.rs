@@ -1,6 +1,7 @@
 //! x86-64: what a guest is told of its processor, and what is saved of one. Nothing here knows KVM.
 
 pub mod cpuid;
+pub mod layout;
 pub mod msrs;
 pub mod state;
 

@@ -5,14 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::x86_64::layout::{KEYBOARD_PORTS, PM1A_CONTROL_PORTS};
 use crate::devices::host::Host;
 use crate::devices::{Device, DeviceDescription, DeviceError, RegisterAccess, StopReason};
 use crate::record::{Record, RecordError, Saved};
-
-/// Command port of the i8042 keyboard controller.
-const KEYBOARD_PORTS: Range<u64> = 0x64..0x65;
-/// ACPI PM1a control register, where QEMU's machines have it.
-const ACPI_PM1A_PORTS: Range<u64> = 0x604..0x606;
 
 /// i8042 command that pulses the processor's reset line.
 const PULSE_RESET: u8 = 0xfe;
@@ -107,7 +103,7 @@ impl Device for PowerControl {
     }
 
     fn ports(self: Arc<Self>) -> Vec<(Range<u64>, Arc<dyn RegisterAccess>)> {
-        vec![(ACPI_PM1A_PORTS, self)]
+        vec![(PM1A_CONTROL_PORTS, self)]
     }
 }
 

@@ -9,15 +9,12 @@ use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::x86_64::layout::{COM1_LINE, COM1_PORTS};
 use crate::bounded::at_most;
 use crate::devices::host::{ConsoleOutput, ConsolePort, Host};
 use crate::devices::{Device, DeviceDescription, DeviceError, RegisterAccess, StopReason};
 use crate::record::{Record, RecordError, Saved};
 
-/// Ports of COM1.
-const PORTS: Range<u64> = 0x3f8..0x400;
-/// Interrupt line of COM1.
-const LINE: u32 = 4;
 /// What a 16550A's receiver holds here.
 const FIFO: usize = 64;
 
@@ -108,7 +105,7 @@ pub(in crate::devices) fn make(
     host: &mut Host<'_>,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
-    let irq = host.interrupts.line(LINE).map_err(refused)?;
+    let irq = host.interrupts.line(COM1_LINE).map_err(refused)?;
     let output = host.backends.console.take().unwrap_or_else(|| Box::new(io::sink()));
     let com1 = Arc::new(Com1::new(description, irq, output).map_err(refused)?);
     host.console.get_or_insert_with(|| Arc::clone(&com1) as _);
@@ -194,7 +191,7 @@ impl Device for Com1 {
     }
 
     fn ports(self: Arc<Self>) -> Vec<(Range<u64>, Arc<dyn RegisterAccess>)> {
-        vec![(PORTS, self)]
+        vec![(COM1_PORTS, self)]
     }
 }
 
