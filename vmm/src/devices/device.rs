@@ -6,10 +6,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StopReason;
+use crate::bounded::at_most;
 use crate::record::{Name, Record, RecordError};
+
+/// Most bytes of what the guest sees of one device.
+const MAX_CONFIG: usize = 4096;
 
 /// A device as the guest sees it: what another host must be able to make. It travels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +25,34 @@ pub struct DeviceDescription {
     pub kind: Name,
     /// The version of what it saves.
     pub version: u16,
+    /// What else the guest sees of it, such as a disk's size: postcard of a type of the kind's own.
+    #[serde(deserialize_with = "at_most::<_, _, MAX_CONFIG>")]
+    pub config: Vec<u8>,
+}
+
+impl DeviceDescription {
+    /// What the guest sees of a device of this kind.
+    ///
+    /// # Errors
+    /// When the bytes are not of such a type, whole and alone.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, DeviceError> {
+        let wrong = |why: String| DeviceError::Config { id: self.id.clone(), kind: self.kind.clone(), why };
+        let (config, rest) = postcard::take_from_bytes(&self.config).map_err(|e| wrong(e.to_string()))?;
+        if rest.is_empty() { Ok(config) } else { Err(wrong(format!("{} bytes too many", rest.len()))) }
+    }
+
+    /// The same device with this to be seen of it.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn with_config<T: Serialize>(self, config: &T) -> Result<Self, DeviceError> {
+        let wrong = |why: String| DeviceError::Config { id: self.id.clone(), kind: self.kind.clone(), why };
+        let config = postcard::to_stdvec(config).map_err(|e| wrong(e.to_string()))?;
+        if config.len() > MAX_CONFIG {
+            return Err(wrong(format!("it has {} bytes, {MAX_CONFIG} are possible", config.len())));
+        }
+        Ok(Self { config, ..self })
+    }
 }
 
 /// Why a device cannot be made, stopped or set up as it was.
@@ -65,6 +98,16 @@ pub enum DeviceError {
         start: u64,
         /// Where it would end.
         end: u64,
+    },
+    /// What the guest is to see of a device makes no sense.
+    #[error("the description of the device '{id}' makes no sense for a '{kind}': {why}")]
+    Config {
+        /// Which one.
+        id: Name,
+        /// What it is.
+        kind: Name,
+        /// What is wrong.
+        why: String,
     },
     /// The host does not give what the device takes.
     #[error("the device '{id}' cannot be made: {cause}")]

@@ -15,6 +15,7 @@ pub mod legacy;
 mod set;
 mod stop_reason;
 pub mod table;
+pub mod virtio;
 
 pub use bus::Bus;
 pub use device::{Device, DeviceDescription, DeviceError, RegisterAccess, StillBusy};

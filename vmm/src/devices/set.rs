@@ -145,8 +145,12 @@ mod tests {
 
     impl Worker {
         fn new(id: &str, told: &Arc<Mutex<Vec<String>>>) -> Arc<Self> {
-            let description =
-                DeviceDescription { id: id.try_into().unwrap(), kind: "worker".try_into().unwrap(), version: 1 };
+            let description = DeviceDescription {
+                id: id.try_into().unwrap(),
+                kind: "worker".try_into().unwrap(),
+                version: 1,
+                config: Vec::new(),
+            };
             let (requests, done) = (Mutex::new(0), Condvar::new());
             Arc::new(Self { description, told: Arc::clone(told), requests, done })
         }

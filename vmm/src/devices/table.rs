@@ -49,7 +49,7 @@ const STANDARD: [(&str, &str); 3] = [
 
 /// What a device of this description is.
 pub(super) fn kind_of(device: &DeviceDescription) -> Result<&'static Kind, DeviceError> {
-    let DeviceDescription { id, kind, version } = device;
+    let DeviceDescription { id, kind, version, .. } = device;
     let known = KINDS.iter().find(|known| known.name == kind.as_str() && known.version == *version);
     let unknown = || DeviceError::Unknown { id: id.clone(), kind: kind.clone(), version: *version };
     known.ok_or_else(unknown)
@@ -62,7 +62,7 @@ pub(super) fn kind_of(device: &DeviceDescription) -> Result<&'static Kind, Devic
 pub fn standard() -> Result<Vec<DeviceDescription>, RecordError> {
     let described = STANDARD.iter().map(|(id, kind)| {
         let version = KINDS.iter().find(|known| known.name == *kind).map_or(0, |known| known.version);
-        Ok(DeviceDescription { id: (*id).try_into()?, kind: (*kind).try_into()?, version })
+        Ok(DeviceDescription { id: (*id).try_into()?, kind: (*kind).try_into()?, version, config: Vec::new() })
     });
     described.collect()
 }

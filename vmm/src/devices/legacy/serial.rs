@@ -252,7 +252,12 @@ mod tests {
 
     fn com1(output: ConsoleOutput) -> Arc<Com1> {
         let kind = SavedSerial::KIND.try_into().unwrap();
-        let description = DeviceDescription { id: "serial0".try_into().unwrap(), kind, version: SavedSerial::VERSION };
+        let description = DeviceDescription {
+            id: "serial0".try_into().unwrap(),
+            kind,
+            version: SavedSerial::VERSION,
+            config: Vec::new(),
+        };
         let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         Arc::new(Com1::new(&description, irq, output).unwrap())
     }
