@@ -41,6 +41,19 @@ impl DeviceDescription {
         if rest.is_empty() { Ok(config) } else { Err(wrong(format!("{} bytes too many", rest.len()))) }
     }
 
+    /// What a device of this kind has saved inside the record of its transport.
+    ///
+    /// # Errors
+    /// When the bytes are not of such a type, whole and alone.
+    pub fn saved<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DeviceError> {
+        let wrong = |why: String| {
+            let (id, kind) = (self.id.clone(), self.kind.clone());
+            DeviceError::State(RecordError::Bytes { id, kind, version: self.version, why })
+        };
+        let (saved, rest) = postcard::take_from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
+        if rest.is_empty() { Ok(saved) } else { Err(wrong(format!("{} bytes too many", rest.len()))) }
+    }
+
     /// The same device with this to be seen of it.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use memory_agent::{
     Counts, Hint, HintProbe, Mapping, PAGE_SIZE, PageOutReport, Residency, ScanGuard, ScanView, exact_probe,
 };
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -208,6 +208,31 @@ impl GuestRam {
             .map_err(|e| RamError::Access { page: part.pages.start, what: "punched", cause: e.into() })?;
         }
         Ok(())
+    }
+
+    /// Makes holes of the whole pages in `bytes` bytes at a guest physical address, for a guest that has given them back, and logs
+    /// that as the monitor's own writing: what is sent of them from now on is that they are holes. Gives the number of bytes.
+    ///
+    /// # Errors
+    /// When it is not all RAM.
+    pub fn discard(&self, start: GuestAddress, bytes: u64) -> Result<u64, RamError> {
+        let (first, end) = (start.0.next_multiple_of(PAGE_SIZE), start.0.saturating_add(bytes) / PAGE_SIZE * PAGE_SIZE);
+        if first >= end {
+            return Ok(0);
+        }
+        let pages = (self.layout.page_of(first), self.layout.page_of(end - PAGE_SIZE));
+        let out_of_ram = || RamError::OutOfRange { range: first / PAGE_SIZE..end / PAGE_SIZE, pages: self.pages() };
+        let (Some(first_page), Some(last_page)) = pages else { return Err(out_of_ram()) };
+        let length = end - first;
+        if (last_page + 1 - first_page) * PAGE_SIZE != length {
+            return Err(out_of_ram());
+        }
+        self.punch(first_page..last_page + 1)?;
+        for slice in self.memory.get_slices(GuestAddress(first), length as usize) {
+            let slice = slice.map_err(|_| out_of_ram())?;
+            slice.bitmap().mark_dirty(0, slice.len());
+        }
+        Ok(length)
     }
 
     /// What each page of `pages` is. Changes nothing: no swap-in, no allocation. Index 0 of the answer is
@@ -437,6 +462,25 @@ mod tests {
         ram.memory().write_slice(&[1; 4097], GuestAddress(4096)).unwrap();
         assert_eq!(ram.take_own_writes().runs().collect::<Vec<_>>(), [1..3]);
         assert!(ram.take_own_writes().is_empty());
+    }
+
+    #[test]
+    fn what_a_guest_gives_back_is_a_hole_and_logged() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        ram.land_pages(0, &[0xa5; 8 * 4096]).unwrap();
+        assert_eq!(ram.discard(GuestAddress(4095), 3 * 4096).unwrap(), 2 * 4096, "whole pages alone");
+        assert_eq!(ram.counts().unwrap(), Counts { hole: 250, resident: 6, swapped: 0 });
+        assert_eq!(ram.take_own_writes().runs().collect::<Vec<_>>(), [1..3]);
+        assert_eq!(ram.discard(GuestAddress(5), 4000).unwrap(), 0);
+        assert_eq!(ram.discard(GuestAddress(u64::MAX - 4096), 4000).unwrap_or(0), 0);
+        assert!(ram.discard(GuestAddress((1 << 20) - 4096), 8192).is_err());
+    }
+
+    #[test]
+    fn what_a_guest_gives_back_is_in_one_piece_of_its_addresses() {
+        let ram = GuestRam::new((3 << 30) + (1 << 20)).unwrap();
+        assert!(ram.discard(GuestAddress((3 << 30) - 4096), (1 << 30) + 8192).is_err(), "the gap is no RAM");
+        assert_eq!(ram.discard(GuestAddress(4 << 30), 8192).unwrap(), 8192);
     }
 
     #[test]

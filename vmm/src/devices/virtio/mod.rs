@@ -6,9 +6,11 @@
 //! | a virtqueue, and when the driver is notified | `queue.rs` |
 //! | a descriptor chain, checked before anybody uses it | `chain.rs` |
 //! | the thread that serves queues | `worker.rs` |
+//! | memory that the guest gives back | `balloon/` |
 //!
 //! A device trusts nothing in the guest's memory. What a chain says is checked once, by [`Chain`]; what it means, by the device.
 
+pub mod balloon;
 mod chain;
 mod device;
 mod queue;
@@ -20,3 +22,11 @@ pub use chain::{Buffers, Chain, RamSlice};
 pub use device::{Activation, DeviceFault, Notify, VirtioDevice};
 pub use queue::{QueueLock, Virtqueue};
 pub use worker::{Events, Handler, Worker};
+
+/// Fills `data` from a configuration space at `offset`; with zeros behind its end.
+pub(crate) fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
+    let length = rest.len().min(data.len());
+    data[..length].copy_from_slice(&rest[..length]);
+}
