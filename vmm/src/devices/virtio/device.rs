@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Virtqueue;
+use super::{Virtqueue, Workers};
 use crate::devices::{DeviceError, StillBusy};
 use crate::ram::GuestRam;
 
@@ -63,7 +63,7 @@ impl Activation {
 }
 
 /// A virtio device. The transport owns its queues and its status; the device serves the queues between
-/// [`VirtioDevice::activate`] and [`VirtioDevice::deactivate`], in threads of its own ([`Worker`](super::Worker)).
+/// [`VirtioDevice::activate`] and [`VirtioDevice::deactivate`], in threads of its own ([`Workers`]).
 pub trait VirtioDevice: Send + Sync + Debug {
     /// Its type (VIRTIO 1.2, 5), such as 2 for a block device.
     fn device_type(&self) -> u32;
@@ -89,20 +89,31 @@ pub trait VirtioDevice: Send + Sync + Debug {
     /// When the host does not give what it takes; the driver is told that the device needs a reset.
     fn activate(&self, activation: Activation) -> Result<(), DeviceFault>;
 
+    /// The threads that serve its queues.
+    fn workers(&self) -> &Workers;
+
     /// Is told to end what it does, and to leave its queues alone. Waits for nothing.
-    fn deactivate(&self);
+    fn deactivate(&self) {
+        self.workers().end();
+    }
 
     /// Whether it may still touch guest memory or its queues, after [`VirtioDevice::deactivate`].
-    fn is_active(&self) -> bool;
+    fn is_active(&self) -> bool {
+        self.workers().are_active()
+    }
 
     /// Comes to rest, as [`Device::pause`](crate::devices::Device::pause). So does one that has not been activated.
     ///
     /// # Errors
     /// When it is still at work at `deadline`.
-    fn pause(&self, deadline: Instant) -> Result<(), StillBusy>;
+    fn pause(&self, deadline: Instant) -> Result<(), StillBusy> {
+        self.workers().pause(deadline)
+    }
 
     /// Goes on, if it has been activated.
-    fn resume(&self);
+    fn resume(&self) {
+        self.workers().resume();
+    }
 
     /// What it holds besides its queues and what was negotiated, as bytes of its own. It is at rest.
     fn save(&self) -> Vec<u8> {

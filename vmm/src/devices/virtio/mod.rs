@@ -5,23 +5,27 @@
 //! | what every virtio device is | `device.rs` |
 //! | a virtqueue, and when the driver is notified | `queue.rs` |
 //! | a descriptor chain, checked before anybody uses it | `chain.rs` |
-//! | the thread that serves queues | `worker.rs` |
+//! | a thread that serves queues, and all of a device's | `worker.rs`, `workers.rs` |
 //! | memory that the guest gives back | `balloon/` |
+//! | `hvc0` | `console/` |
 //!
 //! A device trusts nothing in the guest's memory. What a chain says is checked once, by [`Chain`]; what it means, by the device.
 
 pub mod balloon;
 mod chain;
+pub mod console;
 mod device;
 mod queue;
 #[cfg(test)]
 pub(crate) mod testing;
 mod worker;
+mod workers;
 
 pub use chain::{Buffers, Chain, RamSlice};
 pub use device::{Activation, DeviceFault, Notify, VirtioDevice};
 pub use queue::{QueueLock, Virtqueue};
 pub use worker::{Events, Handler, Worker};
+pub use workers::Workers;
 
 /// Fills `data` from a configuration space at `offset`; with zeros behind its end.
 pub(crate) fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {

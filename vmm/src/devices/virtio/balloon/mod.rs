@@ -11,15 +11,14 @@ mod stats;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 pub use port::{BalloonPort, BalloonStatus};
 pub use stats::BalloonStats;
 
-use super::{Activation, DeviceFault, VirtioDevice, Worker};
-use crate::devices::{DeviceDescription, DeviceError, StillBusy};
+use super::{Activation, DeviceFault, Notify, VirtioDevice, Worker, Workers};
+use crate::devices::{DeviceDescription, DeviceError};
 use serve::Serving;
 use stats::Statistics;
 
@@ -85,7 +84,9 @@ pub struct Balloon {
     config: BalloonConfig,
     registers: Arc<Registers>,
     statistics: Arc<Statistics>,
-    worker: Mutex<Option<(Worker, Activation)>>,
+    /// By what the driver is told of another target.
+    notify: Mutex<Option<Arc<dyn Notify>>>,
+    workers: Workers,
 }
 
 impl Balloon {
@@ -100,12 +101,13 @@ impl Balloon {
             description: description.clone(),
             registers: Arc::default(),
             statistics: Arc::new(Statistics::new().map_err(refused)?),
-            worker: Mutex::new(None),
+            notify: Mutex::new(None),
+            workers: Workers::default(),
         })
     }
 
-    fn worker(&self) -> MutexGuard<'_, Option<(Worker, Activation)>> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notify(&self) -> MutexGuard<'_, Option<Arc<dyn Notify>>> {
+        self.notify.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
@@ -155,31 +157,21 @@ impl VirtioDevice for Balloon {
         let serving = Serving::new(&activation, Arc::clone(&self.registers), Arc::clone(&self.statistics));
         let worker = Worker::new(self.description.id.as_str(), &activation, &activation.queues, serving)?;
         self.statistics.begin();
-        *self.worker() = Some((worker, activation));
+        *self.notify() = Some(activation.notify);
+        self.workers.set([worker]);
         Ok(())
     }
 
+    fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     fn deactivate(&self) {
-        if let Some((worker, _)) = self.worker().as_ref() {
-            worker.end();
-        }
+        self.workers.end();
         self.statistics.end();
+        *self.notify() = None;
         for register in [&self.registers.actual, &self.registers.poison] {
             register.store(0, Ordering::SeqCst);
-        }
-    }
-
-    fn is_active(&self) -> bool {
-        self.worker().as_ref().is_some_and(|(worker, _)| worker.is_active())
-    }
-
-    fn pause(&self, deadline: Instant) -> Result<(), StillBusy> {
-        self.worker().as_ref().map_or(Ok(()), |(worker, _)| worker.pause(deadline))
-    }
-
-    fn resume(&self) {
-        if let Some((worker, _)) = self.worker().as_ref() {
-            worker.resume();
         }
     }
 

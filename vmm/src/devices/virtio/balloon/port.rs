@@ -39,8 +39,8 @@ impl BalloonPort for Balloon {
     fn set_target(&self, target: ByteSize) {
         let pages = u32::try_from(target.bytes() / PAGE).unwrap_or(u32::MAX);
         self.registers.target.store(pages, Ordering::SeqCst);
-        if let Some((_, activation)) = self.worker().as_ref() {
-            activation.notify.config();
+        if let Some(notify) = self.notify().as_ref() {
+            notify.config();
         }
     }
 

@@ -1,5 +1,7 @@
 //! A balloon with a driver that is right, and with some that are not.
 
+use std::time::Instant;
+
 use memory_agent::{ByteSize, Counts};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
