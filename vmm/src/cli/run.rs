@@ -56,7 +56,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let mut console = Console::open(&config.serial).context("no console")?;
     super::announce_pty(&console);
     let builder = Builder::new(Backends { console: Some(console.take_output()) });
-    let machine = builder.new_machine(config.memory, config.cpus).context("no machine")?;
+    let devices = config.devices().context("no machine")?;
+    let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);

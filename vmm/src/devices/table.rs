@@ -55,16 +55,21 @@ pub(super) fn kind_of(device: &DeviceDescription) -> Result<&'static Kind, Devic
     known.ok_or_else(unknown)
 }
 
+/// A device of this id and kind, with nothing else to be seen of it.
+///
+/// # Errors
+/// When nothing can have that name.
+pub fn describe(id: &str, kind: &str) -> Result<DeviceDescription, RecordError> {
+    let version = KINDS.iter().find(|known| known.name == kind).map_or(0, |known| known.version);
+    Ok(DeviceDescription { id: id.try_into()?, kind: kind.try_into()?, version, config: Vec::new() })
+}
+
 /// The devices of every machine.
 ///
 /// # Errors
 /// None, as long as the table has names that can be.
 pub fn standard() -> Result<Vec<DeviceDescription>, RecordError> {
-    let described = STANDARD.iter().map(|(id, kind)| {
-        let version = KINDS.iter().find(|known| known.name == *kind).map_or(0, |known| known.version);
-        Ok(DeviceDescription { id: (*id).try_into()?, kind: (*kind).try_into()?, version, config: Vec::new() })
-    });
-    described.collect()
+    STANDARD.iter().map(|(id, kind)| describe(id, kind)).collect()
 }
 
 /// Why this program cannot make one of these devices, each that it cannot.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use memory_agent::ByteSize;
 
 use super::{Incompatibility, Machine, MachineError, MachineSpec};
+use crate::devices::DeviceDescription;
 use crate::devices::host::Backends;
-use crate::devices::table;
 use crate::kvm::KvmError;
 use crate::ram::GuestRam;
 
@@ -33,13 +33,18 @@ impl Builder {
         Self { backends }
     }
 
-    /// A new machine of this host's kind, with the devices that every machine has. It has nothing to run yet.
+    /// A new machine of this host's kind with these devices. It has nothing to run yet.
     ///
     /// # Errors
     /// When the host does not give what it takes.
-    pub fn new_machine(self, memory: ByteSize, cpus: u8) -> Result<Machine, MachineError> {
+    pub fn new_machine(
+        self,
+        memory: ByteSize,
+        cpus: u8,
+        devices: &[DeviceDescription],
+    ) -> Result<Machine, MachineError> {
         let ram = GuestRam::new(memory.bytes())?;
-        Machine::new(Arc::new(ram), cpus, None, &table::standard()?, self.backends)
+        Machine::new(Arc::new(ram), cpus, None, devices, self.backends)
     }
 
     /// A machine that has been somewhere already, with `most` memory: all but what it holds.
