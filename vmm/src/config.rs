@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::boot::Kernel;
-use crate::console::SerialTarget;
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
 use crate::ram::layout::MAX_RAM;
@@ -76,8 +75,6 @@ pub struct VmConfig {
     pub cpus: u8,
     /// What boots.
     pub kernel: Kernel,
-    /// Where the serial port goes.
-    pub serial: SerialTarget,
     /// The control socket, if any.
     pub api_socket: Option<PathBuf>,
 }
@@ -140,7 +137,7 @@ mod tests {
     use super::*;
 
     fn config(memory: ByteSize) -> VmConfig {
-        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), serial: SerialTarget::Stdio, api_socket: None }
+        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), api_socket: None }
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! A guest that is to come in: the machine that is made for it, and the news of it for the event loop.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memory_agent::ByteSize;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::host::{Backends, ConsoleOutput};
+use crate::devices::host::Backends;
 use crate::host;
 use crate::machine::{BuildError, Builder, Incompatibility, Machine, MachineError};
 use crate::migration::destination::{Arrival, Reception, Terms};
@@ -61,18 +61,17 @@ impl News {
 }
 
 impl Incoming {
-    /// Waits on `listener` for a guest that gets this console.
+    /// Waits on `listener` for a guest whose devices get these back-ends.
     ///
     /// # Errors
     /// When the host has no descriptor or thread left.
-    pub fn new(listener: Listener, limits: Limits, console: ConsoleOutput) -> io::Result<Self> {
+    pub fn new(listener: Listener, limits: Limits, backends: Backends) -> io::Result<Self> {
         let news = Arc::new(News { arrivals: Mutex::default(), event: EventFd::new(libc::EFD_NONBLOCK)? });
-        let console = SharedConsole(Arc::new(Mutex::new(console)));
         let told = Arc::clone(&news);
         let reception = Reception::open(
             listener,
             limits.terms,
-            move |offer| prepare(offer, limits.memory, Box::new(console.clone())),
+            move |offer| prepare(offer, limits.memory, &backends),
             move |arrival| told.report(arrival),
         )?;
         Ok(Self { reception, news })
@@ -101,23 +100,9 @@ impl Incoming {
     }
 }
 
-/// The console of whichever machine comes: one that does not arrive leaves it to the next.
-#[derive(Clone)]
-struct SharedConsole(Arc<Mutex<ConsoleOutput>>);
-
-impl Write for SharedConsole {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
-    }
-}
-
 /// Makes the machine that is offered, or says why not.
-fn prepare(offer: &Offer, most: ByteSize, console: ConsoleOutput) -> Result<Machine, Refusal> {
-    let builder = Builder::new(Backends { console: Some(console) });
+fn prepare(offer: &Offer, most: ByteSize, backends: &Backends) -> Result<Machine, Refusal> {
+    let builder = Builder::new(backends.clone());
     builder.described(&offer.machine, most).map_err(|e| Refusal { reason: reason_of(&e), text: e.to_string() })
 }
 

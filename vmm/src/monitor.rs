@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::PROGRAM;
-use crate::console::{Console, ConsoleInput};
+use crate::console::{Consoles, Line};
 use crate::control::ExitReason;
 use crate::control::controller::Controller;
 use crate::control::server::Server;
@@ -73,10 +72,17 @@ enum Source {
 }
 
 impl Source {
-    fn of(data: u32) -> Option<Self> {
-        [Self::Signal, Self::Ended, Self::Api, Self::Guest, Self::Input, Self::Drained, Self::Arrival]
+    /// What happened, and on which console's line, where it is about one.
+    fn of(data: u32) -> (Option<Self>, usize) {
+        let source = [Self::Signal, Self::Ended, Self::Api, Self::Guest, Self::Input, Self::Drained, Self::Arrival]
             .into_iter()
-            .find(|source| *source as u32 == data)
+            .find(|source| *source as u32 == data & 0xff);
+        (source, (data >> 8) as usize)
+    }
+
+    /// The event data of this on a console's line.
+    fn of_line(self, number: u32) -> u32 {
+        self as u32 | number << 8
     }
 }
 
@@ -84,8 +90,7 @@ impl Source {
 pub struct Monitor {
     controller: Arc<Controller>,
     api: Option<Server>,
-    input: Option<ConsoleInput>,
-    drained: Option<EventFd>,
+    lines: Vec<Line>,
     incoming: Option<Incoming>,
     signals: UnixStream,
     /// Somebody has interrupted once while pages of a guest elsewhere were only here.
@@ -94,14 +99,14 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor for what `controller` holds, with a console and, if wanted, an API socket. SIGINT and SIGTERM end it from now
+    /// A monitor for what `controller` holds, with these consoles and, if wanted, an API socket. SIGINT and SIGTERM end it from now
     /// on.
     ///
     /// # Errors
     /// When the host refuses.
     pub fn new(
         controller: Arc<Controller>,
-        console: &mut Console,
+        consoles: &mut Consoles,
         api_socket: Option<&Path>,
     ) -> Result<Self, MonitorError> {
         let api = api_socket
@@ -115,17 +120,9 @@ impl Monitor {
             let sender = sender.try_clone().map_err(MonitorError::host("signals"))?;
             signal_hook::low_level::pipe::register(signal, sender).map_err(MonitorError::host("signals"))?;
         }
-        let input = console.take_input();
-        Ok(Self {
-            controller,
-            api,
-            input,
-            drained: None,
-            incoming: None,
-            signals,
-            was_warned: false,
-            outcome: Arc::default(),
-        })
+        let lines = consoles.take_inputs().zip(0..);
+        let lines = lines.map(|((id, input), number)| Line::new(id, input, Source::Input.of_line(number))).collect();
+        Ok(Self { controller, api, lines, incoming: None, signals, was_warned: false, outcome: Arc::default() })
     }
 
     /// Waits for a guest to come in.
@@ -156,20 +153,13 @@ impl Monitor {
         locked(&self.outcome).get_or_insert(outcome);
     }
 
-    /// Watches a machine that is here: its end, and its console's input.
+    /// Watches a machine that is here: its end, and its consoles' input.
     fn attach(&mut self, machine: &Machine, ops: &mut EventOps) {
         watch(ops, machine.end_event(), Source::Guest);
-        let (Some(input), Some(console)) = (&self.input, machine.console()) else { return };
-        match console.drained() {
-            Ok(drained) => {
-                watch(ops, &drained, Source::Drained);
-                self.drained = Some(drained);
+        for (line, number) in self.lines.iter_mut().zip(0..) {
+            if let Some(port) = machine.ports().consoles.get(line.id()) {
+                line.attach(port.as_ref(), Source::Drained.of_line(number), ops);
             }
-            Err(e) => tracing::warn!("long console input will stall: {e}"),
-        }
-        // Regular files cannot be waited for: a guest whose input is one gets none.
-        if ops.add(Events::with_data(input, Source::Input as u32, EventSet::IN)).is_err() {
-            self.input = None;
         }
     }
 
@@ -219,40 +209,10 @@ impl Monitor {
         }
     }
 
-    /// The guest has read what it had: there is room for more.
-    fn read_on(&self, ops: &mut EventOps) {
-        if let Some(drained) = &self.drained {
-            let _ = drained.read();
-        }
-        if let Some(input) = &self.input {
-            let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::IN));
-        }
-    }
-
-    fn read_input(&mut self, ops: &mut EventOps) {
-        let (Some(input), Some(machine)) = (&self.input, self.controller.machine()) else { return };
-        let Some(console) = machine.console() else { return };
-        let mut buffer = [0; 256];
-        let room = console.room().min(buffer.len());
-        if room == 0 {
-            // Until the guest has read what it has.
-            let _ = ops.modify(Events::with_data(input, Source::Input as u32, EventSet::empty()));
-            return;
-        }
-        match input.read(&mut buffer[..room]) {
-            Ok(0) => {
-                let _ = ops.remove(Events::with_data(input, Source::Input as u32, EventSet::IN));
-                self.input = None;
-            }
-            Ok(n) => {
-                console.receive(&buffer[..n]);
-            }
-            Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-            Err(e) => {
-                tracing::warn!("console input has ended: {e}");
-                let _ = ops.remove(Events::with_data(input, Source::Input as u32, EventSet::IN));
-                self.input = None;
-            }
+    fn read_input(&mut self, number: usize, ops: &mut EventOps) {
+        let (Some(line), Some(machine)) = (self.lines.get_mut(number), self.controller.machine()) else { return };
+        if let Some(port) = machine.ports().consoles.get(line.id()) {
+            line.read_input(port.as_ref(), ops);
         }
     }
 }
@@ -273,7 +233,8 @@ impl MutEventSubscriber for Monitor {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        match Source::of(events.data()) {
+        let (source, number) = Source::of(events.data());
+        match source {
             Some(Source::Signal) => self.interrupted(),
             Some(Source::Ended) => self.end(match self.controller.exit_reason() {
                 Some(ExitReason::Migrated) => Outcome::Migrated,
@@ -281,8 +242,8 @@ impl MutEventSubscriber for Monitor {
             }),
             Some(Source::Api) => self.serve_api(),
             Some(Source::Guest) => self.guest_ended(),
-            Some(Source::Input) => self.read_input(ops),
-            Some(Source::Drained) => self.read_on(ops),
+            Some(Source::Input) => self.read_input(number, ops),
+            Some(Source::Drained) => self.lines.get(number).into_iter().for_each(|line| line.read_on(ops)),
             Some(Source::Arrival) => self.hear_of_guest(ops),
             None => {}
         }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
 
 mod choices;
+mod consoles;
 mod ctl;
 mod demo;
 mod doctor;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use choices::{Cold, When};
 use clap::{Args, Parser, Subcommand};
 use command_line::End;
+use consoles::ConsoleArguments;
 use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
 
 use crate::PROGRAM;
@@ -123,11 +125,4 @@ pub fn main() -> std::process::ExitCode {
         Command::Pages(arguments) => pages::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
     })
-}
-
-/// Says where a pseudo-terminal is, for others to open.
-fn announce_pty(console: &crate::console::Console) {
-    if let Some(pty) = &console.pty {
-        PROGRAM.say(format_args!("serial console on {}", pty.display()));
-    }
 }

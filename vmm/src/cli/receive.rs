@@ -9,11 +9,11 @@ use clap::Args;
 use command_line::End;
 use memory_agent::ByteSize;
 
-use super::{AgentArguments, end};
+use super::{AgentArguments, ConsoleArguments, end};
 use crate::PROGRAM;
 use crate::config::check_socket;
-use crate::console::{Console, SerialTarget};
 use crate::control::controller::Controller;
+use crate::devices::host::Backends;
 use crate::exit::ExitCode;
 use crate::incoming::{Incoming, Limits};
 use crate::migration::destination::Terms;
@@ -26,9 +26,8 @@ pub(super) struct Arguments {
     /// Where to listen: `tcp:HOST:PORT` (port 0 chooses one) or `unix:PATH`.
     #[arg(long, value_name = "ADDRESS")]
     listen: String,
-    /// Where the serial port goes once the guest is here: `stdio`, `file=PATH` or `pty`.
-    #[arg(long, value_name = "TARGET", default_value = "stdio")]
-    serial: String,
+    #[command(flatten)]
+    consoles: ConsoleArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -49,20 +48,19 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
     let address: Address = arguments.listen.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
-    let serial: SerialTarget = arguments.serial.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
     let agent = arguments.agent.options()?;
     check_socket(arguments.api_socket.as_deref())?;
 
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
-    let mut console = Console::open(&serial).context("no console")?;
-    super::announce_pty(&console);
+    let mut consoles = arguments.consoles.open()?;
     let terms = Terms { source_timeout: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
     let limits = Limits { terms, ..Limits::default() };
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
-    let incoming = Incoming::new(listener, limits, console.take_output()).context("no monitor")?;
+    let incoming =
+        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs() }).context("no monitor")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
-    let monitor = Monitor::new(controller, &mut console, arguments.api_socket.as_deref()).context("no monitor")?;
+    let monitor = Monitor::new(controller, &mut consoles, arguments.api_socket.as_deref()).context("no monitor")?;
     PROGRAM.say(format_args!("waiting for a guest on {bound}"));
     end::of_monitor(monitor.with_incoming(incoming).run().context("the monitor failed")?)
 }

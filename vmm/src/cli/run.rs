@@ -8,10 +8,9 @@ use clap::Args;
 use command_line::End;
 use memory_agent::ByteSize;
 
-use super::{AgentArguments, end};
+use super::{AgentArguments, ConsoleArguments, end};
 use crate::boot::Kernel;
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, VmConfig};
-use crate::console::{Console, SerialTarget};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::exit::ExitCode;
@@ -31,9 +30,8 @@ pub(super) struct Arguments {
     /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of an ELF with a PVH entry point.
     #[arg(long, value_name = "KERNEL", default_value = DEFAULT_KERNEL)]
     kernel: String,
-    /// Where the serial port goes: `stdio`, `file=PATH` or `pty`.
-    #[arg(long, value_name = "TARGET", default_value = "stdio")]
-    serial: String,
+    #[command(flatten)]
+    consoles: ConsoleArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -48,21 +46,19 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         memory: arguments.memory,
         cpus: arguments.cpus,
         kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
-        serial: arguments.serial.parse::<SerialTarget>().map_err(|e| usage(e.into()))?,
         api_socket: arguments.api_socket,
     }
     .validate()?;
 
-    let mut console = Console::open(&config.serial).context("no console")?;
-    super::announce_pty(&console);
-    let builder = Builder::new(Backends { console: Some(console.take_output()) });
+    let mut consoles = arguments.consoles.open()?;
+    let builder = Builder::new(Backends { consoles: consoles.take_outputs() });
     let devices = config.devices().context("no machine")?;
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
     controller.set_machine(Arc::clone(&machine), None).context("no monitor")?;
-    let monitor = Monitor::new(controller, &mut console, config.api_socket.as_deref()).context("no monitor")?;
+    let monitor = Monitor::new(controller, &mut consoles, config.api_socket.as_deref()).context("no monitor")?;
     machine.resume();
     drop(machine);
     end::of_monitor(monitor.run().context("the monitor failed")?)

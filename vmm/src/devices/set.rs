@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::host::{Backends, ConsolePort, Host, Interrupts};
+use super::host::{Backends, Host, Interrupts, Ports};
 use super::{Bus, Device, DeviceDescription, DeviceError, table};
 use crate::record::{Parts, Record, RecordError};
 
@@ -12,7 +12,7 @@ use crate::record::{Parts, Record, RecordError};
 pub struct Devices {
     devices: Vec<Arc<dyn Device>>,
     bus: Bus,
-    console: Option<Arc<dyn ConsolePort>>,
+    ports: Ports,
 }
 
 impl Devices {
@@ -23,12 +23,12 @@ impl Devices {
     pub fn new(
         descriptions: &[DeviceDescription],
         interrupts: &dyn Interrupts,
-        backends: Backends,
+        backends: &Backends,
     ) -> Result<Self, DeviceError> {
-        let mut host = Host { interrupts, backends, console: None };
+        let mut host = Host { interrupts, backends, ports: Ports::default() };
         let made = descriptions.iter().map(|device| (table::kind_of(device)?.make)(device, &mut host));
         let devices = made.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { console: host.console, ..Self::of(devices)? })
+        Ok(Self { ports: host.ports, ..Self::of(devices)? })
     }
 
     fn of(devices: Vec<Arc<dyn Device>>) -> Result<Self, DeviceError> {
@@ -45,7 +45,7 @@ impl Devices {
                 bus.add_memory(addresses, id, access)?;
             }
         }
-        Ok(Self { devices, bus, console: None })
+        Ok(Self { devices, bus, ports: Ports::default() })
     }
 
     /// Where vCPUs find them.
@@ -53,9 +53,9 @@ impl Devices {
         &self.bus
     }
 
-    /// The one at which somebody outside types, if there is one.
-    pub fn console(&self) -> Option<&Arc<dyn ConsolePort>> {
-        self.console.as_ref()
+    /// Those that somebody outside works with.
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// What another host must be able to make.
@@ -274,6 +274,7 @@ mod tests {
         assert!(matches!(Devices::of(vec![same(), same()]), Err(DeviceError::Twice(_))));
     }
 
+    #[derive(Debug)]
     struct NoInterrupts;
 
     impl Interrupts for NoInterrupts {
@@ -285,11 +286,11 @@ mod tests {
     #[test]
     fn every_standard_device_is_made_and_restored_from_what_it_saved() {
         let standard = table::standard().unwrap();
-        let make = || Devices::new(&standard, &NoInterrupts, Backends::default()).unwrap();
+        let make = || Devices::new(&standard, &NoInterrupts, &Backends::default()).unwrap();
         let devices = make();
-        assert!(devices.console().is_some());
+        let serial = Arc::clone(&devices.ports().consoles[&"serial0".try_into().unwrap()]);
         assert_eq!(devices.describe(), standard);
-        devices.console().unwrap().receive(b"typed");
+        serial.receive(b"typed");
         let records = crate::record::Records(devices.save().unwrap());
         let other = make();
         let mut parts = records.by_part().unwrap();
@@ -300,6 +301,6 @@ mod tests {
         other.reset();
         assert_eq!(other.save().unwrap(), make().save().unwrap());
         let twice = [standard.clone(), standard].concat();
-        assert!(Devices::new(&twice, &NoInterrupts, Backends::default()).is_err());
+        assert!(Devices::new(&twice, &NoInterrupts, &Backends::default()).is_err());
     }
 }

@@ -40,9 +40,14 @@ const KINDS: [Kind; 3] = [
     Kind::of::<reset::SavedPowerControl>(reset::make_power_control),
 ];
 
+/// The serial port of every machine.
+pub const SERIAL: &str = "serial0";
+/// The virtio console of those that have one.
+pub const CONSOLE: &str = "console0";
+
 /// The devices of every machine, by id and kind.
 const STANDARD: [(&str, &str); 3] = [
-    ("serial0", serial::SavedSerial::KIND),
+    (SERIAL, serial::SavedSerial::KIND),
     ("reset0", reset::SavedResetLine::KIND),
     ("power0", reset::SavedPowerControl::KIND),
 ];

@@ -44,7 +44,7 @@ impl Builder {
         devices: &[DeviceDescription],
     ) -> Result<Machine, MachineError> {
         let ram = GuestRam::new(memory.bytes())?;
-        Machine::new(Arc::new(ram), cpus, None, devices, self.backends)
+        Machine::new(Arc::new(ram), cpus, None, devices, &self.backends)
     }
 
     /// A machine that has been somewhere already, with `most` memory: all but what it holds.
@@ -57,7 +57,7 @@ impl Builder {
             return Err(BuildError::Incompatible(reasons));
         }
         let ram = GuestRam::new(spec.ram.bytes()).map_err(MachineError::from)?;
-        let made = Machine::new(Arc::new(ram), spec.cpus, Some(&spec.processor), &spec.devices, self.backends);
+        let made = Machine::new(Arc::new(ram), spec.cpus, Some(&spec.processor), &spec.devices, &self.backends);
         made.map_err(|e| match e {
             MachineError::Device(e) => BuildError::Incompatible(vec![Incompatibility::Device(e)]),
             MachineError::Kvm(e @ KvmError::TscFrequency { .. }) => {

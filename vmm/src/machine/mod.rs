@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::x86_64::Processor;
 use crate::arch::x86_64::state::{VcpuState, VmState};
 use crate::boot::{self, BootError, Kernel, pvh};
-use crate::devices::host::{Backends, ConsolePort};
+use crate::devices::host::{Backends, Ports};
 use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
 use crate::kvm::{KvmError, Vcpus, Vm};
 use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
@@ -86,7 +86,7 @@ impl Machine {
         cpus: u8,
         processor: Option<&Processor>,
         devices: &[DeviceDescription],
-        backends: Backends,
+        backends: &Backends,
     ) -> Result<Self, MachineError> {
         let vm = Vm::new(ram)?;
         let devices = Devices::new(devices, &vm, backends)?;
@@ -131,9 +131,9 @@ impl Machine {
         self.watch.get()
     }
 
-    /// The device at which somebody outside types, if there is one.
-    pub fn console(&self) -> Option<&Arc<dyn ConsolePort>> {
-        self.devices.console()
+    /// The devices that somebody outside works with.
+    pub fn ports(&self) -> &Ports {
+        self.devices.ports()
     }
 
     /// Number of vCPUs.

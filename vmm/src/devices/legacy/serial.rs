@@ -99,16 +99,16 @@ impl std::fmt::Debug for Com1 {
     }
 }
 
-/// COM1 in its state after reset; the machine's console, if it has none yet.
+/// COM1 in its state after reset.
 pub(in crate::devices) fn make(
     description: &DeviceDescription,
     host: &mut Host<'_>,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
     let irq = host.interrupts.line(COM1_LINE).map_err(refused)?;
-    let output = host.backends.console.take().unwrap_or_else(|| Box::new(io::sink()));
+    let output = host.backends.console(&description.id);
     let com1 = Arc::new(Com1::new(description, irq, output).map_err(refused)?);
-    host.console.get_or_insert_with(|| Arc::clone(&com1) as _);
+    host.ports.consoles.insert(description.id.clone(), Arc::clone(&com1) as _);
     Ok(com1)
 }
 
@@ -143,7 +143,7 @@ impl Com1 {
         let host = |cause| DeviceError::Host { id: id(), cause };
         let irq = Irq(port.interrupt_evt().0.try_clone().map_err(host)?);
         let events = InputEvents { drained: port.events().drained.try_clone().map_err(host)? };
-        let output = std::mem::replace(&mut port.writer_mut().output, Box::new(io::sink()));
+        let output = std::mem::replace(&mut port.writer_mut().output, ConsoleOutput::new(io::sink()));
         let collected = Collected { bytes: Vec::new(), output };
         *port = Serial::from_state(state, irq, events, collected).map_err(|e| RecordError::Bytes {
             id: id(),
@@ -265,13 +265,13 @@ mod tests {
     #[test]
     fn bytes_go_out_and_come_in_and_survive_a_save() {
         let sink = Sink::default();
-        let port = com1(Box::new(sink.clone()));
+        let port = com1(ConsoleOutput::new(sink.clone()));
         port.write(0, b"hello");
         assert_eq!(&*sink.0.lock().unwrap(), b"hello");
 
         assert_eq!(port.receive(b"abc"), 3);
         let saved = port.save().unwrap();
-        let other = com1(Box::new(sink.clone()));
+        let other = com1(ConsoleOutput::new(sink.clone()));
         other.restore(&saved).unwrap();
         assert_eq!(other.save().unwrap(), saved);
         let mut byte = [0];
@@ -283,14 +283,14 @@ mod tests {
 
     #[test]
     fn input_never_overflows_the_fifo() {
-        let port = com1(Box::new(io::sink()));
+        let port = com1(ConsoleOutput::new(io::sink()));
         assert_eq!(port.receive(&[b'x'; 1000]), FIFO);
         assert_eq!(port.room(), 0);
     }
 
     #[test]
     fn saved_state_with_too_much_input_is_refused() {
-        let port = com1(Box::new(io::sink()));
+        let port = com1(ConsoleOutput::new(io::sink()));
         let saved = SavedSerial { received: vec![0; FIFO + 1], ..port.saved() };
         assert!(port.restore(&Record::of("serial0", &saved).unwrap()).is_err());
     }
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn reset_forgets_what_the_guest_has_set_but_not_where_its_bytes_go() {
         let sink = Sink::default();
-        let port = com1(Box::new(sink.clone()));
+        let port = com1(ConsoleOutput::new(sink.clone()));
         let fresh = port.saved();
         port.write(7, &[0x5a]);
         port.receive(b"abc");

@@ -82,7 +82,7 @@ impl Input {
 pub struct VirtioConsole {
     description: DeviceDescription,
     input: Arc<Input>,
-    output: Arc<Mutex<ConsoleOutput>>,
+    output: ConsoleOutput,
     workers: Workers,
 }
 
@@ -99,8 +99,7 @@ impl VirtioConsole {
     /// When the host has no descriptor left.
     pub fn new(description: &DeviceDescription, output: ConsoleOutput) -> Result<Self, DeviceError> {
         let input = Input::new().map_err(|cause| DeviceError::Host { id: description.id.clone(), cause })?;
-        let (input, output) = (Arc::new(input), Arc::new(Mutex::new(output)));
-        Ok(Self { description: description.clone(), input, output, workers: Workers::default() })
+        Ok(Self { description: description.clone(), input: Arc::new(input), output, workers: Workers::default() })
     }
 }
 
@@ -136,7 +135,7 @@ impl VirtioDevice for VirtioConsole {
     }
 
     fn activate(&self, activation: Activation) -> Result<(), DeviceFault> {
-        let serving = Serving::new(&activation, Arc::clone(&self.input), Arc::clone(&self.output));
+        let serving = Serving::new(&activation, Arc::clone(&self.input), self.output.clone());
         let worker = Worker::new(self.description.id.as_str(), &activation, &activation.queues, serving)?;
         self.workers.set([worker]);
         Ok(())

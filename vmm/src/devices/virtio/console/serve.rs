@@ -1,6 +1,7 @@
 //! What the worker does: input into the guest's buffers, the guest's bytes out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::Write;
+use std::sync::Arc;
 
 use vm_memory::GuestMemoryError;
 use vmm_sys_util::epoll::EventSet;
@@ -20,11 +21,11 @@ const PIECE: usize = 4096;
 pub(super) struct Serving {
     activation: Activation,
     input: Arc<Input>,
-    output: Arc<Mutex<ConsoleOutput>>,
+    output: ConsoleOutput,
 }
 
 impl Serving {
-    pub(super) fn new(activation: &Activation, input: Arc<Input>, output: Arc<Mutex<ConsoleOutput>>) -> Self {
+    pub(super) fn new(activation: &Activation, input: Arc<Input>, output: ConsoleOutput) -> Self {
         Self { activation: activation.clone(), input, output }
     }
 
@@ -43,22 +44,21 @@ impl Serving {
         queue.notify()
     }
 
-    fn transmit(&self) -> Result<(), DeviceFault> {
+    fn transmit(&mut self) -> Result<(), DeviceFault> {
         let Activation { ram, notify, queues, .. } = &self.activation;
         let mut queue = queues[usize::from(TRANSMIT)].lock(ram, notify.as_ref());
         if !queue.is_ready() {
             return Ok(());
         }
         while let Some(chain) = queue.pop()? {
-            self.write_out(ram, chain.readable).map_err(wrong(TRANSMIT))?;
+            Self::write_out(&mut self.output, ram, chain.readable).map_err(wrong(TRANSMIT))?;
             queue.push(chain.head, 0)?;
         }
         queue.notify()
     }
 
     /// A console that is gone must not stop the guest: its bytes are lost, as on a line.
-    fn write_out(&self, ram: &GuestRam, mut buffers: Buffers) -> Result<(), GuestMemoryError> {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+    fn write_out(output: &mut ConsoleOutput, ram: &GuestRam, mut buffers: Buffers) -> Result<(), GuestMemoryError> {
         let mut piece = [0; PIECE];
         while !buffers.is_empty() {
             let read = buffers.split_to(PIECE as u64).read(ram, &mut piece)?;

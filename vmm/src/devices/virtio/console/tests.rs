@@ -30,7 +30,7 @@ impl Write for Sink {
 fn console(sink: &Sink) -> VirtioConsole {
     let (id, kind) = ("console0".try_into().unwrap(), "virtio-console".try_into().unwrap());
     let description = DeviceDescription { id, kind, version: 1, config: Vec::new() };
-    VirtioConsole::new(&description, Box::new(sink.clone())).unwrap()
+    VirtioConsole::new(&description, ConsoleOutput::new(sink.clone())).unwrap()
 }
 
 fn machine(sink: &Sink) -> (VirtioConsole, [Driver; 2], Arc<Notified>) {

@@ -1,4 +1,10 @@
-//! The other end of the serial port: this terminal, a file or a pseudo-terminal.
+//! The other end of a console: this terminal, a file or a pseudo-terminal.
+
+mod consoles;
+mod line;
+
+pub use consoles::Consoles;
+pub(crate) use line::Line;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -11,10 +17,11 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::devices::host::ConsoleOutput;
+use crate::record::Name;
 
-/// Where the serial port goes.
+/// Where a console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SerialTarget {
+pub enum ConsoleTarget {
     /// Standard input and output.
     Stdio,
     /// A file, output only.
@@ -29,8 +36,13 @@ pub enum ConsoleError {
     /// Not one of the targets.
     #[error("'{0}' is not a console: write stdio, file=PATH or pty")]
     Target(String),
+    /// Two want this terminal.
+    #[error(
+        "the consoles {0} and {1} cannot both be on standard input and output: give one of them another target, such as pty"
+    )]
+    Twice(Name, Name),
     /// The file or terminal cannot be had.
-    #[error("the serial console {what} cannot be opened: {cause}")]
+    #[error("the console {what} cannot be opened: {cause}")]
     Open {
         /// Which.
         what: String,
@@ -39,7 +51,7 @@ pub enum ConsoleError {
     },
 }
 
-impl FromStr for SerialTarget {
+impl FromStr for ConsoleTarget {
     type Err = ConsoleError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -66,15 +78,15 @@ impl Console {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open(target: &SerialTarget) -> Result<Self, ConsoleError> {
+    pub fn open(target: &ConsoleTarget) -> Result<Self, ConsoleError> {
         match target {
-            SerialTarget::Stdio => {
+            ConsoleTarget::Stdio => {
                 let error = |cause| ConsoleError::Open { what: "on standard output".into(), cause };
                 let output = io::stdout().as_fd().try_clone_to_owned().map_err(error)?;
                 let input = ConsoleInput { fd: Input::Stdin, terminal: CharacterMode::enter() };
                 Ok(Self { input: Some(input), output: Some(output.into()), pty: None })
             }
-            SerialTarget::File(path) => {
+            ConsoleTarget::File(path) => {
                 let output = OpenOptions::new()
                     .create(true)
                     .append(true)
@@ -82,22 +94,22 @@ impl Console {
                     .map_err(|cause| ConsoleError::Open { what: format!("file {}", path.display()), cause })?;
                 Ok(Self { input: None, output: Some(output), pty: None })
             }
-            SerialTarget::Pty => {
+            ConsoleTarget::Pty => {
                 open_pty().map_err(|e| ConsoleError::Open { what: "pseudo-terminal".into(), cause: e.into() })
             }
         }
     }
 
-    /// The end that the serial port writes to; there is one.
+    /// The end that the guest writes to; there is one.
     pub fn take_output(&mut self) -> ConsoleOutput {
         match self.output.take() {
-            Some(file) if self.pty.is_some() => Box::new(Lossy(file)),
-            Some(file) => Box::new(file),
-            None => Box::new(io::sink()),
+            Some(file) if self.pty.is_some() => ConsoleOutput::new(Lossy(file)),
+            Some(file) => ConsoleOutput::new(file),
+            None => ConsoleOutput::new(io::sink()),
         }
     }
 
-    /// The end that the serial port reads from, if there is one.
+    /// The end that the guest reads from, if there is one.
     pub fn take_input(&mut self) -> Option<ConsoleInput> {
         self.input.take()
     }
@@ -215,15 +227,15 @@ mod tests {
 
     #[test]
     fn targets_are_read_as_written() {
-        assert_eq!("stdio".parse::<SerialTarget>().unwrap(), SerialTarget::Stdio);
-        assert_eq!("file=/tmp/x".parse::<SerialTarget>().unwrap(), SerialTarget::File("/tmp/x".into()));
-        assert!("file=".parse::<SerialTarget>().is_err());
-        assert!("modem".parse::<SerialTarget>().is_err());
+        assert_eq!("stdio".parse::<ConsoleTarget>().unwrap(), ConsoleTarget::Stdio);
+        assert_eq!("file=/tmp/x".parse::<ConsoleTarget>().unwrap(), ConsoleTarget::File("/tmp/x".into()));
+        assert!("file=".parse::<ConsoleTarget>().is_err());
+        assert!("modem".parse::<ConsoleTarget>().is_err());
     }
 
     #[test]
     fn a_pty_carries_bytes_both_ways_and_never_blocks() {
-        let mut console = Console::open(&SerialTarget::Pty).unwrap();
+        let mut console = Console::open(&ConsoleTarget::Pty).unwrap();
         let path = console.pty.clone().unwrap();
         let (mut output, input) = (console.take_output(), console.take_input().unwrap());
         let mut user = OpenOptions::new().read(true).write(true).open(path).unwrap();
