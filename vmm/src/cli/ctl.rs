@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use command_line::{End, Output};
+use memory_agent::ByteSize;
 
 use super::ApiSocket;
 use crate::control::client::ask;
@@ -35,6 +36,12 @@ enum Command {
         /// Only this range of guest physical addresses, as START+LENGTH in bytes, decimal or 0x…; may be repeated.
         #[arg(long, value_name = "START+LENGTH", value_parser = range)]
         range: Vec<(u64, u64)>,
+    },
+    /// What the balloon holds and what the guest says of its memory, as JSON.
+    Balloon {
+        /// Ask the guest to give this much of its memory from now on.
+        #[arg(long, value_name = "SIZE")]
+        size: Option<ByteSize>,
     },
     /// What Prometheus wants to know, in its text format.
     Metrics,
@@ -93,6 +100,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::Pause => Request::Pause {},
         Command::Resume { force } => Request::Resume { force: *force },
         Command::PageOut { range } => Request::PageOut { ranges: (!range.is_empty()).then(|| range.clone()) },
+        Command::Balloon { size } => Request::Balloon { size: *size },
         Command::Metrics => Request::Metrics {},
         Command::Migration => Request::Migration {},
         Command::WaitMigration { id } => Request::WaitMigration { id: *id },
@@ -109,6 +117,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Answer::Metrics(text) => output.print(&text),
         Answer::Dump(report) => output.print_json(&report),
         Answer::PageOut(report) => output.print_json(&report),
+        Answer::Balloon(status) => output.print_json(&status),
         Answer::Migration(status) => output.print_json(&status),
         Answer::Migrated(report) => output.print_json(&report),
         other => output.print_json(&other),

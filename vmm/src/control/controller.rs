@@ -185,6 +185,7 @@ impl Controller {
             Request::PageOut { ranges } => {
                 memory::page_out(self.any_machine()?.as_ref(), ranges.as_deref()).map(Answer::PageOut)
             }
+            Request::Balloon { size } => memory::balloon(self.any_machine()?.as_ref(), *size).map(Answer::Balloon),
             Request::Migrate(_) | Request::Migration {} | Request::WaitMigration { .. } => {
                 self.last(None).map(|migration| Answer::Migration(Box::new(migration.status())))
             }

@@ -1,5 +1,7 @@
 //! Why something was not done.
 
+use memory_agent::ByteSize;
+
 use super::MAX_CELLS;
 use super::failure::{Failure, FailureKind, MigrationFailure};
 use crate::dump::DumpError;
@@ -40,6 +42,17 @@ pub enum VmmError {
         "the guest runs elsewhere, and {0} pages that it may need are only here; reconnect if the connection is gone, or quit by force to give them and with them the guest up"
     )]
     OnlyHere(u64),
+    /// The machine has no balloon.
+    #[error("the machine has no balloon; start it with one to have memory given back")]
+    NoBalloon,
+    /// More than all of its memory.
+    #[error("a balloon of {asked} is more than the machine's memory, {memory}")]
+    BalloonSize {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What there is.
+        memory: ByteSize,
+    },
     /// Not all of the guest's memory is here.
     #[error(
         "{0} pages of the guest's memory are still to come from where it was; wait until the status shows no `post_copy`"
@@ -97,9 +110,9 @@ pub enum VmmError {
 impl VmmError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::NoWay | Self::Address(_) | Self::Cells(_) => FailureKind::Invalid,
+            Self::NoWay | Self::Address(_) | Self::Cells(_) | Self::BalloonSize { .. } => FailureKind::Invalid,
             Self::NoGuest | Self::NotMigrating | Self::NoMigration | Self::NothingFollows => FailureKind::NotFound,
-            Self::NoMap | Self::Range { .. } => FailureKind::NotFound,
+            Self::NoMap | Self::NoBalloon | Self::Range { .. } => FailureKind::NotFound,
             Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
             Self::HandedOver => FailureKind::HandedOver,
             Self::OnlyHere(_) => FailureKind::PagesOutstanding,

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use memory_agent::{Metrics, PAGE_SIZE, PageOutReport, picture};
+use memory_agent::{ByteSize, Metrics, PAGE_SIZE, PageOutReport, picture};
 
 use super::error::VmmError;
 use super::{MAX_CELLS, PagesReport, Status, postcopy_metrics};
+use crate::devices::virtio::balloon::BalloonStatus;
 use crate::machine::Machine;
 use crate::ram::{GuestRam, RamWatch};
 
@@ -52,6 +53,19 @@ pub(super) fn page_out(machine: &Machine, ranges: Option<&[(u64, u64)]>) -> Resu
             .collect::<Result<_, _>>()?,
     };
     Ok(ram.page_out(&ranges)?)
+}
+
+/// Asks the guest to give `size` of its memory, unless nothing is said, and tells what it has given.
+pub(super) fn balloon(machine: &Machine, size: Option<ByteSize>) -> Result<BalloonStatus, VmmError> {
+    let balloon = machine.ports().balloon.as_ref().ok_or(VmmError::NoBalloon)?;
+    if let Some(asked) = size {
+        let memory = ByteSize(machine.ram().layout().bytes());
+        if asked > memory {
+            return Err(VmmError::BalloonSize { asked, memory });
+        }
+        balloon.set_target(asked);
+    }
+    Ok(balloon.status())
 }
 
 /// Guest physical addresses as RAM pages; `None` when they are not all RAM or not whole pages.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use memory_agent::{AgentCost, ByteSize, Counts, PageOutReport};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::balloon::BalloonStatus;
 use crate::dump::DumpReport;
 use crate::migration::destination::PostCopyStatus;
 use crate::migration::plan::ColdPolicy;
@@ -68,6 +69,12 @@ pub enum Request {
         /// Guest physical addresses and lengths in bytes; all of guest RAM when left out.
         #[serde(default)]
         ranges: Option<Vec<(u64, u64)>>,
+    },
+    /// What the balloon holds and what the guest says of its memory.
+    Balloon {
+        /// How much the guest is to give from now on; as before when left out.
+        #[serde(default)]
+        size: Option<ByteSize>,
     },
     /// Migrate to another host. Unless it is detached, the answer comes when that has ended; it goes on without whoever
     /// asked.
@@ -274,6 +281,8 @@ pub enum Answer {
     Metrics(String),
     /// To [`Request::PageOut`].
     PageOut(PageOutReport),
+    /// To [`Request::Balloon`].
+    Balloon(BalloonStatus),
     /// To [`Request::Dump`].
     Dump(DumpReport),
     /// To [`Request::Migrate`] and [`Request::WaitMigration`].
