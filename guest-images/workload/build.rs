@@ -45,7 +45,11 @@ fn variable(name: &str) -> PathBuf {
 fn rerun_for_files_in(folder: &Path) {
     println!("cargo::rerun-if-changed={}", folder.display());
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    for entry in entries.flatten() {
-        println!("cargo::rerun-if-changed={}", entry.path().display());
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            rerun_for_files_in(&path);
+        } else {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
     }
 }

@@ -49,6 +49,16 @@ impl Console {
         }
     }
 
+    /// Queues a line if there is room; whether there was.
+    pub fn offer(&mut self, line: &dyn fmt::Display) -> bool {
+        self.serial.queue(line)
+    }
+
+    /// Says why something is not done.
+    pub fn refuse(&mut self, message: &dyn fmt::Display, clock: &mut Clock) {
+        self.say(&Error { message }, clock);
+    }
+
     /// Sends everything that is queued.
     pub fn flush(&mut self, clock: &mut Clock) {
         while !self.serial.is_empty() {
@@ -70,15 +80,17 @@ impl Console {
         self.serial.pump(clock, self.frequency.ticks(PATIENCE_US));
     }
 
-    /// What is due at `now` of the output: a report, news of bad pages, the next few bytes.
+    /// What is due at `now` of the output: a report, news of bad pages, the next few bytes. Whether a report was due.
     #[inline]
-    pub fn tell(&mut self, now: u64, clock: &mut Clock) {
-        if now >= self.next_report {
+    pub fn tell(&mut self, now: u64, clock: &mut Clock) -> bool {
+        let is_due = now >= self.next_report;
+        if is_due {
             self.report(now);
         }
         if self.has_output() {
             self.pump(clock);
         }
+        is_due
     }
 
     fn report(&mut self, now: u64) {

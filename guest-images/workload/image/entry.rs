@@ -85,7 +85,7 @@ long_mode:
     xor %edi, %edi                      # cpuid and wrmsr leave it, but it costs nothing to be sure
 1:
     lea 1(%rdi), %eax                   # this vCPU's ring-3 stack
-    shl $15, %eax
+    shl $17, %eax
     add $ring3_stacks, %eax
     mov %rax, %rsp                      # nothing is on it yet, so it also carries the way there
     pushq $0x2b
@@ -150,7 +150,7 @@ boot_start_info:
     .skip 8
     .balign 4096
 ring3_stacks:
-    .skip 2 * 32768
+    .skip 2 * 0x20000
 .popsection
 "#,
     options(att_syntax)

@@ -8,13 +8,18 @@
 #![no_main]
 
 mod apic;
+mod arena;
+mod bars;
 mod boot_info;
 mod clock;
 mod console;
 mod control;
+mod devices;
 mod entry;
 mod memory;
+mod mmio;
 mod pages;
+mod pci;
 mod port;
 mod power;
 mod rust_runtime;
@@ -25,16 +30,29 @@ mod smp;
 mod tables;
 mod traps;
 mod tsc;
+mod virtio;
 mod worker;
 mod workload;
 
 // Shared with the host library, which uses parts that the image does not.
 #[allow(dead_code)]
+#[path = "../src/block.rs"]
+mod block;
+#[allow(dead_code)]
 #[path = "../src/command.rs"]
 mod command;
 #[allow(dead_code)]
+#[path = "../src/device_report.rs"]
+mod device_report;
+#[allow(dead_code)]
 #[path = "../src/extents.rs"]
 mod extents;
+#[allow(dead_code)]
+#[path = "../src/frame.rs"]
+mod frame;
+#[allow(dead_code)]
+#[path = "../src/job.rs"]
+mod job;
 #[allow(dead_code)]
 #[path = "../src/layout.rs"]
 mod layout;

@@ -17,7 +17,8 @@ pub struct Memory {
 impl Memory {
     /// Makes the regions reachable; writes nothing yet.
     pub fn new(layout: Layout, seed: u64) -> Self {
-        let regions = layout.working_set.iter().chain(layout.cold.iter()).chain([&layout.table]);
+        let regions = layout.working_set.iter().chain(layout.cold.iter()).chain(layout.free.iter());
+        let regions = regions.chain([&layout.table, &layout.devices]);
         regions.for_each(tables::map);
         Self { layout, seed }
     }

@@ -51,7 +51,7 @@ pub fn second() -> ! {
     let figures = &FIGURES[1];
     // SAFETY: set before this vCPU was started, to something that is never dropped.
     let Machine { options, memory, frequency } = unsafe { *MACHINE.load(Ordering::Acquire) };
-    let sleeper = Sleeper::new(1, frequency);
+    let mut sleeper = Sleeper::new(1, frequency);
     let mut worker = Worker::new(memory, frequency, figures, options.seed, 1, u64::from(options.cpus));
     let mut clock = Clock::new(figures);
     figures.up.store(true, Ordering::Release);

@@ -25,6 +25,7 @@ page_directory_pointers:
     .quad page_directories + 0x2067
     .quad page_directories + 0x3067
     .skip 4096 - 32
+.globl page_directories
 page_directories:
     .set address, 0
     .rept 2039
@@ -50,6 +51,7 @@ high_directories:
 );
 
 unsafe extern "C" {
+    static mut page_directories: [u64; 2048];
     static mut page_directory_pointers: [u64; 512];
     static mut high_directories: [[u64; 512]; HIGH as usize];
 }
@@ -75,6 +77,19 @@ pub fn map(extent: &Extent) {
             }
             // Only now, so that no walk sees a half-written directory. Nothing was mapped here: no flush is due.
             ptr::write_volatile(pointer, directory as u64 | 0x67);
+        }
+    }
+}
+
+/// Makes the part of `extent` below 4 GiB uncached: registers of devices, which nobody has touched yet.
+pub fn uncache(extent: &Extent) {
+    const NO_CACHE: u64 = 0x18;
+    let last = extent.end().min(4 * GIB).div_ceil(2 << 20);
+    for index in extent.start >> 21..last {
+        // SAFETY: there is an entry for each 2 MiB of the first 4 GiB, and ring 3 may write them.
+        unsafe {
+            let entry = (&raw mut page_directories).cast::<u64>().add(index as usize);
+            ptr::write_volatile(entry, ptr::read_volatile(entry) | NO_CACHE);
         }
     }
 }

@@ -36,7 +36,7 @@ exception:                              # continue in ring 3 at exception_in_rin
     iretq
 
 .globl halt_trap
-halt_trap:                              # int3: halt until the timer has set the flag at rdi
+halt_trap:                              # int3: halt until something has set the flag at rdi
     cmpb $0, (%rdi)
     jne 1f
     sti                                 # takes effect after the next instruction: no interrupt can slip in before hlt
@@ -45,12 +45,22 @@ halting:
 halted:
 1:  iretq
 
+    .balign 32
+.globl device_stubs
+device_stubs:                           # 32 bytes each, for what devices signal: count it, and wake the first vCPU
+.irp number, 0,1,2,3,4
+    .balign 32
+    incq device_interrupts + 8 * \number
+    orb $2, timer_fired
+    jmp end_of_interrupt
+.endr
+
 .globl timer_0, timer_1
 timer_0:
-    movb $1, timer_fired
+    orb $1, timer_fired
     jmp end_of_interrupt
 timer_1:
-    movb $1, timer_fired + 1
+    orb $1, timer_fired + 1
 end_of_interrupt:
     push %rax
     cmpq $halting, 8(%rsp)              # it did slip in, where a nested hypervisor forgets what sti promises: no more halt
@@ -66,7 +76,9 @@ spurious:
 .popsection
 
 .pushsection .data.flags, "aw", @progbits
-.globl timer_fired
+.globl timer_fired, device_interrupts
+device_interrupts:
+    .skip 5 * 8
 timer_fired:
     .byte 0, 0
 .popsection
@@ -90,7 +102,35 @@ unsafe extern "C" {
     static timer_0: u8;
     static timer_1: u8;
     static spurious: u8;
+    static device_stubs: u8;
+    static device_interrupts: [u64; 5];
 }
+
+/// Interrupts of devices, by the queue that they are of.
+#[derive(Clone, Copy)]
+pub enum Signal {
+    Disk,
+    NetReceive,
+    NetTransmit,
+    Balloon,
+    Random,
+}
+
+impl Signal {
+    /// The interrupt vector.
+    pub fn vector(self) -> u8 {
+        FIRST_OF_DEVICES + self as u8
+    }
+
+    /// How many have come.
+    pub fn count(self) -> u64 {
+        // SAFETY: a counter for each; the handlers write them, so the read is volatile.
+        unsafe { ptr::read_volatile((&raw const device_interrupts).cast::<u64>().add(self as usize)) }
+    }
+}
+
+/// Vectors behind the timers'.
+const FIRST_OF_DEVICES: u8 = 0x50;
 
 const BREAKPOINT: u8 = 3;
 
@@ -106,6 +146,9 @@ pub fn install() {
     set(BREAKPOINT, gate(&raw const halt_trap as u64, 3));
     set(sleep::VECTOR, gate(&raw const timer_0 as u64, 0));
     set(sleep::VECTOR + 1, gate(&raw const timer_1 as u64, 0));
+    for signal in [Signal::Disk, Signal::NetReceive, Signal::NetTransmit, Signal::Balloon, Signal::Random] {
+        set(signal.vector(), gate(&raw const device_stubs as u64 + signal as u64 * 32, 0));
+    }
     set(apic::SPURIOUS, gate(&raw const spurious as u64, 0));
 }
 

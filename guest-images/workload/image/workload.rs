@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::command::Command;
 use crate::console::Console;
 use crate::control::{FIGURES, Figures, ORDERS};
+use crate::devices::{Devices, Wish};
 use crate::layout::{Layout, LayoutError};
 use crate::memory::Memory;
 use crate::options::{Options, OptionsError};
@@ -16,6 +17,7 @@ use crate::report::{Bad, CheckedAll, Ready, Touched};
 use crate::sleep::Sleeper;
 use crate::smp::Machine;
 use crate::tsc::Frequency;
+use crate::virtio::transport::DeviceError;
 use crate::worker::{Step, Worker};
 use crate::{entry, power, serial, smp, traps};
 
@@ -31,7 +33,7 @@ extern "C" fn ring3_main(cpu: u32) -> ! {
     let mut clock = Clock::new(&FIGURES[0]);
     let mut console = Console::new(frequency);
     match Machine::find(frequency) {
-        Ok(machine) => run(&machine, console, clock),
+        Ok((machine, devices)) => run(&machine, devices, console, clock),
         Err(refusal) => console.fail(&refusal, &mut clock),
     }
 }
@@ -41,6 +43,7 @@ enum Refusal {
     BootInfo(BootInfoError),
     Options(OptionsError),
     Layout(LayoutError),
+    Device(DeviceError),
 }
 
 impl fmt::Display for Refusal {
@@ -49,20 +52,23 @@ impl fmt::Display for Refusal {
             Self::BootInfo(error) => error.fmt(f),
             Self::Options(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
+            Self::Device(error) => error.fmt(f),
         }
     }
 }
 
 impl Machine {
-    fn find(frequency: Frequency) -> Result<Self, Refusal> {
+    fn find(frequency: Frequency) -> Result<(Self, Devices), Refusal> {
         let info = BootInfo::read().map_err(Refusal::BootInfo)?;
         let options: Options = info.command_line().parse().map_err(Refusal::Options)?;
         let layout = Layout::place(&info.ram, &options).map_err(Refusal::Layout)?;
-        Ok(Self { options, memory: Memory::new(layout, options.seed), frequency })
+        let memory = Memory::new(layout, options.seed);
+        let devices = Devices::find(&options, &layout, &info.ram, frequency).map_err(Refusal::Device)?;
+        Ok((Self { options, memory, frequency }, devices))
     }
 }
 
-fn run(machine: &Machine, mut console: Console, mut clock: Clock) -> ! {
+fn run(machine: &Machine, devices: Devices, mut console: Console, mut clock: Clock) -> ! {
     let Machine { options, memory, frequency } = *machine;
     ORDERS.rate.store(options.rate, Relaxed);
     ORDERS.writes.store(options.writes, Relaxed);
@@ -83,9 +89,12 @@ fn run(machine: &Machine, mut console: Console, mut clock: Clock) -> ! {
         boot_us: frequency.us(clock.read().saturating_sub(entry::boot_tsc())),
     };
     console.say(&ready, &mut clock);
+    if options.devices() {
+        console.say(&devices.found(&memory.layout), &mut clock);
+    }
     ORDERS.running.store(true, Relaxed);
     let random = Random::new(!options.seed);
-    First { memory, frequency, console, clock, worker, sleeper, random }.run()
+    First { memory, frequency, console, clock, worker, sleeper, random, devices }.run()
 }
 
 /// The first vCPU at work.
@@ -98,6 +107,7 @@ struct First {
     sleeper: Sleeper,
     /// Chooses cold pages to touch.
     random: Random,
+    devices: Devices,
 }
 
 impl First {
@@ -106,15 +116,31 @@ impl First {
         let mut idle = false;
         loop {
             let now = self.clock.read();
-            self.console.tell(now, &mut self.clock);
-            if let Some(command) = self.console.command(now, idle, &mut self.clock) {
-                self.obey(command);
+            if !self.devices.want_quiet() {
+                if self.console.tell(now, &mut self.clock) {
+                    self.devices.report(&mut self.console);
+                }
+                if let Some(command) = self.console.command(now, idle, &mut self.clock) {
+                    self.obey(command);
+                }
             }
+            self.devices.step(&mut self.console, &mut self.clock);
             idle = matches!(self.worker.step(now), Step::Ahead);
-            if idle && !self.console.has_output() {
-                self.sleeper.sleep(self.frequency.ticks(1000), &mut self.clock);
+            if idle && (!self.console.has_output() || self.devices.want_quiet()) {
+                self.rest();
             }
         }
+    }
+
+    /// Passes time, unless something has to be looked for.
+    fn rest(&mut self) {
+        let Self { devices, sleeper, clock, frequency, .. } = self;
+        let ticks = frequency.ticks(1000);
+        match devices.wish() {
+            Wish::Rest => sleeper.sleep(ticks, clock),
+            Wish::Interrupt => sleeper.sleep_unless(ticks, clock, || devices.want_interrupt()),
+            Wish::Polling => return,
+        };
     }
 
     fn obey(&mut self, command: Command) {
@@ -129,6 +155,7 @@ impl First {
             Command::Off => self.end(power::off),
             Command::Reset => self.end(power::reset),
             Command::Crash => self.end(power::crash),
+            _ => self.devices.obey(command, &mut self.console, &mut self.clock),
         }
     }
 

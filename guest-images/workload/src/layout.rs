@@ -4,6 +4,7 @@
 
 use core::fmt;
 
+use crate::block::BLOCK;
 use crate::extents::{Extent, Extents};
 use crate::options::Options;
 use crate::pattern::PAGE;
@@ -13,6 +14,9 @@ pub const FIRST_FREE: u64 = 2 << 20;
 
 /// First byte that the image cannot map.
 pub const LIMIT: u64 = 66 << 30;
+
+/// Room for rings, requests and buffers of all devices: most of it is what a disk has under way.
+const FOR_BUFFERS: u64 = 12 << 20;
 
 /// Regions start on this boundary, so that a host that tracks or moves memory in huge pages sees them apart.
 const ALIGN: u64 = 2 << 20;
@@ -26,6 +30,10 @@ pub struct Layout {
     pub working_set: Extents,
     /// Pages that are written once.
     pub cold: Extents,
+    /// Pages that are given back to the host, when there is a balloon.
+    pub free: Extents,
+    /// Rings, requests and buffers of devices, when there are any.
+    pub devices: Extent,
 }
 
 impl Layout {
@@ -35,8 +43,16 @@ impl Layout {
         let table = free.contiguous(options.working_set / PAGE * 4)?;
         let working_set = free.spread(options.working_set)?;
         let cold = free.spread(options.cold)?;
-        Ok(Self { table, working_set, cold })
+        let free_pages = free.spread(options.free)?;
+        let devices = free.contiguous(for_devices(options))?;
+        Ok(Self { table, working_set, cold, free: free_pages, devices })
     }
+}
+
+/// What drivers need: rings, requests and buffers, and the generation of each block of the disk, a `u32`.
+fn for_devices(options: &Options) -> u64 {
+    let table = (options.disk / BLOCK * 4).next_multiple_of(PAGE);
+    if options.devices() { FOR_BUFFERS + table } else { 0 }
 }
 
 /// Why the regions cannot be placed.
@@ -147,20 +163,26 @@ mod tests {
     proptest! {
         #[test]
         fn regions_lie_in_ram_and_apart(
-            mib in 64u64..65_536, working_set in 0u64..1 << 22, cold in 0u64..1 << 23,
+            mib in 64u64..65_536, working_set in 0u64..1 << 22, cold in 0u64..1 << 23, free in 0u64..1 << 20,
+            disk in 0u64..1 << 20,
         ) {
-            let (working_set, cold) = (working_set * PAGE, cold * PAGE);
+            let (working_set, cold, free, disk) = (working_set * PAGE, cold * PAGE, free * PAGE, disk * PAGE);
             let ram = machine(mib << 20);
-            let options = Options { working_set, cold, ..Options::default() };
+            let options = Options { working_set, cold, free, disk, ..Options::default() };
             let Ok(layout) = Layout::place(&ram, &options) else {
-                // Refused only when RAM is really short, by no more than what alignment may cost.
-                prop_assert!(working_set + cold + working_set / 1024 + (10 << 20) > mib << 20);
+                // Refused only when RAM is really short, by no more than what alignment may cost; what is in one piece may
+                // also fail at the hole.
+                let devices = for_devices(&options);
+                prop_assert!(working_set + cold + working_set / 1024 + free + 2 * devices + (14 << 20) > mib << 20);
                 return Ok(());
             };
             prop_assert_eq!(layout.working_set.bytes(), working_set);
             prop_assert_eq!(layout.cold.bytes(), cold);
+            prop_assert_eq!(layout.free.bytes(), free);
+            prop_assert_eq!(layout.devices.len, for_devices(&options));
             let mut end = FIRST_FREE;
-            let all = [layout.table].into_iter().chain(layout.working_set.to_vec()).chain(layout.cold.to_vec());
+            let spread = [layout.working_set, layout.cold, layout.free].map(|extents| extents.to_vec()).concat();
+            let all = [layout.table].into_iter().chain(spread).chain([layout.devices]);
             for extent in all.filter(|extent| extent.len > 0) {
                 prop_assert!(extent.start >= end, "{:?} after {:x}", extent, end);
                 end = extent.end();

@@ -17,8 +17,12 @@
 //!
 //! The modules that the image and the host must agree on are compiled into both; see the README for the rest.
 
+pub mod block;
 pub mod command;
+pub mod device_report;
 pub mod extents;
+pub mod frame;
+pub mod job;
 pub mod layout;
 pub mod line;
 pub mod options;

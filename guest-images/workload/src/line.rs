@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::device_report::{BadBlock, Balloon, Devices, Disk, DiskDone, Free, Hostile, Net, NetDone, RandomBytes};
 use crate::report::{Ack, Bad, CheckedAll, Error, Panic, Ready, Report, Touched};
 
 /// A line of the guest's console.
@@ -19,6 +20,26 @@ pub enum Line {
     Touched(Touched),
     /// A page that lost its contents.
     Bad(Bad),
+    /// Which devices there are.
+    Devices(Devices),
+    /// How the disk goes, with each report.
+    Disk(Disk),
+    /// The end of a job of the disk.
+    DiskDone(DiskDone),
+    /// A block of the disk that is not as written.
+    BadBlock(BadBlock),
+    /// How the network goes, with each report.
+    Net(Net),
+    /// The end of a job of the network.
+    NetDone(NetDone),
+    /// The answer to `free-fill`, `free-report` and `free-check`.
+    Free(Free),
+    /// The answer to `balloon`.
+    Balloon(Balloon),
+    /// The answer to `random`.
+    Random(RandomBytes),
+    /// The answer to `hostile`.
+    Hostile(Hostile),
     /// An exception; the machine powers off.
     Panic(Panic),
     /// A command line or command was refused.
@@ -68,6 +89,12 @@ mod tests {
         assert_eq!(Line::parse(&touched.to_string()).unwrap(), Line::Touched(touched));
         let bad = Bad { page: 4096, word: 511, expected: u64::MAX, found: 0 };
         assert_eq!(Line::parse(&bad.to_string()).unwrap(), Line::Bad(bad));
+        let free = Free { pages: 1, zeros: 2, kept: 3, errors: 4, took_us: 5 };
+        assert_eq!(Line::parse(&free.to_string()).unwrap(), Line::Free(free));
+        let bytes = RandomBytes { bytes: 1, ones: 2, took_us: 3 };
+        assert_eq!(Line::parse(&bytes.to_string()).unwrap(), Line::Random(bytes));
+        let hostile = Hostile { status: 1, answered: 2, request_status: 3, works: 4, took_us: 5 };
+        assert_eq!(Line::parse(&hostile.to_string()).unwrap(), Line::Hostile(hostile));
         let panic = Panic { vector: 14, code: 2, rip: 0x10_0000, cr2: u64::MAX, cpu: 1 };
         assert_eq!(Line::parse(&panic.to_string()).unwrap(), Line::Panic(panic));
     }

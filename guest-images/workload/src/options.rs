@@ -23,6 +23,17 @@ pub struct Options {
     pub seed: u64,
     /// vCPUs to use, 1 or 2. Default 1.
     pub cpus: u32,
+    /// Bytes of the first virtio disk that are used, from its start, a multiple of 4 KiB. Default none: no disk.
+    pub disk: u64,
+    /// Whether the first virtio network device is used. Default no.
+    pub net: bool,
+    /// Bytes that are given back to the host by the balloon and free page reporting, a multiple of 4 KiB. Default none: no
+    /// balloon.
+    pub free: u64,
+    /// Whether the first virtio source of randomness is used. Default no.
+    pub random: bool,
+    /// Whether devices interrupt; otherwise the guest polls. Default no.
+    pub interrupts: bool,
 }
 
 /// The most bytes that working set and cold pages may have: what the image can map.
@@ -30,14 +41,28 @@ pub const MAX_BYTES: u64 = 64 << 30;
 
 impl Default for Options {
     fn default() -> Self {
-        Self { working_set: 32 << 20, cold: 0, writes: 50, rate: 0, seed: 1, cpus: 1 }
+        Self {
+            working_set: 32 << 20,
+            cold: 0,
+            writes: 50,
+            rate: 0,
+            seed: 1,
+            cpus: 1,
+            disk: 0,
+            net: false,
+            free: 0,
+            random: false,
+            interrupts: false,
+        }
     }
 }
 
 impl Options {
     /// Checks what the types do not: page multiples and ranges. `FromStr` has done this already.
     pub fn validate(&self) -> Result<(), OptionsError> {
-        for (name, bytes) in [("working-set", self.working_set), ("cold", self.cold)] {
+        for (name, bytes) in
+            [("working-set", self.working_set), ("cold", self.cold), ("disk", self.disk), ("free", self.free)]
+        {
             if bytes % PAGE != 0 {
                 return Err(OptionsError::NotPages { name });
             }
@@ -57,6 +82,11 @@ impl Options {
         Ok(())
     }
 
+    /// Whether any device is used.
+    pub fn devices(&self) -> bool {
+        self.disk > 0 || self.net || self.free > 0 || self.random
+    }
+
     fn set(&mut self, word: &str) -> Result<(), OptionsError> {
         let (name, value) = word.split_once('=').ok_or(OptionsError::NotAnOption)?;
         match name {
@@ -66,6 +96,11 @@ impl Options {
             "rate" => self.rate = number("rate", value)?,
             "seed" => self.seed = number("seed", value)?,
             "cpus" => self.cpus = number("cpus", value)?,
+            "disk" => self.disk = size("disk", value)?,
+            "net" => self.net = switch("net", value)?,
+            "free" => self.free = size("free", value)?,
+            "random" => self.random = switch("random", value)?,
+            "interrupts" => self.interrupts = switch("interrupts", value)?,
             _ => return Err(OptionsError::NotAnOption),
         }
         Ok(())
@@ -90,9 +125,14 @@ impl FromStr for Options {
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { working_set, cold, writes, rate, seed, cpus } = *self;
+        let Self { working_set, cold, writes, rate, seed, cpus, disk, net, free, random, interrupts } = *self;
         let (working_set, cold) = (Size(working_set), Size(cold));
-        write!(f, "working-set={working_set},cold={cold},writes={writes},rate={rate},seed={seed},cpus={cpus}")
+        write!(f, "working-set={working_set},cold={cold},writes={writes},rate={rate},seed={seed},cpus={cpus}")?;
+        for (name, bytes) in [("disk", disk), ("free", free)].into_iter().filter(|(_, bytes)| *bytes > 0) {
+            write!(f, ",{name}={}", Size(bytes))?;
+        }
+        let switches = [("net", net), ("random", random), ("interrupts", interrupts)];
+        switches.iter().filter(|(_, on)| *on).try_for_each(|(name, _)| write!(f, ",{name}=on"))
     }
 }
 
@@ -103,6 +143,11 @@ pub enum OptionsError {
     NotAnOption,
     /// The value of this option is not a whole number.
     NotANumber {
+        /// Option with the bad value.
+        name: &'static str,
+    },
+    /// The value of this option is neither on nor off.
+    NotASwitch {
         /// Option with the bad value.
         name: &'static str,
     },
@@ -129,9 +174,13 @@ impl fmt::Display for OptionsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAnOption => {
-                f.write_str("options are working-set=SIZE, cold=SIZE, writes=PERCENT, rate=N, seed=N and cpus=N")
+                f.write_str(
+                    "options are working-set=SIZE, cold=SIZE, writes=PERCENT, rate=N, seed=N, cpus=N, disk=SIZE, ",
+                )?;
+                f.write_str("net=on, free=SIZE, random=on and interrupts=on")
             }
             Self::NotANumber { name } => write!(f, "option {name} takes a whole number"),
+            Self::NotASwitch { name } => write!(f, "option {name} takes on or off"),
             Self::NotASize { name } => write!(f, "option {name} takes a size such as 4096, 512KiB, 64MiB or 2GiB"),
             Self::NotPages { name } => write!(f, "option {name} takes a multiple of 4KiB"),
             Self::OutOfRange { name, expected } => write!(f, "option {name} takes {expected}"),
@@ -167,6 +216,14 @@ fn size(name: &'static str, text: &str) -> Result<u64, OptionsError> {
     count.checked_mul(1 << shift).ok_or(OptionsError::NotASize { name })
 }
 
+fn switch(name: &'static str, text: &str) -> Result<bool, OptionsError> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(OptionsError::NotASwitch { name }),
+    }
+}
+
 fn number<T: FromStr>(name: &'static str, text: &str) -> Result<T, OptionsError> {
     text.parse().map_err(|_| OptionsError::NotANumber { name })
 }
@@ -179,10 +236,14 @@ mod tests {
     #[test]
     fn reads_the_documented_form() {
         let options: Options = "working-set=64MiB,cold=384MiB,writes=50,rate=2000,seed=1,cpus=1".parse().unwrap();
-        let expected = Options { working_set: 64 << 20, cold: 384 << 20, writes: 50, rate: 2000, seed: 1, cpus: 1 };
+        let expected = Options { working_set: 64 << 20, cold: 384 << 20, rate: 2000, ..Options::default() };
         assert_eq!(options, expected);
         assert_eq!("".parse(), Ok(Options::default()));
         assert_eq!("cold=8K, seed=7".parse::<Options>().unwrap().cold, 8192);
+        let devices: Options = "disk=64MiB,net=on,free=2MiB,random=on,interrupts=on".parse().unwrap();
+        let expected =
+            Options { disk: 64 << 20, net: true, free: 2 << 20, random: true, interrupts: true, ..Options::default() };
+        assert_eq!(devices, expected);
     }
 
     #[test]
@@ -196,6 +257,8 @@ mod tests {
             ("writes=-1", "whole number"),
             ("cpus=3", "1 or 2"),
             ("cpus=0", "1 or 2"),
+            ("disk=100", "multiple of 4KiB"),
+            ("net=1", "on or off"),
             ("speed=1", "options are"),
             ("rate", "options are"),
         ] {
@@ -208,9 +271,11 @@ mod tests {
         #[test]
         fn display_and_from_str_agree(
             working_set in 0..=MAX_BYTES / PAGE, cold in 0..=MAX_BYTES / PAGE, writes in 0u32..=100,
-            rate in 0..=MAX_RATE, seed: u64, cpus in 1u32..=2,
+            rate in 0..=MAX_RATE, seed: u64, cpus in 1u32..=2, disk in 0..=MAX_BYTES / PAGE, free in 0..=MAX_BYTES / PAGE,
+            net: bool, random: bool, interrupts: bool,
         ) {
-            let options = Options { working_set: working_set * PAGE, cold: cold * PAGE, writes, rate, seed, cpus };
+            let (working_set, cold, disk, free) = (working_set * PAGE, cold * PAGE, disk * PAGE, free * PAGE);
+            let options = Options { working_set, cold, writes, rate, seed, cpus, disk, net, free, random, interrupts };
             prop_assert_eq!(options.to_string().parse(), Ok(options));
         }
 

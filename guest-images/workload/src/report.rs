@@ -29,6 +29,7 @@ macro_rules! lines {
         }
     )*};
 }
+pub(crate) use lines;
 
 lines! {
     /// The first line after a good boot: every page is written and the work begins.
@@ -169,7 +170,7 @@ impl<T: fmt::Display> fmt::Display for Error<T> {
 }
 
 /// A field's JSON form.
-struct Json<'a, T>(&'a T);
+pub(crate) struct Json<'a, T>(pub(crate) &'a T);
 
 macro_rules! json {
     ($($type:ty: $format:expr),* $(,)?) => {$(
