@@ -16,6 +16,7 @@ pub mod dump;
 pub mod exit;
 pub mod host;
 pub mod incoming;
+pub mod key_value;
 pub mod kvm;
 pub mod machine;
 pub mod migration;
