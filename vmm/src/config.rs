@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::boot::Kernel;
+use crate::devices::virtio::rng;
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
 use crate::ram::layout::MAX_RAM;
@@ -75,6 +76,8 @@ pub struct VmConfig {
     pub cpus: u8,
     /// What boots.
     pub kernel: Kernel,
+    /// Whether the host gives its randomness.
+    pub rng: bool,
     /// The control socket, if any.
     pub api_socket: Option<PathBuf>,
 }
@@ -117,7 +120,11 @@ impl VmConfig {
     /// # Errors
     /// When one has a name that nothing can have, or too much is to be seen of it.
     pub fn devices(&self) -> Result<Vec<DeviceDescription>, DeviceError> {
-        Ok(table::standard()?)
+        let mut devices = table::standard()?;
+        if self.rng {
+            devices.push(table::describe("rng0", rng::KIND)?);
+        }
+        Ok(devices)
     }
 }
 
@@ -137,7 +144,7 @@ mod tests {
     use super::*;
 
     fn config(memory: ByteSize) -> VmConfig {
-        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), api_socket: None }
+        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), rng: true, api_socket: None }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod host;
 pub mod incoming;
 pub mod key_value;
 pub mod kvm;
+mod log_limit;
 pub mod machine;
 pub mod migration;
 pub mod monitor;

@@ -96,7 +96,7 @@ pub enum RecordError {
         /// What it was.
         saved: Name,
         /// What it is here.
-        here: &'static str,
+        here: String,
     },
     /// In a version that is not known.
     #[error(
@@ -184,13 +184,21 @@ impl Record {
     /// # Errors
     /// When it is of another kind or version, or the bytes are not its, whole and alone.
     pub fn read<T: Saved>(&self) -> Result<T, RecordError> {
+        self.read_as(T::KIND, T::VERSION)
+    }
+
+    /// The state in it, of one of several kinds that are saved as the same type.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn read_as<T: Saved>(&self, here: &str, here_version: u16) -> Result<T, RecordError> {
         let Self { id, kind, version, bytes } = self;
-        if kind.as_str() != T::KIND {
-            return Err(RecordError::Kind { id: id.clone(), saved: kind.clone(), here: T::KIND });
+        if kind.as_str() != here {
+            return Err(RecordError::Kind { id: id.clone(), saved: kind.clone(), here: here.to_owned() });
         }
-        if *version != T::VERSION {
+        if *version != here_version {
             let (id, kind) = (id.clone(), kind.clone());
-            return Err(RecordError::Version { id, kind, saved: *version, here: T::VERSION });
+            return Err(RecordError::Version { id, kind, saved: *version, here: here_version });
         }
         let wrong = |why: String| RecordError::Bytes { id: id.clone(), kind: kind.clone(), version: *version, why };
         let (state, rest) = postcard::take_from_bytes::<T>(bytes).map_err(|e| wrong(e.to_string()))?;
@@ -206,8 +214,16 @@ impl Record {
     /// # Errors
     /// As [`Record::read`].
     pub fn show<T: Saved>(&self) -> Result<serde_json::Value, RecordError> {
+        self.show_as::<T>(T::KIND, T::VERSION)
+    }
+
+    /// The state in it, of one of several kinds that are saved as the same type, for people.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn show_as<T: Saved>(&self, here: &str, here_version: u16) -> Result<serde_json::Value, RecordError> {
         let unwritable = |e: serde_json::Error| RecordError::Unwritable { id: self.id.to_string(), why: e.to_string() };
-        serde_json::to_value(self.read::<T>()?).map_err(unwritable)
+        serde_json::to_value(self.read_as::<T>(here, here_version)?).map_err(unwritable)
     }
 }
 

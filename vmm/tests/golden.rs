@@ -15,6 +15,9 @@ use thermocline::arch::x86_64::state::{
 };
 use thermocline::bounded::Block;
 use thermocline::devices::legacy::serial::SavedSerial;
+use thermocline::devices::pci::{SavedHostBridge, SavedMsix};
+use thermocline::devices::virtio::QueueSetup;
+use thermocline::devices::virtio::pci::{CommonConfig, SavedVirtio};
 use thermocline::machine::MachineState;
 use thermocline::record::{Record, Records, Saved};
 
@@ -214,6 +217,45 @@ fn vcpu() {
 #[test]
 fn serial() {
     golden(&SavedSerial { divisor: [1, 2], registers: [3, 4, 5, 6, 7, 8, 9], received: b"typed".to_vec() });
+}
+
+#[test]
+fn pci_host_bridge() {
+    let mut n = Numbers::default();
+    golden(&SavedHostBridge { config_address: n.u32(), config: Block(Box::new(std::array::from_fn(|_| n.u8()))) });
+}
+
+/// What every virtio device saves, whatever the kind that its record names.
+#[test]
+fn virtio_pci() {
+    let mut n = Numbers::default();
+    let mut queue = || QueueSetup {
+        size: n.next() as u16,
+        is_enabled: true,
+        descriptors: n.u64(),
+        available: n.u64(),
+        used: n.u64(),
+        next_available: n.next() as u16,
+        next_used: n.next() as u16,
+    };
+    let queues = vec![queue(), queue()];
+    golden(&SavedVirtio {
+        config: Block(Box::new(std::array::from_fn(|_| n.u8()))),
+        msix: SavedMsix { table: (0..48).map(|_| n.u8()).collect(), pending: vec![n.u64()] },
+        status: n.u8(),
+        isr: n.u8(),
+        generation: n.u8(),
+        config_vector: n.next() as u16,
+        queue_vectors: vec![n.next() as u16, n.next() as u16],
+        common: CommonConfig {
+            device_feature_select: n.u32(),
+            driver_feature_select: n.u32(),
+            driver_features: n.u64(),
+            queue_select: n.next() as u16,
+            queues,
+        },
+        device: b"its own".to_vec(),
+    });
 }
 
 /// What the records themselves look like, which a protocol's version stands for.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::Args;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args};
 use command_line::End;
 use memory_agent::ByteSize;
 
@@ -32,6 +33,9 @@ pub(super) struct Arguments {
     kernel: String,
     #[command(flatten)]
     consoles: ConsoleArguments,
+    /// Give the guest the host's randomness, by virtio-rng.
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    rng: bool,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -46,6 +50,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         memory: arguments.memory,
         cpus: arguments.cpus,
         kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
+        rng: arguments.rng,
         api_socket: arguments.api_socket,
     }
     .validate()?;

@@ -46,12 +46,19 @@ impl DeviceDescription {
     /// # Errors
     /// When the bytes are not of such a type, whole and alone.
     pub fn saved<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DeviceError> {
-        let wrong = |why: String| {
-            let (id, kind) = (self.id.clone(), self.kind.clone());
-            DeviceError::State(RecordError::Bytes { id, kind, version: self.version, why })
-        };
-        let (saved, rest) = postcard::take_from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
-        if rest.is_empty() { Ok(saved) } else { Err(wrong(format!("{} bytes too many", rest.len()))) }
+        let (saved, rest) = postcard::take_from_bytes(bytes).map_err(|e| self.bad_state(e.to_string()))?;
+        if rest.is_empty() { Ok(saved) } else { Err(self.bad_state(format!("{} bytes too many", rest.len()))) }
+    }
+
+    /// What it has saved makes no sense, and why: the end of a sentence.
+    pub fn bad_state(&self, why: String) -> DeviceError {
+        let (id, kind) = (self.id.clone(), self.kind.clone());
+        DeviceError::State(RecordError::Bytes { id, kind, version: self.version, why })
+    }
+
+    /// The host refuses what the device takes.
+    pub fn refused(&self, cause: io::Error) -> DeviceError {
+        DeviceError::Host { id: self.id.clone(), cause }
     }
 
     /// The same device with this to be seen of it.

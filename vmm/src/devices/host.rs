@@ -1,21 +1,70 @@
 //! What devices take from the host: interrupts and back-ends. None of it travels.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
+use crate::ram::GuestRam;
 use crate::record::Name;
 
 /// Whoever brings interrupts to the guest.
-pub trait Interrupts: std::fmt::Debug {
+pub trait Interrupts: Send + Sync + Debug {
     /// An event that raises the interrupt line `line` of the guest's interrupt controllers, as an edge.
     ///
     /// # Errors
     /// When the host refuses.
     fn line(&self, line: u32) -> io::Result<EventFd>;
+
+    /// The message interrupts of one device, numbered from 0. None has a message yet.
+    ///
+    /// # Errors
+    /// When there are no more.
+    fn messages(&self, count: u16) -> io::Result<Arc<dyn MessageInterrupts>>;
+}
+
+/// What a message interrupt writes: where, and what (PCI Local Bus Specification 3.0, 6.8.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// Guest physical address.
+    pub address: u64,
+    /// The value.
+    pub data: u32,
+}
+
+/// Interrupts of one device, each of which is a message of its own.
+pub trait MessageInterrupts: Send + Sync + Debug {
+    /// Has these interrupts send these messages from now on; all at once, since each time costs the same. Those that have them
+    /// already cost nothing.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn route(&self, messages: &[(u16, Message)]) -> io::Result<()>;
+
+    /// Sends the message of an interrupt. One that has none is lost.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn trigger(&self, interrupt: u16) -> io::Result<()>;
+}
+
+/// Whoever sees the guest write to an address, without a vCPU thread's help (`KVM_IOEVENTFD`).
+pub trait IoEvents: Send + Sync + Debug {
+    /// Sets `event` whenever the guest writes to `address`, in whatever width. No register there hears of it.
+    ///
+    /// # Errors
+    /// When the host refuses, such as for an address that has an event.
+    fn add(&self, address: u64, event: &EventFd) -> io::Result<()>;
+
+    /// No more.
+    ///
+    /// # Errors
+    /// When there is no such event.
+    fn remove(&self, address: u64, event: &EventFd) -> io::Result<()>;
 }
 
 /// Where a console's bytes go. Clones are the same place: a machine that does not come to life leaves it to the next.
@@ -76,13 +125,27 @@ impl Backends {
 
 /// What a device is made with.
 #[derive(Debug)]
-pub struct Host<'a> {
+pub struct Host {
     /// Whoever brings interrupts to the guest.
-    pub interrupts: &'a dyn Interrupts,
+    pub interrupts: Arc<dyn Interrupts>,
+    /// Whoever sees its writes.
+    pub io_events: Arc<dyn IoEvents>,
+    /// Its RAM.
+    pub ram: Arc<GuestRam>,
     /// What else the host gives.
-    pub backends: &'a Backends,
+    pub backends: Backends,
+    /// Where the host bridge, once it is made, leaves the bus for the devices on it.
+    pub pci: Option<Arc<PciBus>>,
     /// What devices leave for those outside the guest who work with them.
     pub ports: Ports,
+}
+
+impl Host {
+    /// Of a VM with this RAM.
+    pub fn new<V: Interrupts + IoEvents + 'static>(vm: Arc<V>, ram: Arc<GuestRam>, backends: &Backends) -> Self {
+        let (interrupts, backends, ports) = (Arc::clone(&vm) as _, backends.clone(), Ports::default());
+        Self { interrupts, io_events: vm, ram, backends, pci: None, ports }
+    }
 }
 
 /// The devices of one machine that are worked with from outside, by their ids.

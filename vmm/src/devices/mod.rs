@@ -5,6 +5,8 @@
 //! | `serial-16550a` | ports 0x3f8–0x3ff, interrupt line 4 | `legacy/serial.rs` |
 //! | `reset-i8042` | port 0x64: the keyboard controller's reset line | `legacy/reset.rs` |
 //! | `power-acpi` | ports 0x604–0x605: ACPI PM1a control, power off only | `legacy/reset.rs` |
+//! | `pci-host-bridge` | ports 0xcf8–0xcff, ECAM and the window for BARs | `pci/host_bridge.rs` |
+//! | `virtio-…` | a slot of the PCI bus each, in the order in which they are described | `virtio/` |
 //!
 //! A machine's devices are made from their descriptions by [`table`]; nothing outside this folder names one.
 
@@ -12,9 +14,12 @@ mod bus;
 mod device;
 pub mod host;
 pub mod legacy;
+pub mod pci;
 mod set;
 mod stop_reason;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod virtio;
 
 pub use bus::Bus;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::host::{Backends, Host, Interrupts, Ports};
+use super::host::{Host, Ports};
 use super::{Bus, Device, DeviceDescription, DeviceError, table};
 use crate::record::{Parts, Record, RecordError};
 
@@ -20,13 +20,8 @@ impl Devices {
     ///
     /// # Errors
     /// When one is not known, two are at the same place or of the same name, or the host refuses.
-    pub fn new(
-        descriptions: &[DeviceDescription],
-        interrupts: &dyn Interrupts,
-        backends: &Backends,
-    ) -> Result<Self, DeviceError> {
-        let mut host = Host { interrupts, backends, ports: Ports::default() };
-        let made = descriptions.iter().map(|device| (table::kind_of(device)?.make)(device, &mut host));
+    pub fn new(descriptions: &[DeviceDescription], mut host: Host) -> Result<Self, DeviceError> {
+        let made = descriptions.iter().map(|device| table::kind_of(device)?.make(device, &mut host));
         let devices = made.collect::<Result<Vec<_>, _>>()?;
         Ok(Self { ports: host.ports, ..Self::of(devices)? })
     }
@@ -108,7 +103,7 @@ impl Devices {
         let taken = self.devices.iter().map(|device| {
             let description = device.description();
             let record = parts.take(description.id.as_str(), description.kind.as_str())?;
-            (table::kind_of(description)?.check)(record)?;
+            table::kind_of(description)?.check(record)?;
             Ok(record)
         });
         taken.collect()
@@ -125,12 +120,10 @@ impl Devices {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Condvar, Mutex};
 
-    use vmm_sys_util::eventfd::EventFd;
-
     use super::super::device::StillBusy;
+    use super::super::testing::FakeVm;
     use super::super::{RegisterAccess, StopReason};
     use super::*;
 
@@ -274,19 +267,10 @@ mod tests {
         assert!(matches!(Devices::of(vec![same(), same()]), Err(DeviceError::Twice(_))));
     }
 
-    #[derive(Debug)]
-    struct NoInterrupts;
-
-    impl Interrupts for NoInterrupts {
-        fn line(&self, _: u32) -> io::Result<EventFd> {
-            EventFd::new(libc::EFD_NONBLOCK)
-        }
-    }
-
     #[test]
     fn every_standard_device_is_made_and_restored_from_what_it_saved() {
         let standard = table::standard().unwrap();
-        let make = || Devices::new(&standard, &NoInterrupts, &Backends::default()).unwrap();
+        let make = || Devices::new(&standard, FakeVm::host()).unwrap();
         let devices = make();
         let serial = Arc::clone(&devices.ports().consoles[&"serial0".try_into().unwrap()]);
         assert_eq!(devices.describe(), standard);
@@ -301,6 +285,6 @@ mod tests {
         other.reset();
         assert_eq!(other.save().unwrap(), make().save().unwrap());
         let twice = [standard.clone(), standard].concat();
-        assert!(Devices::new(&twice, &NoInterrupts, &Backends::default()).is_err());
+        assert!(Devices::new(&twice, FakeVm::host()).is_err());
     }
 }

@@ -4,40 +4,74 @@ use std::sync::Arc;
 
 use super::host::Host;
 use super::legacy::{reset, serial};
+use super::pci;
+use super::virtio::pci::SavedVirtio;
+use super::virtio::{self, VirtioDevice, rng};
 use super::{Device, DeviceDescription, DeviceError};
 use crate::record::{Record, RecordError, Saved};
 
 /// Makes a device, at rest.
-type Make = fn(&DeviceDescription, &mut Host<'_>) -> Result<Arc<dyn Device>, DeviceError>;
+type Make = fn(&DeviceDescription, &mut Host) -> Result<Arc<dyn Device>, DeviceError>;
+/// Makes what the transport makes a device of.
+type MakeVirtio = fn(&DeviceDescription, &mut Host) -> Result<Arc<dyn VirtioDevice>, DeviceError>;
+
+/// How a device is made.
+#[derive(Clone, Copy)]
+enum Made {
+    Alone(Make),
+    OverPci(MakeVirtio),
+}
 
 /// A kind of device.
 pub(super) struct Kind {
     name: &'static str,
     version: u16,
-    pub(super) make: Make,
-    /// Reads what one has saved, and shows it.
-    pub(super) show: fn(&Record) -> Result<serde_json::Value, RecordError>,
-    /// Reads what one has saved, and says whether it can be.
-    pub(super) check: fn(&Record) -> Result<(), RecordError>,
+    made: Made,
+    show: fn(&Record, &Kind) -> Result<serde_json::Value, RecordError>,
+    check: fn(&Record, &Kind) -> Result<(), RecordError>,
 }
 
 impl Kind {
     const fn of<S: Saved>(make: Make) -> Self {
+        Self::saved_as::<S>(S::KIND, S::VERSION, Made::Alone(make))
+    }
+
+    /// A virtio device. The version is that of what transport and device save together.
+    const fn virtio(name: &'static str, version: u16, make: MakeVirtio) -> Self {
+        Self::saved_as::<SavedVirtio>(name, version, Made::OverPci(make))
+    }
+
+    const fn saved_as<S: Saved>(name: &'static str, version: u16, made: Made) -> Self {
         Self {
-            name: S::KIND,
-            version: S::VERSION,
-            make,
-            show: Record::show::<S>,
-            check: |record| record.read::<S>().map(drop),
+            name,
+            version,
+            made,
+            show: |record, kind| record.show_as::<S>(kind.name, kind.version),
+            check: |record, kind| record.read_as::<S>(kind.name, kind.version).map(drop),
         }
+    }
+
+    /// Makes one, at rest.
+    pub(super) fn make(&self, device: &DeviceDescription, host: &mut Host) -> Result<Arc<dyn Device>, DeviceError> {
+        match self.made {
+            Made::Alone(make) => make(device, host),
+            Made::OverPci(make) => virtio::pci::make(device, make(device, host)?, host),
+        }
+    }
+
+    /// Reads what one has saved, and says whether it can be.
+    pub(super) fn check(&self, record: &Record) -> Result<(), RecordError> {
+        (self.check)(record, self)
     }
 }
 
 /// Every kind that there is.
-const KINDS: [Kind; 3] = [
+const KINDS: &[Kind] = &[
     Kind::of::<serial::SavedSerial>(serial::make),
     Kind::of::<reset::SavedResetLine>(reset::make_reset_line),
     Kind::of::<reset::SavedPowerControl>(reset::make_power_control),
+    Kind::of::<pci::SavedHostBridge>(pci::make),
+    Kind::virtio(rng::KIND, 1, rng::make),
 ];
 
 /// The serial port of every machine.
@@ -46,10 +80,11 @@ pub const SERIAL: &str = "serial0";
 pub const CONSOLE: &str = "console0";
 
 /// The devices of every machine, by id and kind.
-const STANDARD: [(&str, &str); 3] = [
+const STANDARD: &[(&str, &str)] = &[
     (SERIAL, serial::SavedSerial::KIND),
     ("reset0", reset::SavedResetLine::KIND),
     ("power0", reset::SavedPowerControl::KIND),
+    ("pci0", pci::SavedHostBridge::KIND),
 ];
 
 /// What a device of this description is.
@@ -89,7 +124,8 @@ pub fn unknown(devices: &[DeviceDescription]) -> Vec<DeviceError> {
 pub fn show(record: &Record) -> Result<serde_json::Value, RecordError> {
     let known = KINDS.iter().find(|known| known.name == record.kind.as_str());
     let unknown = || RecordError::Unknown { id: record.id.clone(), kind: record.kind.clone() };
-    (known.ok_or_else(unknown)?.show)(record)
+    let known = known.ok_or_else(unknown)?;
+    (known.show)(record, known)
 }
 
 #[cfg(test)]

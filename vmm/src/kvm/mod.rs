@@ -1,6 +1,7 @@
 //! KVM: the VM, its vCPUs, what they save.
 
 mod convert;
+mod irq;
 mod registers;
 mod sys;
 mod time;

@@ -1,6 +1,5 @@
 //! One VM: memory slots, in-kernel interrupt controllers and timer, dirty log.
 
-use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -8,12 +7,11 @@ use kvm_bindings::{
     kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vmm_sys_util::eventfd::EventFd;
 
+use super::irq::MessageRoutes;
 use super::sys::VmWithRam;
 use super::{KvmError, convert};
 use crate::arch::x86_64::state::VmState;
-use crate::devices::host::Interrupts;
 use crate::ram::{GuestRam, PageSet};
 
 /// Three pages that Intel processors need for real mode, below the BIOS area and out of RAM's way.
@@ -26,6 +24,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 pub struct Vm {
     kvm: Arc<Kvm>,
     inner: Arc<VmWithRam>,
+    message_routes: Arc<MessageRoutes>,
 }
 
 impl Vm {
@@ -46,7 +45,7 @@ impl Vm {
         fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
             .map_err(KvmError::call("KVM_CREATE_PIT2"))?;
         let inner = VmWithRam::new(fd, ram).map_err(KvmError::call("KVM_SET_USER_MEMORY_REGION"))?;
-        Ok(Self { kvm: Arc::new(kvm), inner: Arc::new(inner) })
+        Ok(Self { kvm: Arc::new(kvm), inner: Arc::new(inner), message_routes: Arc::default() })
     }
 
     /// The KVM device.
@@ -57,6 +56,10 @@ impl Vm {
     /// The VM's file.
     pub fn fd(&self) -> &VmFd {
         self.inner.fd()
+    }
+
+    pub(super) fn message_routes(&self) -> &MessageRoutes {
+        &self.message_routes
     }
 
     /// Guest RAM.
@@ -145,13 +148,5 @@ impl Vm {
             ..Default::default()
         };
         self.fd().set_clock(&clock).map_err(KvmError::call("KVM_SET_CLOCK"))
-    }
-}
-
-impl Interrupts for Vm {
-    fn line(&self, line: u32) -> io::Result<EventFd> {
-        let event = EventFd::new(libc::EFD_NONBLOCK)?;
-        self.fd().register_irqfd(&event, line).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        Ok(event)
     }
 }

@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::x86_64::Processor;
 use crate::arch::x86_64::state::{VcpuState, VmState};
 use crate::boot::{self, BootError, Kernel, pvh};
-use crate::devices::host::{Backends, Ports};
+use crate::devices::host::{Backends, Host, Ports};
 use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
 use crate::kvm::{KvmError, Vcpus, Vm};
 use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
@@ -89,7 +89,7 @@ impl Machine {
         backends: &Backends,
     ) -> Result<Self, MachineError> {
         let vm = Vm::new(ram)?;
-        let devices = Devices::new(devices, &vm, backends)?;
+        let devices = Devices::new(devices, Host::new(Arc::new(vm.clone()), Arc::clone(vm.ram()), backends))?;
         let vcpus = Vcpus::new(&vm, devices.bus(), cpus, processor)?;
         Ok(Self { vcpus, vm, devices, running: Mutex::new(false), watch: OnceLock::new() })
     }

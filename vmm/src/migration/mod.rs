@@ -21,7 +21,6 @@ pub mod destination;
 mod fault_priority;
 pub mod link;
 mod listening;
-mod log_limit;
 pub mod plan;
 pub mod progress;
 pub mod source;

@@ -39,7 +39,7 @@ struct ResetLine(DeviceDescription);
 
 pub(in crate::devices) fn make_reset_line(
     description: &DeviceDescription,
-    _: &mut Host<'_>,
+    _: &mut Host,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     Ok(Arc::new(ResetLine(description.clone())))
 }
@@ -81,7 +81,7 @@ struct PowerControl(DeviceDescription);
 
 pub(in crate::devices) fn make_power_control(
     description: &DeviceDescription,
-    _: &mut Host<'_>,
+    _: &mut Host,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     Ok(Arc::new(PowerControl(description.clone())))
 }

@@ -102,7 +102,7 @@ impl std::fmt::Debug for Com1 {
 /// COM1 in its state after reset.
 pub(in crate::devices) fn make(
     description: &DeviceDescription,
-    host: &mut Host<'_>,
+    host: &mut Host,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
     let irq = host.interrupts.line(COM1_LINE).map_err(refused)?;

@@ -6,6 +6,8 @@
 //! | a virtqueue, and when the driver is notified | `queue.rs` |
 //! | a descriptor chain, checked before anybody uses it | `chain.rs` |
 //! | a thread that serves queues, and all of a device's | `worker.rs`, `workers.rs` |
+//! | the transport: virtio over PCI | `pci/` |
+//! | randomness, the smallest device | `rng.rs` |
 //! | memory that the guest gives back | `balloon/` |
 //! | `hvc0` | `console/` |
 //!
@@ -15,7 +17,9 @@ pub mod balloon;
 mod chain;
 pub mod console;
 mod device;
+pub mod pci;
 mod queue;
+pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 mod worker;
@@ -23,7 +27,7 @@ mod workers;
 
 pub use chain::{Buffers, Chain, RamSlice};
 pub use device::{Activation, DeviceFault, Notify, VirtioDevice};
-pub use queue::{QueueLock, Virtqueue};
+pub use queue::{QueueLock, QueueSetup, Virtqueue};
 pub use worker::{Events, Handler, Worker};
 pub use workers::Workers;
 

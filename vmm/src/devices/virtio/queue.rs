@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -11,6 +12,25 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Chain, DeviceFault, Notify};
 use crate::ram::GuestRam;
+
+/// A queue as a driver sets it up, and how far both have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSetup {
+    /// Number of entries.
+    pub size: u16,
+    /// Whether the driver uses it.
+    pub is_enabled: bool,
+    /// Guest physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest physical address of the available ring.
+    pub available: u64,
+    /// Guest physical address of the used ring.
+    pub used: u64,
+    /// The entry of the available ring that the device takes next.
+    pub next_available: u16,
+    /// The entry of the used ring that the device fills next.
+    pub next_used: u16,
+}
 
 /// One queue of a device.
 #[derive(Debug)]
@@ -39,6 +59,41 @@ impl Virtqueue {
     /// The event that the driver's notification sets.
     pub fn kick(&self) -> &EventFd {
         &self.kick
+    }
+
+    /// Becomes what the driver has set up, with the positions in its rings, or stays unused.
+    ///
+    /// # Errors
+    /// When the rings are not aligned, or not in RAM.
+    pub(crate) fn set_up(&self, setup: &QueueSetup, has_event_idx: bool, ram: &GuestRam) -> Result<(), DeviceFault> {
+        let QueueSetup { size, is_enabled, descriptors, available, used, next_available, next_used } = *setup;
+        let mut ring = self.ring();
+        ring.reset();
+        if !is_enabled {
+            return Ok(());
+        }
+        let fault = |why: String| DeviceFault::Queue { queue: self.index, why };
+        let invalid = |e: virtio_queue::Error| fault(e.to_string());
+        ring.try_set_size(size).map_err(invalid)?;
+        ring.try_set_desc_table_address(GuestAddress(descriptors)).map_err(invalid)?;
+        ring.try_set_avail_ring_address(GuestAddress(available)).map_err(invalid)?;
+        ring.try_set_used_ring_address(GuestAddress(used)).map_err(invalid)?;
+        ring.set_event_idx(has_event_idx);
+        ring.set_next_avail(next_available);
+        ring.set_next_used(next_used);
+        ring.set_ready(true);
+        if !ring.is_valid(ram.memory()) {
+            ring.set_ready(false);
+            return Err(fault("its rings are not all in RAM".into()));
+        }
+        Ok(())
+    }
+
+    /// Unused, as before it was set up, and no notification is left.
+    pub(crate) fn reset(&self) {
+        self.ring().reset();
+        // Fails where none has come.
+        let _ = self.kick.read();
     }
 
     /// The rings, for whoever sets them up, saves or restores them. Held for as short as can be.
@@ -72,11 +127,19 @@ impl QueueLock<'_> {
         self.ring.ready()
     }
 
-    /// The next chain that the driver offers, if there is one.
+    /// The next chain that the driver offers, if there is one. If there is none, the driver has been asked to notify of the next:
+    /// with an event index it does so only for the one that it was asked for last (2.7.7.2).
     ///
     /// # Errors
     /// When ring or chain are not what they must be.
     pub fn pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
+        match self.try_pop()? {
+            None if self.enable_kicks()? => self.try_pop(),
+            popped => Ok(popped),
+        }
+    }
+
+    fn try_pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
         let memory = self.ram.memory();
         let mut offered = self.ring.iter(memory).map_err(fault(self.index))?;
         let chain = offered.next().map(|chain| Chain::new(self.index, self.ram, chain));

@@ -14,11 +14,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
 use super::landing::Unlanded;
 use super::{AGAIN_AFTER, PostCopy, Stage};
+use crate::log_limit::LogLimit;
 use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
 use crate::migration::destination::DestinationError;
 use crate::migration::fault_priority::BURST;
 use crate::migration::link::{Link, SILENCE_LIMIT};
-use crate::migration::log_limit::LogLimit;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{Incoming, send_ranges};
 use crate::migration::wire::{FrameBuffer, FrameWriter, Message, WireError};

@@ -12,10 +12,10 @@ use memory_agent::{PAGE_SIZE, PageRange};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{AGAIN_AFTER, LONGEST_US, PostCopy, State};
+use crate::log_limit::LogLimit;
 use crate::migration::adaptive_poll::sleep;
 use crate::migration::destination::DestinationError;
 use crate::migration::link::Link;
-use crate::migration::log_limit::LogLimit;
 use crate::migration::plan::Fault;
 use crate::migration::wire::message::{Incoming, receive as receive_frame};
 use crate::migration::wire::{FrameReader, Lane, Message, PageBatch, WireError};

@@ -10,9 +10,9 @@ use memory_agent::{ByteSize, Counts, PAGE_SIZE, PageRange};
 
 use super::super::guest::Guest;
 use super::PostCopyControl;
+use crate::log_limit::LogLimit;
 use crate::migration::fault_priority::FaultPriority;
 use crate::migration::link::Link;
-use crate::migration::log_limit::LogLimit;
 use crate::migration::plan::Outstanding;
 use crate::migration::progress::FaultFigures;
 use crate::migration::wire::frame::Kind;

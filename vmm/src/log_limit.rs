@@ -7,13 +7,13 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// When it was last said.
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     last: Option<Instant>,
 }
 
 impl LogLimit {
     /// Whether it is time to say it; then it is being said.
-    pub(super) fn is_due(&mut self) -> bool {
+    pub(crate) fn is_due(&mut self) -> bool {
         let is_due = self.last.is_none_or(|last| last.elapsed() >= EVERY);
         if is_due {
             self.last = Some(Instant::now());
