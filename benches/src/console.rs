@@ -73,6 +73,19 @@ impl GuestConsole {
         self.wait(|_, line| if let Line::Touched(touched) = line { Some(touched) } else { None })
     }
 
+    /// Has a device do something; `answer` takes the line that tells what came of it, and `begun` is called when the guest
+    /// has understood.
+    pub(crate) fn device<T>(
+        &self,
+        command: Command,
+        begun: impl FnOnce() -> Result<()>,
+        answer: impl Fn(Line) -> Option<T>,
+    ) -> Result<T> {
+        self.send(command)?;
+        begun()?;
+        self.wait(|_, line| answer(line))
+    }
+
     /// The next line that `wanted` takes. Lines that are none are passed over: firmware's, and the one that was cut in
     /// two when the guest moved.
     fn wait<T>(&self, mut wanted: impl FnMut(&Said, Line) -> Option<T>) -> Result<T> {
@@ -80,7 +93,9 @@ impl GuestConsole {
         loop {
             let said = self.lines.next(TIMEOUT)?.context("the machine has ended")?;
             match Line::parse(&said.text) {
-                Ok(line @ (Line::Panic(_) | Line::Error(_) | Line::Bad(_))) => bail!("the guest says {line:?}"),
+                Ok(line @ (Line::Panic(_) | Line::Error(_) | Line::Bad(_) | Line::BadBlock(_))) => {
+                    bail!("the guest says {line:?}")
+                }
                 Ok(line) => {
                     if let Some(found) = wanted(&said, line) {
                         return Ok(found);

@@ -7,6 +7,7 @@
 
 mod cold;
 mod console;
+mod devices;
 mod disturbance;
 mod guard;
 mod guest_ram;
@@ -44,6 +45,9 @@ struct Cli {
 enum Bench {
     /// Migration of a guest that is mostly swapped out, fully resident, or idle, and start-up, beside stock QEMU.
     Cold(cold::Arguments),
+    /// Disk and network: requests and frames a second and what each costs, beside stock QEMU's devices and the host's own
+    /// file and tap.
+    Devices(devices::Arguments),
     /// QEMU's own migration of a guest that is mostly swapped out, with and without `memory-agent guard` beside it.
     Guard(guard::Arguments),
     /// Migration that leaves cold memory for later, beside that which does not, and beside stock QEMU's pre-copy and
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
     let arguments = Cli::parse();
     let result = stop::on_signals().and_then(|()| match arguments.bench {
         Bench::Cold(arguments) => cold::main(&arguments),
+        Bench::Devices(arguments) => devices::main(&arguments),
         Bench::Guard(arguments) => guard::main(&arguments),
         Bench::Lazy(arguments) => lazy::main(&arguments),
         Bench::Probe(arguments) => probe::main(&arguments),

@@ -1,6 +1,6 @@
 //! A child process, what the host says of it, and its certain end.
 
-use std::fs::read_to_string;
+use std::fs::{read_dir, read_to_string};
 use std::io::Read;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,6 +93,20 @@ impl Process {
         let text = read_to_string(&path).with_context(|| path.clone())?;
         let ticks = cpu_ticks(&text).with_context(|| format!("{path} makes no sense: {text}"))?;
         Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// CPU time that its threads of this name have used so far, in the kernel's own unit of nanoseconds.
+    pub(crate) fn cpu_time_of(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Duration> {
+        let mut sum = 0;
+        for thread in read_dir(format!("/proc/{}/task", self.pid())).context("the process has ended")?.flatten() {
+            // A thread may end meanwhile.
+            let read = |name: &str| read_to_string(thread.path().join(name)).unwrap_or_default();
+            if is_wanted(read("comm").trim_end()) {
+                let first = read("schedstat").split(' ').next().and_then(|time| time.parse::<u64>().ok());
+                sum += first.unwrap_or_default();
+            }
+        }
+        Ok(Duration::from_nanos(sum))
     }
 
     /// Memory it has besides shared memory, in KiB: anonymous and of files (`RssAnon` and `RssFile`); `None` when it

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{null_mut, without_provenance_mut};
 
 use memory_agent::{Mapping, PAGE_SIZE, PageRange};
@@ -91,4 +91,72 @@ pub(crate) fn page_out(process: BorrowedFd<'_>, address: usize, length: usize) -
         )
     };
     usize::try_from(done).map_err(|_| io::Error::last_os_error())
+}
+
+/// Requests to a file by io_uring, a number of them at a time, each with a buffer of its own.
+pub(crate) struct Requests<'a> {
+    ring: io_uring::IoUring,
+    file: &'a std::fs::File,
+    is_write: bool,
+    /// Aligned as direct I/O wants it.
+    buffers: OwnMap,
+    bytes: usize,
+    idle: Vec<u64>,
+    under_way: usize,
+}
+
+impl<'a> Requests<'a> {
+    pub(crate) fn new(file: &'a std::fs::File, is_write: bool, depth: u32, bytes: usize) -> io::Result<Self> {
+        let memory = rustix::fs::memfd_create("buffers", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let length = bytes * depth as usize;
+        rustix::fs::ftruncate(&memory, length as u64)?;
+        let buffers = OwnMap::new(memory.as_fd(), length)?;
+        buffers.write_each_page(0..length as u64 / PAGE_SIZE);
+        let (ring, idle) = (io_uring::IoUring::new(depth)?, (0..u64::from(depth)).collect());
+        Ok(Self { ring, file, is_write, buffers, bytes, idle, under_way: 0 })
+    }
+
+    /// Begins as many requests as have room, at the places that `next` gives, and waits for one at least; how many ended.
+    ///
+    /// # Errors
+    /// When one failed or was cut short.
+    pub(crate) fn turn(&mut self, next: &mut impl FnMut() -> u64) -> io::Result<u64> {
+        use io_uring::{opcode, types};
+        let fd = types::Fd(self.file.as_raw_fd());
+        while let Some(index) = self.idle.pop() {
+            let address = without_provenance_mut::<u8>(self.buffers.address() + index as usize * self.bytes);
+            let (bytes, offset) = (self.bytes as u32, next());
+            let entry = if self.is_write {
+                opcode::Write::new(fd, address, bytes).offset(offset).build()
+            } else {
+                opcode::Read::new(fd, address, bytes).offset(offset).build()
+            };
+            // SAFETY: the buffer is within the mapping, only this request's, and outlives it: see `drop`.
+            unsafe { self.ring.submission().push(&entry.user_data(index)) }.map_err(io::Error::other)?;
+            self.under_way += 1;
+        }
+        self.ring.submit_and_wait(1)?;
+        let mut ended = 0;
+        for entry in self.ring.completion() {
+            if usize::try_from(entry.result()) != Ok(self.bytes) {
+                return Err(io::Error::other(format!("a request ended with {}", entry.result())));
+            }
+            self.idle.push(entry.user_data());
+            ended += 1;
+        }
+        self.under_way -= ended as usize;
+        Ok(ended)
+    }
+}
+
+impl Drop for Requests<'_> {
+    /// Waits for what is under way: the kernel writes to the buffers until then.
+    fn drop(&mut self) {
+        while self.under_way > 0 {
+            match self.ring.submit_and_wait(1) {
+                Err(e) if e.kind() != io::ErrorKind::Interrupted => break,
+                _ => self.under_way -= self.ring.completion().count(),
+            }
+        }
+    }
 }

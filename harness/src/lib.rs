@@ -6,6 +6,7 @@
 //! | whether the host may be used, and saying that a test is skipped | `host.rs` |
 //! | who else moves pages in and out | `disturbance.rs` |
 //! | two hosts on one machine | `network.rs` |
+//! | taps, and frames that go through them | `tap.rs` |
 //! | a control group of one's own | `group.rs` |
 //!
 //! Processes and consoles are not here: tests keep all that was said, for when one fails, and benchmarks when it was said.
@@ -14,3 +15,5 @@ pub mod disturbance;
 pub mod group;
 pub mod host;
 pub mod network;
+mod sys;
+pub mod tap;

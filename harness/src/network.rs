@@ -66,11 +66,11 @@ pub fn remove_all() {
 }
 
 /// A list is whole, whoever panicked beside it.
-fn there() -> MutexGuard<'static, Vec<String>> {
+pub(crate) fn there() -> MutexGuard<'static, Vec<String>> {
     THERE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn remove(name: &str) {
+pub(crate) fn remove(name: &str) {
     if !there().iter().any(|there| there == name) {
         return;
     }
@@ -81,7 +81,7 @@ fn remove(name: &str) {
     }
 }
 
-fn run(command: &str) -> Result<()> {
+pub(crate) fn run(command: &str) -> Result<()> {
     let mut words = command.split(' ');
     let output = Command::new(words.next().unwrap_or_default())
         .args(words)

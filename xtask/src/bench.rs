@@ -23,6 +23,9 @@ pub(crate) struct Arguments {
 enum Benchmark {
     /// Migration of a guest that is mostly swapped out, fully resident, or idle, and start-up, beside stock QEMU.
     Cold(Options),
+    /// Disk and network: requests and frames a second and what each costs, beside stock QEMU's devices and the host's own
+    /// file and tap.
+    Devices(Options),
     /// QEMU's own migration of a guest that is mostly swapped out, with and without `memory-agent guard` beside it.
     Guard(Options),
     /// Migration that leaves cold memory for later, beside that which does not, and beside stock QEMU's pre-copy and
@@ -46,6 +49,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     match &arguments.benchmark {
         Benchmark::Kernel(arguments) => lab::cost::main(arguments),
         Benchmark::Cold(options) => run("cold", options),
+        Benchmark::Devices(options) => run("devices", options),
         Benchmark::Guard(options) => run("guard", options),
         Benchmark::Lazy(options) => run("lazy", options),
         Benchmark::Probe(options) => run("probe", options),

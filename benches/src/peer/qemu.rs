@@ -57,12 +57,37 @@ impl Qemu {
     }
 
     fn start(&self, folder: &Path, machine: &GuestSpec, name: &str, more: &[&str]) -> Result<Host> {
+        self.start_behind(&[], folder, machine, name, more)
+    }
+
+    /// Boots the machine with more options, behind words that make it run elsewhere, if any. Its threads have names.
+    pub(crate) fn run_behind(
+        &self,
+        behind: &[&str],
+        folder: &Path,
+        machine: &GuestSpec,
+        more: &[&str],
+    ) -> Result<Host> {
+        let more = [&["-name", "bench,debug-threads=on"], more].concat();
+        self.start_behind(behind, folder, machine, "devices", &more)
+    }
+
+    fn start_behind(
+        &self,
+        behind: &[&str],
+        folder: &Path,
+        machine: &GuestSpec,
+        name: &str,
+        more: &[&str],
+    ) -> Result<Host> {
         let image = folder.join(format!("{name}.elf"));
         std::fs::write(&image, ELF).context("the guest's image")?;
         let control = folder.join(format!("{name}.qmp"));
         let mib = machine.mib;
-        let mut command = Command::new(PROGRAM);
+        let words = [behind, &[PROGRAM]].concat();
+        let mut command = Command::new(words[0]);
         command
+            .args(&words[1..])
             .args(["-accel", "kvm", "-cpu", "host,-arch-capabilities", "-machine", "pc,memory-backend=ram"])
             .args(["-m", &format!("{mib}M")])
             .args(["-object", &format!("memory-backend-memfd,id=ram,size={mib}M,share=on")])

@@ -79,10 +79,15 @@ impl Thermocline {
 
     /// Boots the machine, behind these words.
     pub(crate) fn run_behind(&self, behind: &[&str], folder: &Path, machine: &GuestSpec) -> Result<Host> {
+        self.run_with(behind, folder, machine, &[])
+    }
+
+    /// Boots the machine with more options, behind these words.
+    pub(crate) fn run_with(&self, behind: &[&str], folder: &Path, machine: &GuestSpec, more: &[&str]) -> Result<Host> {
         let control = folder.join("source.sock");
         let mut command = self.command(behind, "run", &control);
         command.args(["--memory", &format!("{}MiB", machine.mib)]);
-        command.args(["--kernel", &format!("workload:{}", machine.workload)]);
+        command.args(["--kernel", &format!("workload:{}", machine.workload)]).args(more);
         Host::start(&mut command, machine, RAM, control)
     }
 

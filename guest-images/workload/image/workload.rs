@@ -155,7 +155,11 @@ impl First {
             Command::Off => self.end(power::off),
             Command::Reset => self.end(power::reset),
             Command::Crash => self.end(power::crash),
-            _ => self.devices.obey(command, &mut self.console, &mut self.clock),
+            _ => {
+                // What a job that leaves the console alone would keep back.
+                self.console.flush(&mut self.clock);
+                self.devices.obey(command, &mut self.console, &mut self.clock);
+            }
         }
     }
 

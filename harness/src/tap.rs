@@ -1,0 +1,135 @@
+//! A network namespace with taps of its own, and the two ends of a tap: frames of its interface, and its file.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{
+    AddressFamily, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmmsg,
+    socket_with,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::network::{remove, run, there};
+use crate::sys;
+
+/// IEEE Std 802's first ethertype for local experiments, which the embedded guest's frames have.
+const ETHERTYPE: u16 = 0x88b5;
+
+/// A network namespace with taps, gone when this is dropped.
+#[derive(Debug)]
+pub struct TapNetwork {
+    name: String,
+}
+
+impl TapNetwork {
+    /// Taps of these names that nobody else sees: they are up, and have vnet headers.
+    ///
+    /// # Errors
+    /// When `ip` cannot do it.
+    pub fn new(taps: &[&str]) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tct{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let network = Self { name };
+        let name = &network.name;
+        there().push(name.clone());
+        run(&format!("ip netns add {name}"))?;
+        for tap in taps {
+            run(&format!("ip -n {name} tuntap add dev {tap} mode tap vnet_hdr"))?;
+            // No address, so that the kernel sends nothing of its own.
+            run(&format!("ip -n {name} link set {tap} addrgenmode none"))?;
+            run(&format!("ip -n {name} link set {tap} up"))?;
+        }
+        Ok(network)
+    }
+
+    /// Joins the taps by a bridge, so that what comes from one goes to the others.
+    ///
+    /// # Errors
+    /// When `ip` cannot do it.
+    pub fn bridge(&self, taps: &[&str]) -> Result<()> {
+        let name = &self.name;
+        run(&format!("ip -n {name} link add b0 type bridge"))?;
+        run(&format!("ip -n {name} link set b0 addrgenmode none"))?;
+        run(&format!("ip -n {name} link set b0 up"))?;
+        taps.iter().try_for_each(|tap| run(&format!("ip -n {name} link set {tap} master b0")))
+    }
+
+    /// What a command begins with that is to see the taps.
+    pub fn prefix(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// Puts the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> Result<()> {
+        let path = format!("/run/netns/{}", self.name);
+        let file = File::open(&path).with_context(|| path.clone())?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).context(path)
+    }
+}
+
+impl Drop for TapNetwork {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// Frames of the embedded guest's kind, as they come and go at an interface.
+#[derive(Debug)]
+pub struct Interface(OwnedFd);
+
+impl Interface {
+    /// The interface of this name where the calling thread is. Without `receives` it only sends, and nothing of what
+    /// goes by is copied.
+    ///
+    /// # Errors
+    /// When it is not there, or the kernel refuses.
+    pub fn open(name: &str, receives: bool) -> Result<Self> {
+        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let index = name_to_index(&socket, name).with_context(|| format!("the interface {name}"))?;
+        sys::bind_packet(&socket, index, if receives { ETHERTYPE } else { 0 })?;
+        Ok(Self(socket))
+    }
+
+    /// Sends frames, all at once; how many of them went.
+    ///
+    /// # Errors
+    /// When there is no room for the first, or the kernel refuses.
+    pub fn send(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        let slices: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+        let mut ancillary: Vec<_> = frames.iter().map(|_| SendAncillaryBuffer::default()).collect();
+        let mut messages: Vec<_> =
+            slices.iter().zip(&mut ancillary).map(|(slice, none)| MMsgHdr::new(slice, none)).collect();
+        Ok(sendmmsg(&self.0, &mut messages, SendFlags::empty())?)
+    }
+
+    /// The next frame; `None` when there is none now.
+    ///
+    /// # Errors
+    /// When the interface is down or gone.
+    pub fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = [MaybeUninit::uninit(); 2048];
+        match recv(&self.0, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok(((bytes, _), _)) => Ok(Some(bytes.to_vec())),
+            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Opens the file of a tap where the calling thread is, as a monitor does. Frames have a vnet header of 10 bytes.
+///
+/// # Errors
+/// When it is not there, or the kernel refuses.
+pub fn open_tap(name: &str) -> Result<File> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
+    sys::attach_tap(&file, name).with_context(|| format!("the tap {name}"))?;
+    Ok(file)
+}
