@@ -107,7 +107,7 @@ impl GuestRam {
             let residency = PageCache.residency(&mapping, first..extent.end() / PAGE_SIZE)?;
             for run in residency.runs().filter(|run| run.state == PageState::Resident) {
                 let bytes = |pages: u64| (pages * PAGE_SIZE) as usize;
-                found.push((bytes(first + run.pages.start), bytes(run.pages.end - run.pages.start)));
+                found.push((bytes(run.pages.start), bytes(run.pages.end - run.pages.start)));
             }
         }
         Ok(found)

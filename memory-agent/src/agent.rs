@@ -224,8 +224,8 @@ impl Agent {
             state.busy = true;
         }
         let before = thread_time();
-        let looked = probe.residency(target, slice.clone()).map(|found| {
-            let swapped_in = self.swapped_in(number, &slice, &found);
+        let looked = probe.residency(target, slice).map(|found| {
+            let swapped_in = self.swapped_in(number, &found);
             let restored = if self.options.restore { restore(target, &swapped_in) } else { 0 };
             (found, swapped_in, restored)
         });
@@ -234,7 +234,7 @@ impl Agent {
         self.changed.notify_all();
         let (found, swapped_in, restored) = looked?;
         for run in found.runs() {
-            state.maps[number].set(run.pages.moved_up(slice.start), run.state);
+            state.maps[number].set(run.pages, run.state);
         }
         state.cost.pages += found.len();
         let cpu = thread_time().saturating_sub(before);
@@ -245,12 +245,12 @@ impl Agent {
     }
 
     /// Pages of a slice that were swapped at the last look and are in memory now.
-    fn swapped_in(&self, number: usize, slice: &Range<u64>, found: &Residency) -> PageRanges {
+    fn swapped_in(&self, number: usize, found: &Residency) -> PageRanges {
         let state = self.lock();
         let map = &state.maps[number];
         let resident = found.ranges_of(PageState::Resident);
         resident
-            .flat_map(|range| map.runs_in(range.moved_up(slice.start)))
+            .flat_map(|range| map.runs_in(range))
             .filter(|run| run.state == PageState::Swapped)
             .map(|run| run.pages)
             .collect()
@@ -348,9 +348,8 @@ fn restore(target: &dyn Target, swapped_in: &PageRanges) -> u64 {
     for range in swapped_in {
         // Where that cannot be told, nobody's page is touched.
         let Ok(mapped) = mapped(target, range) else { return 0 };
-        let start = first + range.start;
         let others = mapped.runs().filter(|run| run.state != PageState::Resident);
-        unwanted.extend(others.map(|run| run.pages.moved_up(start)));
+        unwanted.extend(others.map(|run| run.pages.renumbered(0, first)));
     }
     if unwanted.is_empty() {
         return 0;

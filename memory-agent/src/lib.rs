@@ -8,6 +8,7 @@ mod memory;
 mod memory_group;
 mod metrics;
 mod missing;
+mod page_number;
 mod page_out;
 mod page_range;
 mod page_state;
@@ -28,6 +29,7 @@ pub use memory::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory,
 pub use memory_group::{MemoryGroup, SwapLimit};
 pub use metrics::Metrics;
 pub use missing::{FaultError, LandingView, MissingFaults, NotFilled, Registered};
+pub use page_number::{Page, PageNumber};
 pub use page_out::{PageOutError, PageOutOptions, PageOutReport, no_room, page_out, page_out_with};
 pub use page_range::{PageRange, PageRanges};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};

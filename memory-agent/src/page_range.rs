@@ -2,10 +2,14 @@
 
 use std::ops::{Deref, Range};
 
+use crate::page_number::{Page, PageNumber};
 use crate::page_state::PAGE_SIZE;
 
 /// What is asked of a range of page numbers; a range whose end is before its start has no pages.
 pub trait PageRange: Sized {
+    /// How they are counted.
+    type Page: PageNumber;
+
     /// How many pages it has.
     fn page_count(&self) -> u64;
 
@@ -18,18 +22,22 @@ pub trait PageRange: Sized {
     #[must_use]
     fn intersection(&self, other: &Self) -> Self;
 
-    /// The same pages where page 0 is called `first`.
-    #[must_use]
-    fn moved_up(&self, first: u64) -> Self;
+    /// Each of the pages, in order.
+    fn pages(&self) -> impl DoubleEndedIterator<Item = Self::Page> + use<Self>;
 
-    /// The same pages where page `first` is called 0; those before it are left out.
+    /// The pages' numbers.
+    fn numbers(&self) -> Range<u64>;
+
+    /// The same pages counted in another way, in which page `from` is called `to`; those before it are left out.
     #[must_use]
-    fn moved_down(&self, first: u64) -> Self;
+    fn renumbered<Q: PageNumber>(&self, from: Self::Page, to: Q) -> Range<Q>;
 }
 
-impl PageRange for Range<u64> {
+impl<P: PageNumber> PageRange for Range<P> {
+    type Page = P;
+
     fn page_count(&self) -> u64 {
-        self.end.saturating_sub(self.start)
+        self.end.number().saturating_sub(self.start.number())
     }
 
     fn intersection(&self, other: &Self) -> Self {
@@ -37,34 +45,39 @@ impl PageRange for Range<u64> {
         start..self.end.min(other.end).max(start)
     }
 
-    fn moved_up(&self, first: u64) -> Self {
-        first + self.start..first + self.end
+    fn pages(&self) -> impl DoubleEndedIterator<Item = P> + use<P> {
+        self.numbers().map(P::new)
     }
 
-    fn moved_down(&self, first: u64) -> Self {
-        self.start.saturating_sub(first)..self.end.saturating_sub(first)
+    fn numbers(&self) -> Range<u64> {
+        self.start.number()..self.end.number()
+    }
+
+    fn renumbered<Q: PageNumber>(&self, from: P, to: Q) -> Range<Q> {
+        let there = |page: P| to + page.number().saturating_sub(from.number());
+        there(self.start)..there(self.end)
     }
 }
 
 /// A set of pages, as ranges in order, of which none is empty and no two touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageRanges(Vec<Range<u64>>);
+pub struct PageRanges<P = Page>(Vec<Range<P>>);
 
-impl PageRanges {
+impl<P: PageNumber> PageRanges<P> {
     /// No pages.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
     /// The pages of ranges in any order, which may overlap.
-    pub fn from_unordered(ranges: &[Range<u64>]) -> Self {
+    pub fn from_unordered(ranges: &[Range<P>]) -> Self {
         let mut sorted = ranges.to_vec();
         sorted.sort_unstable_by_key(|range| range.start);
         sorted.into_iter().collect()
     }
 
     /// Adds a range; quickly, where none behind it is there yet.
-    pub fn push(&mut self, range: Range<u64>) {
+    pub fn push(&mut self, range: Range<P>) {
         if range.is_empty() {
             return;
         }
@@ -84,7 +97,7 @@ impl PageRanges {
     }
 
     /// The ranges.
-    pub fn as_slice(&self) -> &[Range<u64>] {
+    pub fn as_slice(&self) -> &[Range<P>] {
         &self.0
     }
 
@@ -120,7 +133,7 @@ impl PageRanges {
     /// The ranges, where those that at most so many pages are between are one, with the pages between.
     #[must_use]
     pub fn joined(&self, near: u64) -> Self {
-        let mut spans: Vec<Range<u64>> = Vec::new();
+        let mut spans: Vec<Range<P>> = Vec::new();
         for range in &self.0 {
             match spans.last_mut() {
                 Some(span) if range.start - span.end <= near => span.end = range.end,
@@ -131,40 +144,40 @@ impl PageRanges {
     }
 }
 
-impl Deref for PageRanges {
-    type Target = [Range<u64>];
+impl<P: PageNumber> Deref for PageRanges<P> {
+    type Target = [Range<P>];
 
-    fn deref(&self) -> &[Range<u64>] {
+    fn deref(&self) -> &[Range<P>] {
         &self.0
     }
 }
 
-impl FromIterator<Range<u64>> for PageRanges {
-    fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
+impl<P: PageNumber> FromIterator<Range<P>> for PageRanges<P> {
+    fn from_iter<I: IntoIterator<Item = Range<P>>>(ranges: I) -> Self {
         let mut set = Self::new();
         set.extend(ranges);
         set
     }
 }
 
-impl Extend<Range<u64>> for PageRanges {
-    fn extend<I: IntoIterator<Item = Range<u64>>>(&mut self, ranges: I) {
+impl<P: PageNumber> Extend<Range<P>> for PageRanges<P> {
+    fn extend<I: IntoIterator<Item = Range<P>>>(&mut self, ranges: I) {
         ranges.into_iter().for_each(|range| self.push(range));
     }
 }
 
-impl IntoIterator for PageRanges {
-    type Item = Range<u64>;
-    type IntoIter = std::vec::IntoIter<Range<u64>>;
+impl<P: PageNumber> IntoIterator for PageRanges<P> {
+    type Item = Range<P>;
+    type IntoIter = std::vec::IntoIter<Range<P>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
     }
 }
 
-impl<'a> IntoIterator for &'a PageRanges {
-    type Item = &'a Range<u64>;
-    type IntoIter = std::slice::Iter<'a, Range<u64>>;
+impl<'a, P: PageNumber> IntoIterator for &'a PageRanges<P> {
+    type Item = &'a Range<P>;
+    type IntoIter = std::slice::Iter<'a, Range<P>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()
@@ -194,8 +207,9 @@ mod tests {
         assert_eq!(reversed.page_count(), 0);
         assert_eq!((3..7).intersection(&(5..9)), 5..7);
         assert_eq!((3..7).intersection(&(8..9)), 8..8);
-        assert_eq!((3..7).moved_up(10), 13..17);
-        assert_eq!((13..17).moved_down(15), 0..2);
+        assert_eq!((3..7).renumbered(0, 10), 13..17);
+        assert_eq!((13..17).renumbered(15, 0), 0..2);
+        assert_eq!((3..6).pages().rev().collect::<Vec<_>>(), [5, 4, 3]);
     }
 
     proptest! {

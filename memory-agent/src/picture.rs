@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
+use crate::page_number::PageNumber;
 use crate::page_state::Counts;
 use crate::residency::Residency;
 
@@ -15,9 +16,10 @@ pub const CELLS: u32 = 4 * WIDTH as u32;
 pub const LEGEND: &str = "█ resident   ░ swapped   · hole   ▒ both";
 
 /// The map in so many parts of equal size, in order.
-pub fn cells(residency: &Residency, cells: u32) -> Vec<Counts> {
-    let pages = residency.len();
-    let edge = |cell: u32| (u128::from(pages) * u128::from(cell) / u128::from(cells.max(1))) as u64;
+pub fn cells<P: PageNumber>(residency: &Residency<P>, cells: u32) -> Vec<Counts> {
+    let all = residency.pages();
+    let share = |cell: u32| (u128::from(residency.len()) * u128::from(cell) / u128::from(cells.max(1))) as u64;
+    let edge = |cell: u32| all.start + share(cell);
     (0..cells).map(|cell| residency.counts_in(edge(cell)..edge(cell + 1))).collect()
 }
 
@@ -28,7 +30,7 @@ pub fn draw(cells: &[Counts]) -> String {
 }
 
 /// The map as an SVG drawing of one square a cell, with a legend and the sums in numbers.
-pub fn svg(title: &str, residency: &Residency) -> String {
+pub fn svg<P: PageNumber>(title: &str, residency: &Residency<P>) -> String {
     /// Cells each way, and the size of one.
     const SIDE: u32 = 96;
     const SQUARE: u32 = 8;

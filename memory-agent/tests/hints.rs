@@ -113,17 +113,17 @@ fn markers_of_write_protection_are_seen() {
         // A marker-patched kernel marks it all the same.
         let marked = KernelOffer::of_this_host().markers == Some(true);
         assert_eq!(hint.get(300), marked.then_some(PageState::Swapped));
-        assert_eq!(hint.resolve(&mapping, 0, &PageCache).unwrap().get(300), Some(PageState::Swapped));
+        assert_eq!(hint.resolve(&mapping, &PageCache).unwrap().get(300), Some(PageState::Swapped));
         // Armed again, the next time it is seen.
         memory.write(300, 10);
         probe.arm().unwrap();
         page_out(&mapping, &[300..301]).unwrap();
-        assert_eq!(probe.hint(&mapping, 300..301).unwrap().get(0), Some(PageState::Swapped));
+        assert_eq!(probe.hint(&mapping, 300..301).unwrap().get(300), Some(PageState::Swapped));
 
         // Of other memory it knows nothing, and says so.
         let other = Memory::new("other", 16);
         (0..16).for_each(|page| other.write(page, 1));
-        assert_eq!(probe.hint(&other.mapping(), 0..16).unwrap(), Hint::open(16));
+        assert_eq!(probe.hint(&other.mapping(), 0..16).unwrap(), Hint::open(0..16));
         assert!(UffdMarker::new(&memory.mapping()).is_err(), "it is registered already");
     });
 }

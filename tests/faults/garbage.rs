@@ -5,8 +5,10 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use memory_agent::PageNumber;
 use thermocline::control::RunState;
 use thermocline::migration::wire::{FrameReader, FrameWriter, Kind, Message, Refusal, RefusalReason, preamble};
+use thermocline::ram::RamPage;
 use thermocline_tests::machine::Destination;
 use thermocline_tests::owner::gone_without_guest;
 use thermocline_tests::peer::{connect, offer_of, read_to_end, say, state_of};
@@ -79,7 +81,7 @@ fn frames_that_make_no_sense() -> Result<()> {
         message(&Message::Commit)?,
         message(&Message::Ready)?,
         message(&Message::RoundEnd(1))?,
-        message(&Message::Zeros(vec![0..1, 5..9]))?,
+        message(&Message::Zeros(vec![RamPage(0).run(1), RamPage(5).run(4)]))?,
         frame(Kind::Message, &[])?,
         frame(Kind::Pages, &[])?,
         frame(Kind::Pages, &[0; 4096])?,
@@ -132,7 +134,8 @@ fn pages_that_do_not_exist() -> Result<()> {
         drop(writer);
         ends(&destination, &[17]).with_context(|| format!("{pages} pages from {first} on"))?;
     }
-    for ranges in [vec![0..PAGES + 1], vec![0..u64::MAX], vec![std::ops::Range { start: 9, end: 3 }]] {
+    for (start, end) in [(0, PAGES + 1), (0, u64::MAX), (9, 3)] {
+        let ranges = vec![RamPage(start)..RamPage(end)];
         let shown = format!("{ranges:?}");
         let (destination, mut writer) = accepted(&sandbox)?;
         Message::Zeros(ranges).send(&mut writer)?;
@@ -150,7 +153,7 @@ fn a_state_before_all_pages() -> Result<()> {
     let state = state_of(&source)?;
     source.must_go_on()?;
     let (destination, mut writer) = accepted(&sandbox)?;
-    Message::Zeros(vec![0..(64 << 8) - 1]).send(&mut writer)?;
+    Message::Zeros(vec![RamPage(0).run((64 << 8) - 1)]).send(&mut writer)?;
     Message::State(state).send(&mut writer)?;
     read_to_end(writer.link());
     drop(writer);

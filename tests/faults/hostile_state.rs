@@ -35,7 +35,7 @@ fn refused(sandbox: &Sandbox, offer: &Offer, state: MachineState, parts: &[&str]
     Message::Offer(offer.clone()).send(&mut writer)?;
     let answer = receive_message(&mut reader, "accept")?;
     ensure!(matches!(answer, Message::Accept(_)), "{} instead of accept", answer.name());
-    Message::Zeros(vec![0..offer.machine.ram.pages()]).send(&mut writer)?;
+    Message::Zeros(vec![offer.machine.ram.all_pages()]).send(&mut writer)?;
     Message::State(state).send(&mut writer)?;
     let refusal = match receive_message(&mut reader, "a refusal")? {
         Message::Refuse(refusal) => refusal,

@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memory_agent::{PAGE_SIZE, PageOutError, PageRange, PageState};
+use memory_agent::{PAGE_SIZE, PageNumber, PageOutError, PageRange, PageState};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{Machine, MachineError, MachineSpec};
-use crate::ram::RamError;
+use crate::ram::{RamError, RamPage};
 
 /// Pages of one snapshot, read at a time.
 const WINDOW: u64 = 4096;
@@ -55,7 +55,7 @@ struct Companion<'a> {
     machine: MachineSpec,
     state: serde_json::Value,
     /// First page and number of pages, in RAM page numbers.
-    missing: Vec<(u64, u64)>,
+    missing: Vec<(RamPage, u64)>,
     report: &'a DumpReport,
 }
 
@@ -64,7 +64,7 @@ struct Companion<'a> {
 ///
 /// # Errors
 /// When the guest runs, or a file cannot be written.
-pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<DumpReport, DumpError> {
+pub fn write(machine: &Machine, missing: &[Range<RamPage>], to: &Path) -> Result<DumpReport, DumpError> {
     if machine.is_running() {
         return Err(DumpError::Running);
     }
@@ -78,23 +78,20 @@ pub fn write(machine: &Machine, missing: &[Range<u64>], to: &Path) -> Result<Dum
     let absent: u64 = missing.iter().map(PageRange::page_count).sum();
     let mut report = DumpReport { missing: absent, ..DumpReport::default() };
     let mut buffer = vec![0; (BATCH * PAGE_SIZE) as usize];
-    let mut start = 0;
-    while start < ram.pages() {
-        let window = start..ram.pages().min(start + WINDOW);
-        start = window.end;
+    let all = ram.all_pages();
+    for start in all.pages().step_by(WINDOW as usize) {
+        let window = all.intersection(&start.run(WINDOW));
         let snapshot = ram.snapshot_swapped(std::slice::from_ref(&window))?;
         for run in snapshot.runs() {
             if run.state == PageState::Hole {
-                report.holes += run.pages.end - run.pages.start;
+                report.holes += run.pages.page_count();
                 continue;
             }
-            report.pages += run.pages.end - run.pages.start;
+            report.pages += run.pages.page_count();
             // Pages of two regions that follow one another do not follow one another in guest physical addresses.
             for part in ram.layout().split(run.pages) {
-                let mut page = part.pages.start;
-                while page < part.pages.end {
-                    let batch = page..part.pages.end.min(page + BATCH);
-                    page = batch.end;
+                for start in part.pages.pages().step_by(BATCH as usize) {
+                    let batch = part.pages.intersection(&start.run(BATCH));
                     let bytes = &mut buffer[..batch.byte_count() as usize];
                     ram.read_swapped(batch.clone(), bytes)?;
                     let address = ram.layout().address_of(batch.start).unwrap_or_default();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memory_agent::ByteSize;
+use memory_agent::{ByteSize, PageNumber};
 use support::post_copy::{Fate, HOLES, LAZY, Middle, believed_cold, can_handle_faults, migrate_to};
 use support::{Fake, PAGE, PAGES, Receiving, receive_with};
 use thermocline::migration::cancel::Cancel;
@@ -21,7 +21,7 @@ use thermocline::migration::link::{Address, Link, Listener};
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
 use thermocline::migration::wire::MigrationId;
-use thermocline::ram::{GuestRam, MissingPages, MissingRam, NotLanded, RamError, ReadPages};
+use thermocline::ram::{GuestRam, MissingPages, MissingRam, NotLanded, RamError, RamPage, ReadPages};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A page of post-copy.
@@ -38,7 +38,7 @@ struct Failing {
     failures: AtomicU64,
     /// No hole can be filled.
     no_zeros: AtomicBool,
-    zeroed: Mutex<Vec<u64>>,
+    zeroed: Mutex<Vec<RamPage>>,
 }
 
 impl Failing {
@@ -55,7 +55,7 @@ impl Failing {
         failing
     }
 
-    fn no_memory(&self, page: u64) -> RamError {
+    fn no_memory(&self, page: RamPage) -> RamError {
         self.failures.fetch_add(1, Ordering::SeqCst);
         RamError::Access { page, what: "written", cause: std::io::ErrorKind::OutOfMemory.into() }
     }
@@ -63,11 +63,11 @@ impl Failing {
     /// Page by page, up to the first that fails.
     fn one_by_one(
         &self,
-        first: u64,
+        first: RamPage,
         data: &[u8],
-        put: impl Fn(u64, &[u8]) -> Result<(), NotLanded>,
+        put: impl Fn(RamPage, &[u8]) -> Result<(), NotLanded>,
     ) -> Result<(), NotLanded> {
-        for (landed, (page, data)) in (0..).zip((first..).zip(data.chunks(PAGE))) {
+        for (landed, (page, data)) in (0..).zip(data.chunks(PAGE)).map(|(i, data)| (i, (first + i, data))) {
             if (self.pages.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(self.nth) {
                 return Err(NotLanded { landed, why: self.no_memory(page) });
             }
@@ -84,23 +84,23 @@ impl AsFd for Failing {
 }
 
 impl MissingPages for Failing {
-    fn read(&self, each: &mut dyn FnMut(u64)) -> Result<(), RamError> {
+    fn read(&self, each: &mut dyn FnMut(RamPage)) -> Result<(), RamError> {
         self.missing.read(each)
     }
-    fn fill(&self, first: u64, data: &[u8]) -> Result<(), NotLanded> {
+    fn fill(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded> {
         self.one_by_one(first, data, |page, data| self.missing.fill(page, data))
     }
-    fn land(&self, first: u64, data: &[u8]) -> Result<(), NotLanded> {
+    fn land(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded> {
         self.one_by_one(first, data, |page, data| self.missing.land(page, data))
     }
-    fn zero(&self, page: u64) -> Result<(), RamError> {
+    fn zero(&self, page: RamPage) -> Result<(), RamError> {
         if self.no_zeros.load(Ordering::SeqCst) {
             return Err(self.no_memory(page));
         }
         self.zeroed.lock().unwrap().push(page);
         self.missing.zero(page)
     }
-    fn wake(&self, pages: Range<u64>) -> Result<(), RamError> {
+    fn wake(&self, pages: Range<RamPage>) -> Result<(), RamError> {
         self.missing.wake(pages)
     }
     fn release(&self) {
@@ -122,7 +122,7 @@ fn a_page_that_cannot_land_loses_no_write() {
         assert!(failures >= PAGES / 5 * 4 / nth, "{failures} failures of every {nth}th page");
         // What has landed is no hole, whoever still waits for it.
         let zeroed = failing.zeroed.lock().unwrap();
-        assert!(zeroed.iter().all(|page| HOLES.contains(page)), "{zeroed:?}");
+        assert!(zeroed.iter().all(|page| HOLES.contains(&page.0)), "{zeroed:?}");
     }
 }
 
@@ -158,7 +158,7 @@ impl Moving {
         let destination = Arc::new(destination);
         let mut content = vec![0; PAGES as usize * PAGE];
         // Not through its mapping: a hole stays one.
-        source.ram.read_through_file(0..PAGES, &mut content).unwrap();
+        source.ram.read_through_file(source.ram.all_pages(), &mut content).unwrap();
         let receiving = receive_with(listener, Terms { source_timeout, once: true }, {
             let destination = Arc::clone(&destination);
             move |_| Ok(Arc::clone(&destination))
@@ -389,12 +389,12 @@ fn a_vcpu_that_cannot_stop_keeps_nobody_from_giving_up() {
 /// Guest RAM of a host whose swap device fails: some pages cannot be read.
 struct Unreadable {
     ram: Arc<GuestRam>,
-    pages: Range<u64>,
+    pages: Range<RamPage>,
     fails: Arc<AtomicBool>,
 }
 
 impl ReadPages for Unreadable {
-    fn read_page(&self, page: u64, bytes: &mut [u8]) -> Result<(), RamError> {
+    fn read_page(&self, page: RamPage, bytes: &mut [u8]) -> Result<(), RamError> {
         if self.pages.contains(&page) && self.fails.load(Ordering::SeqCst) {
             return Err(RamError::Access { page, what: "read", cause: std::io::Error::from_raw_os_error(5) });
         }
@@ -410,13 +410,13 @@ fn a_page_that_cannot_be_read_is_the_only_one_that_does_not_come() {
     }
     let source = Arc::new(believed_cold());
     let fails = Arc::new(AtomicBool::new(true));
-    let unreadable = Unreadable { ram: Arc::clone(&source.ram), pages: 100..103, fails: Arc::clone(&fails) };
+    let unreadable = Unreadable { ram: Arc::clone(&source.ram), pages: RamPage(100).run(3), fails: Arc::clone(&fails) };
     source.hooks.lock().unwrap().reader = Some(Arc::new(unreadable));
     let moving = Moving::start_with(source, Fake::new(), Vec::new(), 0, FOR_EVER);
     let post_copy = moving.receiving.runs().unwrap();
     let waits = moving.read(101);
     eventually(|| post_copy.status().missing == 3);
-    assert_eq!(post_copy.missing(), [100..103]);
+    assert_eq!(post_copy.missing(), [RamPage(100).run(3)]);
     assert!(!waits.is_finished());
     assert_eq!(moving.middle.connections(), 2);
     fails.store(false, Ordering::SeqCst);

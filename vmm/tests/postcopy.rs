@@ -141,7 +141,7 @@ fn half_a_page_holds_nobody_else_up() {
     let (source, destination) = (believed_cold(), Arc::new(Fake::new()));
     let mut content = vec![0; PAGES as usize * PAGE];
     // Not through its mapping: a hole stays one.
-    source.ram.read_through_file(0..PAGES, &mut content).unwrap();
+    source.ram.read_through_file(source.ram.all_pages(), &mut content).unwrap();
     let receiving = receive_as(listener, true, &destination);
     let address = Address::Unix(front);
     let post_copy_source =

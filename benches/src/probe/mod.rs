@@ -171,7 +171,7 @@ fn hints(memory: &Memory, name: &str, mode: &str, probe: &dyn HintProbe, rows: &
     row.values.remove("map_kib");
     rows.push(row);
     rows.push(measured(memory, &format!("{name}+exact"), mode, || {
-        Ok(probe.hint(&mapping, all.clone())?.resolve(&mapping, 0, &PageCache)?)
+        Ok(probe.hint(&mapping, all.clone())?.resolve(&mapping, &PageCache)?)
     })?);
     Ok(())
 }

@@ -126,7 +126,7 @@ fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<Pa
     }
     let of_memory = |offsets: &Range<u64>| {
         let own = ranges.iter().map(|range| range.intersection(offsets));
-        own.map(|range| range.moved_down(offsets.start)).collect()
+        own.map(|range| range.renumbered(offsets.start, 0)).collect()
     };
     Ok(offsets.iter().map(of_memory).collect())
 }

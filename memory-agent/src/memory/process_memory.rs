@@ -147,7 +147,7 @@ impl Target for ProcessMemory {
     fn advise_restore(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
         let first = self.mapped.offset / PAGE_SIZE;
         for ranges in ranges.chunks(MOST_RANGES) {
-            let in_file: Vec<_> = ranges.iter().map(|pages| pages.moved_up(first)).collect();
+            let in_file: Vec<_> = ranges.iter().map(|pages| pages.renumbered(0, first)).collect();
             match self.view.page_out_of(&in_file, || self.advise_page_out(ranges)) {
                 // Not permitted, too many, or no io_uring: as for pages that nothing is known of.
                 Err(TargetError::Io { .. }) => self.advise_page_out(ranges)?,

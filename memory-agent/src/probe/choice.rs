@@ -217,7 +217,7 @@ impl ChosenProbe {
     pub fn residency(&self, target: &dyn Target, pages: Range<u64>) -> Result<Residency, ProbeError> {
         match self {
             Self::Exact(probe) => probe.residency(target, pages),
-            Self::Hint(probe) => probe.hint(target, pages.clone())?.resolve(target, pages.start, exact_probe()),
+            Self::Hint(probe) => probe.hint(target, pages)?.resolve(target, exact_probe()),
         }
     }
 

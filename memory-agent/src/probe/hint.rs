@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{Probe, ProbeError};
 use crate::memory::Target;
+use crate::page_number::{Page, PageNumber};
 use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{Counts, PageState};
 use crate::residency::{Residency, Run};
@@ -13,20 +14,32 @@ use crate::residency::{Residency, Run};
 /// It says where to look, and decides nothing. In particular it never says that a page is a hole: pages that a probe
 /// knows nothing of are *open*, holes among them, and the exact probe answers for those.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hint {
+pub struct Hint<P: PageNumber = Page> {
     /// Holes are open pages.
-    believed: Residency,
+    believed: Residency<P>,
 }
 
-impl Hint {
-    /// `len` pages of which nothing is known.
-    pub fn open(len: u64) -> Self {
-        Self { believed: Residency::uniform(len, PageState::Hole) }
+impl<P: PageNumber> Hint<P> {
+    /// Pages of which nothing is known.
+    pub fn open(pages: Range<P>) -> Self {
+        let believed = Residency::<P>::uniform(pages.page_count(), PageState::Hole);
+        Self { believed: believed.renumbered(pages.start) }
     }
 
     /// What somebody believes, such as a map that is no longer fresh; what it calls holes is open.
-    pub fn of(believed: Residency) -> Self {
+    pub fn of(believed: Residency<P>) -> Self {
         Self { believed }
+    }
+
+    /// Which pages these are.
+    pub fn pages(&self) -> Range<P> {
+        self.believed.pages()
+    }
+
+    /// The same, counted in another way, in which the first page is called `first`.
+    #[must_use]
+    pub fn renumbered<Q: PageNumber>(self, first: Q) -> Hint<Q> {
+        Hint { believed: self.believed.renumbered(first) }
     }
 
     /// Number of pages.
@@ -39,18 +52,18 @@ impl Hint {
         self.believed.is_empty()
     }
 
-    /// The state that a page may be in; `None` when it is open, or beyond the end.
-    pub fn get(&self, page: u64) -> Option<PageState> {
+    /// The state that a page may be in; `None` when it is open, or not of those asked about.
+    pub fn get(&self, page: P) -> Option<PageState> {
         self.believed.get(page).filter(|state| *state != PageState::Hole)
     }
 
     /// The runs of pages that may be resident or swapped.
-    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+    pub fn runs(&self) -> impl Iterator<Item = Run<P>> + '_ {
         self.believed.runs().filter(|run| run.state != PageState::Hole)
     }
 
     /// The ranges of pages of which nothing is known.
-    pub fn open_ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub fn open_ranges(&self) -> impl Iterator<Item = Range<P>> + '_ {
         self.believed.ranges_of(PageState::Hole)
     }
 
@@ -60,24 +73,23 @@ impl Hint {
     }
 
     /// What is believed, as a map; open pages are holes in it, which is what must not be believed.
-    pub fn into_believed(self) -> Residency {
+    pub fn into_believed(self) -> Residency<P> {
         self.believed
     }
+}
 
-    /// Has the exact probe answer for the open pages, which are `target`'s from `first` on. In the result holes are
-    /// certain; which of the other pages are in memory is in part belief.
+impl Hint {
+    /// Has the exact probe answer for the open pages. In the result holes are certain; which of the other pages are in memory is
+    /// in part belief.
     ///
     /// # Errors
     /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.
-    pub fn resolve(self, target: &dyn Target, first: u64, exact: &dyn Probe) -> Result<Residency, ProbeError> {
+    pub fn resolve(self, target: &dyn Target, exact: &dyn Probe) -> Result<Residency, ProbeError> {
         let open: PageRanges = self.open_ranges().collect();
         let mut resolved = self.believed;
         for open in open.joined(NEAR) {
-            let found = exact.residency(target, open.moved_up(first))?;
             // A span has pages in it that were not open: what is certain of them is welcome.
-            for run in found.runs() {
-                resolved.set(run.pages.moved_up(open.start), run.state);
-            }
+            exact.residency(target, open)?.runs().for_each(|run| resolved.set(run.pages, run.state));
         }
         Ok(resolved)
     }

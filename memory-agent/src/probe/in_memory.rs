@@ -119,7 +119,7 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
     let tables = target.page_tables()?;
     let addresses = tables.addresses(&pages);
     let mut regions = [PageRegion::default(); 512];
-    let mut found = Builder::new();
+    let mut found = Builder::starting_at(pages.start);
     let mut asked = addresses.start;
     while asked < addresses.end {
         let Ok((regions, until)) = sys::pagemap::scan(
@@ -133,16 +133,15 @@ pub(crate) fn present(target: &dyn Target, pages: Range<u64>) -> Result<Option<R
             return Ok(None);
         };
         for region in regions {
-            let page = |address| tables.page_at(address) - pages.start;
-            found.fill(page(region.start), PageState::Hole);
-            found.fill(page(region.end), PageState::Resident);
+            found.fill(tables.page_at(region.start), PageState::Hole);
+            found.fill(tables.page_at(region.end), PageState::Resident);
         }
         if until <= asked {
             return Ok(None);
         }
         asked = until;
     }
-    found.fill(pages.page_count(), PageState::Hole);
+    found.fill(pages.end, PageState::Hole);
     target.check()?;
     Ok(Some(found.build()))
 }

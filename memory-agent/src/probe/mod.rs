@@ -67,7 +67,7 @@ pub trait Probe: Send + Sync {
     /// A short name for logs and tables.
     fn name(&self) -> &'static str;
 
-    /// The states of `pages` of the target; page 0 of the answer is `pages.start`.
+    /// The states of `pages` of the target.
     ///
     /// # Errors
     /// [`ProbeError`] when the pages are not in the target, or the kernel refuses.

@@ -9,6 +9,7 @@ use super::in_memory::InMemory;
 use super::swap_cache::cachestat;
 use super::{Probe, ProbeError, check_range};
 use crate::memory::{Mapping, Target};
+use crate::page_number::Page;
 use crate::page_range::PageRange;
 use crate::page_state::{PAGE_SIZE, PageState};
 use crate::residency::{Builder, Residency};
@@ -60,7 +61,7 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
     let mapping = &target.mapping();
     check_range(target, &pages)?;
     let mut in_memory = InMemory::new(target);
-    let mut look = Look { target, mapping, first: pages.start, found: Builder::new(), cachestat };
+    let mut look = Look { target, mapping, found: Builder::starting_at(pages.start), cachestat };
     let mut page = pages.start;
     // Long holes are skipped in one step.
     while let Some(data) = next_data(mapping, page)?.filter(|&data| data < pages.end) {
@@ -72,7 +73,7 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
             look.absent(run)
         })?;
     }
-    look.found.fill(pages.page_count(), PageState::Hole);
+    look.found.fill(pages.end, PageState::Hole);
     target.check()?;
     Ok(look.found.build())
 }
@@ -80,17 +81,16 @@ fn residency(target: &dyn Target, pages: Range<u64>, cachestat: bool) -> Result<
 struct Look<'a> {
     target: &'a dyn Target,
     mapping: &'a Mapping<'a>,
-    first: u64,
     /// What has been found out so far, from the first page on.
-    found: Builder,
+    found: Builder<Page>,
     cachestat: bool,
 }
 
 impl Look<'_> {
     /// These pages are in this state; those passed over since the last call are holes.
     fn set(&mut self, pages: Range<u64>, state: PageState) {
-        self.found.fill(pages.start - self.first, PageState::Hole);
-        self.found.fill(pages.end - self.first, state);
+        self.found.fill(pages.start, PageState::Hole);
+        self.found.fill(pages.end, state);
     }
 
     /// Decides on pages that were not in memory a moment ago.

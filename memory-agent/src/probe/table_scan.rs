@@ -6,6 +6,8 @@ use rustix::io::Errno;
 
 use super::ProbeError;
 use crate::memory::PageTables;
+use crate::page_number::Page;
+use crate::page_range::PageRange;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
 use crate::residency::Builder;
 use crate::sys::pagemap::{self, PAGE_IS_INCORE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PageRegion, Source, Wanted};
@@ -56,7 +58,7 @@ pub(super) fn entries(
     tables: &PageTables,
     pages: &Range<u64>,
     source: Source,
-) -> Result<Builder, ProbeError> {
+) -> Result<Builder<Page>, ProbeError> {
     entries_from(kernel, tables, pages, source, PageState::Hole)
 }
 
@@ -67,16 +69,16 @@ pub(super) fn entries_from(
     pages: &Range<u64>,
     source: Source,
     mut most: PageState,
-) -> Result<Builder, ProbeError> {
+) -> Result<Builder<Page>, ProbeError> {
     let in_memory = match source {
         Source::PageTables => PAGE_IS_PRESENT,
         Source::File => PAGE_IS_INCORE,
     };
-    let mut found = Builder::new();
+    let mut found = Builder::starting_at(pages.start);
     let addresses = tables.addresses(pages);
     let mut regions = [PageRegion::default(); REGIONS];
     let mut asked = addresses.start;
-    let page = |address: u64| tables.page_at(address.clamp(addresses.start, addresses.end)) - pages.start;
+    let page = |address: u64| tables.page_at(address.clamp(addresses.start, addresses.end));
     while asked < addresses.end {
         let wanted = match most {
             PageState::Hole => Wanted::AnyOf(in_memory | PAGE_IS_SWAPPED),
@@ -87,8 +89,8 @@ pub(super) fn entries_from(
         match kernel.scan(tables, &step, source, wanted, &mut regions) {
             Ok((count, until)) if until > asked => {
                 let mut counts = Counts::default();
-                let mut fill = |until: u64, state| {
-                    counts.count(state, until.saturating_sub(found.len()));
+                let mut fill = |until: Page, state| {
+                    counts.count(state, (found.end()..until).page_count());
                     found.fill(until, state);
                 };
                 for region in regions.iter().take(count) {
@@ -100,7 +102,7 @@ pub(super) fn entries_from(
                 asked = until;
             }
             Err(Errno::NOTTY) if source == Source::PageTables => {
-                one_by_one(tables, &(pages.start + page(asked)..pages.end), &mut found)?;
+                one_by_one(tables, &(page(asked)..pages.end), &mut found)?;
                 asked = addresses.end;
             }
             Ok(_) => return Err(failed("PAGEMAP_SCAN", pages, Errno::IO.into())),
@@ -121,7 +123,7 @@ fn state_of(categories: u64) -> PageState {
     }
 }
 
-fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder) -> Result<(), ProbeError> {
+fn one_by_one(tables: &PageTables, pages: &Range<u64>, found: &mut Builder<Page>) -> Result<(), ProbeError> {
     let mut categories = vec![0; ENTRIES];
     let mut page = pages.start;
     while page < pages.end {

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::table_scan::{Kernel, entries, failed};
 use super::{Hint, HintProbe, ProbeError, check_range};
 use crate::memory::{Mapping, PageTables, Target};
-use crate::page_range::PageRange;
 use crate::sys::pagemap::Source;
 use crate::sys::{pagemap, uffd};
 
@@ -57,7 +56,7 @@ impl HintProbe for UffdMarker {
         let address = target.page_tables()?.address;
         if target.is_elsewhere() || address != self.tables.address || target.mapping().pages() > self.pages {
             // Of other memory it knows nothing.
-            return Ok(Hint::open(pages.page_count()));
+            return Ok(Hint::open(pages));
         }
         Ok(Hint::of(entries(&Kernel, &self.tables, &pages, Source::PageTables)?.build()))
     }

@@ -2,19 +2,22 @@
 
 use super::Residency;
 use super::chunk::{CHUNK_PAGES, Chunk, Tail};
+use crate::page_number::PageNumber;
+use crate::page_range::PageRange;
 use crate::page_state::PageState;
 
 /// A [`Residency`] under construction: pages are appended, which costs a few nanoseconds a run.
-#[derive(Default)]
-pub(crate) struct Builder {
+pub(crate) struct Builder<P> {
+    first: P,
     len: u64,
     chunks: Vec<Chunk>,
     tail: Tail,
 }
 
-impl Builder {
-    pub(crate) fn new() -> Self {
-        Self::default()
+impl<P: PageNumber> Builder<P> {
+    /// Nothing yet; the page appended first will be `first`.
+    pub(crate) fn starting_at(first: P) -> Self {
+        Self { first, len: 0, chunks: Vec::new(), tail: Tail::default() }
     }
 
     /// Appends `pages` pages in `state`.
@@ -32,21 +35,21 @@ impl Builder {
         }
     }
 
-    /// Appends pages in `state` until there are `len` of them; nothing if there are as many or more.
-    pub(crate) fn fill(&mut self, len: u64, state: PageState) {
-        self.push(len.saturating_sub(self.len), state);
+    /// Appends the pages up to `end` in `state`; nothing if they are there.
+    pub(crate) fn fill(&mut self, end: P, state: PageState) {
+        self.push((self.end()..end).page_count(), state);
     }
 
-    /// Number of pages so far.
-    pub(crate) fn len(&self) -> u64 {
-        self.len
+    /// The page behind those so far.
+    pub(crate) fn end(&self) -> P {
+        self.first + self.len
     }
 
-    pub(crate) fn build(mut self) -> Residency {
+    pub(crate) fn build(mut self) -> Residency<P> {
         if self.tail.len() > 0 {
             self.chunks.push(self.tail.chunk());
         }
         self.chunks.shrink_to_fit();
-        Residency { len: self.len, chunks: self.chunks }
+        Residency { first: self.first, len: self.len, chunks: self.chunks }
     }
 }

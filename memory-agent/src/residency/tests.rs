@@ -98,20 +98,28 @@ proptest! {
         let rebuilt = Residency::from_runs(residency.runs()).unwrap();
         prop_assert_eq!(&rebuilt, &residency);
 
-        let mut built = Builder::new();
+        let mut built = Builder::starting_at(0);
         for run in residency.runs() {
             // In pieces, so that runs go on and cross the ends of chunks.
             let middle = run.pages.start.midpoint(run.pages.end);
             built.push(middle - run.pages.start, run.state);
             built.fill(run.pages.end, run.state);
         }
-        prop_assert_eq!(built.len(), residency.len());
+        prop_assert_eq!(built.end(), residency.len());
         prop_assert_eq!(&built.build(), &residency);
 
         let split = split.index(residency.len() as usize) as u64;
         let mut joined = residency.part(0..split);
         joined.append(&residency.part(split..residency.len() + 5));
         prop_assert_eq!(&joined, &residency);
+
+        let part = residency.part(split..residency.len());
+        prop_assert_eq!(part.pages(), split..residency.len());
+        prop_assert!(part.runs().eq(residency.runs_in(part.pages())));
+        prop_assert_eq!(part.counts_in(0..split), Counts::default());
+        let elsewhere: Residency = residency.clone().renumbered(1 << 40);
+        prop_assert_eq!(elsewhere.get(0), None);
+        prop_assert!(elsewhere.part((1 << 40) + split..u64::MAX).runs().eq(part.renumbered((1 << 40) + split).runs()));
 
         let flat = Vec::from(residency.clone());
         prop_assert_eq!(&Residency::try_from(flat).unwrap(), &residency);
@@ -148,13 +156,13 @@ fn a_uniform_terabyte_is_small() {
 fn refuses_runs_with_gaps_and_unbelievable_lengths() {
     let gap = [Run { pages: 0..4, state: Hole }, Run { pages: 5..6, state: Hole }];
     assert_eq!(Residency::from_runs(gap), Err(ResidencyError::NotConsecutive { expected: 4, found: 5 }));
-    assert_eq!(Residency::try_from(vec![(1, Hole), (u64::MAX, Hole)]), Err(ResidencyError::TooLong));
+    assert_eq!(Residency::<Page>::try_from(vec![(1, Hole), (u64::MAX, Hole)]), Err(ResidencyError::TooLong));
 }
 
 #[test]
 fn debug_is_short() {
-    let mut residency = Residency::uniform(100_000, Hole);
+    let mut residency = Residency::<Page>::uniform(100_000, Hole);
     (0..100_000).step_by(2).for_each(|page| residency.set(page..page + 1, Swapped));
     assert!(format!("{residency:?}").len() < 400);
-    assert_eq!(format!("{:?}", Residency::uniform(3, Resident)), "Residency(3 pages, 0..3 Resident)");
+    assert_eq!(format!("{:?}", Residency::<Page>::uniform(3, Resident)), "Residency(3 pages, 0..3 Resident)");
 }

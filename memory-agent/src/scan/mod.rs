@@ -76,7 +76,7 @@ impl<'m> ScanGuard<'m> {
     /// [`ScanError::Probe`] when pages are not in the mapping, or the kernel refuses.
     pub fn snapshot(&self, ranges: &[Range<u64>]) -> Result<ResidencySnapshot<'m>, ScanError> {
         let parts = ranges.iter().filter(|range| !range.is_empty());
-        let parts = parts.map(|range| Ok((range.start, exact_probe().residency(&self.mapping, range.clone())?)));
+        let parts = parts.map(|range| exact_probe().residency(&self.mapping, range.clone()));
         let parts = parts.collect::<Result<_, ProbeError>>()?;
         let mut snapshot =
             ResidencySnapshot { mapping: self.mapping, view: self.view, parts, kept: Vec::new(), done: false };
@@ -96,8 +96,7 @@ impl<'m> ScanGuard<'m> {
 pub struct ResidencySnapshot<'m> {
     mapping: Mapping<'m>,
     view: Option<&'m FileView>,
-    /// First page, and the states from there on.
-    parts: Vec<(u64, Residency)>,
+    parts: Vec<Residency>,
     kept: Vec<Range<u64>>,
     done: bool,
 }
@@ -105,14 +104,12 @@ pub struct ResidencySnapshot<'m> {
 impl ResidencySnapshot<'_> {
     /// The runs of pages in one state, in the mapping's page numbers and in the order of the ranges given.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        self.parts.iter().flat_map(|(first, residency)| {
-            residency.runs().map(move |Run { pages, state }| Run { pages: pages.moved_up(*first), state })
-        })
+        self.parts.iter().flat_map(Residency::runs)
     }
 
     /// How many pages of the ranges were in each state.
     pub fn counts(&self) -> Counts {
-        self.parts.iter().fold(Counts::default(), |sum, (_, residency)| sum + residency.counts())
+        self.parts.iter().fold(Counts::default(), |sum, residency| sum + residency.counts())
     }
 
     /// These pages are wanted in memory: they are not paged out again.
@@ -122,19 +119,16 @@ impl ResidencySnapshot<'_> {
 
     /// These pages of the ranges are in memory and nobody wants them there: they go too.
     pub fn also(&mut self, pages: Range<u64>) {
-        for (first, residency) in &mut self.parts {
-            residency.set(pages.moved_down(*first), PageState::Swapped);
-        }
+        self.parts.iter_mut().for_each(|residency| residency.set(pages.clone(), PageState::Swapped));
     }
 
     /// What waits in the swap cache goes too, where nothing that was paged out waits there.
     fn also_read_ahead(&mut self) -> Result<(), ProbeError> {
         let mut read_ahead = PageRanges::new();
-        for (first, residency) in &self.parts {
+        for residency in &self.parts {
             // One call tells of all pages, as a rule.
-            if evicted(&self.mapping, &(0..residency.len()).moved_up(*first))? > residency.counts().swapped {
-                let resident = residency.ranges_of(PageState::Resident);
-                let mut resident = resident.map(|pages| pages.moved_up(*first)).collect();
+            if evicted(&self.mapping, &residency.pages())? > residency.counts().swapped {
+                let mut resident = residency.ranges_of(PageState::Resident).collect();
                 read_ahead.extend(take_swap_cache(&self.mapping, &mut resident)?);
             }
         }
@@ -152,10 +146,8 @@ impl ResidencySnapshot<'_> {
     }
 
     fn page_out(&mut self) -> Result<PageOutReport, ScanError> {
-        for (first, residency) in &mut self.parts {
-            for kept in &self.kept {
-                residency.set(kept.moved_down(*first), PageState::Hole);
-            }
+        for residency in &mut self.parts {
+            self.kept.iter().for_each(|kept| residency.set(kept.clone(), PageState::Hole));
         }
         let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
         Ok(match self.view {

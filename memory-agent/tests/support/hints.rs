@@ -52,7 +52,7 @@ pub(crate) fn check(hint: &Hint, truth: &Residency, mapping: &Mapping<'_>) {
         // An entry in a page table is no hint.
         assert_eq!(truth.counts_in(run.pages.clone()).resident, run.pages.end - run.pages.start, "{run:?}");
     }
-    let resolved = hint.clone().resolve(mapping, 0, &PageCache).unwrap();
+    let resolved = hint.clone().resolve(mapping, &PageCache).unwrap();
     for hole in resolved.ranges_of(PageState::Hole) {
         assert_eq!(truth.counts_in(hole.clone()).hole, hole.end - hole.start, "{hole:?} is no hole");
     }

@@ -1,15 +1,14 @@
 //! Requests about guest RAM, which change nothing of the machine's life.
 
-use std::ops::Range;
 use std::time::Duration;
 
-use memory_agent::{ByteSize, Metrics, PAGE_SIZE, PageOutReport, picture};
+use memory_agent::{ByteSize, Metrics, PageOutReport, picture};
 
 use super::error::VmmError;
 use super::{MAX_CELLS, PagesReport, Status, postcopy_metrics};
 use crate::devices::virtio::balloon::BalloonStatus;
 use crate::machine::Machine;
-use crate::ram::{GuestRam, RamWatch};
+use crate::ram::RamWatch;
 
 /// What guest RAM is, in `cells` parts; with `from_agent`, as the agent saw it last.
 pub(super) fn pages(machine: &Machine, cells: u32, from_agent: bool) -> Result<PagesReport, VmmError> {
@@ -19,7 +18,7 @@ pub(super) fn pages(machine: &Machine, cells: u32, from_agent: bool) -> Result<P
     let (residency, age) = if from_agent {
         machine.ram_watch().and_then(RamWatch::map).ok_or(VmmError::NoMap)?
     } else {
-        (machine.ram().residency(0..machine.ram().pages())?, Duration::ZERO)
+        (machine.ram().residency(machine.ram().all_pages())?, Duration::ZERO)
     };
     let cells = picture::cells(&residency, cells);
     Ok(PagesReport { counts: residency.counts(), cells, age_ms: age.as_millis() as u64 })
@@ -43,12 +42,12 @@ pub(super) fn metrics(machine: &Machine, status: &Status) -> Result<String, VmmE
 pub(super) fn page_out(machine: &Machine, ranges: Option<&[(u64, u64)]>) -> Result<PageOutReport, VmmError> {
     let ram = machine.ram();
     let ranges = match ranges {
-        None => vec![0..ram.pages()],
+        None => vec![ram.all_pages()],
         Some(ranges) => ranges
             .iter()
             .map(|&(start, length)| {
                 let end = start.saturating_add(length);
-                page_range(ram, start, end).ok_or(VmmError::Range { start, end })
+                ram.layout().pages_of(start..end).ok_or(VmmError::Range { start, end })
             })
             .collect::<Result<_, _>>()?,
     };
@@ -66,13 +65,4 @@ pub(super) fn balloon(machine: &Machine, size: Option<ByteSize>) -> Result<Ballo
         balloon.set_target(asked);
     }
     Ok(balloon.status())
-}
-
-/// Guest physical addresses as RAM pages; `None` when they are not all RAM or not whole pages.
-fn page_range(ram: &GuestRam, start: u64, end: u64) -> Option<Range<u64>> {
-    if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
-        return None;
-    }
-    let (first, last) = (ram.layout().page_of(start)?, ram.layout().page_of(end - 1)?);
-    (last - first == (end - start) / PAGE_SIZE - 1).then_some(first..last + 1)
 }

@@ -6,21 +6,22 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use memory_agent::{
-    KernelOffer, Marker, PAGE_SIZE, PageOutError, PageOutReport, PageRange, PageState, ProbeKind, Residency, SwapDevice,
+    KernelOffer, Marker, PAGE_SIZE, PageNumber, PageOutError, PageOutReport, PageRange, PageState, ProbeKind,
+    Residency, SwapDevice,
 };
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::swap::any_keeps;
 use super::{Area, Findings, State};
-use crate::ram::{GuestRam, RamError};
+use crate::ram::{GuestRam, RamError, RamPage};
 
 /// Pages of the trial: some swapped, some resident, and holes behind. Less than 2 MiB, so that no huge page holds them.
 const PAGES: u64 = 256;
 const WRITTEN: u64 = 192;
 const PAGED_OUT: u64 = 128;
 /// In the middle of what is paged out.
-const TOUCHED: u64 = 64;
+const TOUCHED: RamPage = RamPage(64);
 
 /// What happens to cold pages on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,10 +68,11 @@ pub(super) fn examine(found: &mut Findings, devices: &[SwapDevice]) -> ColdPages
 /// Guest RAM whose first pages are written through its mapping, so that page tables have them.
 fn filled_ram() -> Result<GuestRam, RamError> {
     let ram = GuestRam::new(PAGES * PAGE_SIZE)?;
-    for page in 0..WRITTEN {
+    for page in RamPage(0).run(WRITTEN).pages() {
         let address = ram.layout().address_of(page).unwrap_or_default();
         // Not the same byte all over: zram and swap keep such pages in another way.
-        let content: Vec<u8> = (0..PAGE_SIZE).map(|byte| (byte.wrapping_mul(byte + page) >> 3) as u8).collect();
+        let content: Vec<u8> =
+            (0..PAGE_SIZE).map(|byte| (byte.wrapping_mul(byte + page.number()) >> 3) as u8).collect();
         let write = ram.memory().write_slice(&content, GuestAddress(address));
         write.map_err(|e| RamError::Access { page, what: "written", cause: io::Error::other(e.to_string()) })?;
     }
@@ -87,9 +89,9 @@ fn page_out(found: &mut Findings, ram: &GuestRam, devices: &[SwapDevice]) -> Col
         untold("not tried", &"without swap it cannot be tried");
         return ColdPages::NoSwap;
     }
-    let tried = ram.page_out(std::slice::from_ref(&(0..PAGED_OUT))).and_then(|report| {
+    let tried = ram.page_out(std::slice::from_ref(&RamPage(0).run(PAGED_OUT))).and_then(|report| {
         // The only honest answer is another look, whatever was reported.
-        Ok((report, ram.residency(0..PAGES)?))
+        Ok((report, ram.residency(ram.all_pages())?))
     });
     match tried {
         Ok((report, truth)) => {
@@ -129,11 +131,11 @@ fn paged_out(found: &mut Findings, report: PageOutReport) -> ColdPages {
 }
 
 /// Of the pages that are swapped, how many page tables mark as such.
-fn markers(found: &mut Findings, ram: &GuestRam, truth: &Residency) {
+fn markers(found: &mut Findings, ram: &GuestRam, truth: &Residency<RamPage>) {
     let swapped = truth.counts().swapped;
     match ram.hint(&Marker) {
         Ok(hint) => {
-            let marked = truth.ranges_of(PageState::Swapped).flatten();
+            let marked = truth.ranges_of(PageState::Swapped).flat_map(|run| run.pages());
             let marked = marked.filter(|page| hint.get(*page) == Some(PageState::Swapped)).count() as u64;
             let value = format!("PM_SWAP on {marked} of {swapped} swapped pages");
             let state = State::ok_or(swapped > 0, State::Limited);
@@ -152,12 +154,12 @@ fn of_markers(swapped: u64, marked: u64) -> &'static str {
 }
 
 /// Touches one page and looks which come with it.
-fn read_ahead(found: &mut Findings, ram: &GuestRam, before: &Residency) {
+fn read_ahead(found: &mut Findings, ram: &GuestRam, before: &Residency<RamPage>) {
     let mut page = [0; PAGE_SIZE as usize];
-    let after = ram.read_pages(TOUCHED..TOUCHED + 1, &mut page).and_then(|()| {
+    let after = ram.read_pages(TOUCHED.run(1), &mut page).and_then(|()| {
         // What a disk reads ahead counts only once it has arrived.
         sleep(Duration::from_millis(5));
-        ram.residency(0..PAGES)
+        ram.residency(ram.all_pages())
     });
     let Ok(after) = after else { return };
     let swapped_in = |was, is| was == PageState::Swapped && is == PageState::Resident;
@@ -225,6 +227,6 @@ mod tests {
         let ram = filled_ram().unwrap();
         let believed = ram.hint(&Marker).unwrap();
         assert_eq!(believed.counts().resident, WRITTEN);
-        assert_eq!(ram.residency(0..PAGES).unwrap().counts().resident, WRITTEN);
+        assert_eq!(ram.residency(ram.all_pages()).unwrap().counts().resident, WRITTEN);
     }
 }

@@ -7,6 +7,7 @@ use kvm_bindings::{
     kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use memory_agent::PageRange;
 
 use super::irq::MessageRoutes;
 use super::sys::VmWithRam;
@@ -89,14 +90,12 @@ impl Vm {
     /// When KVM refuses.
     pub fn take_dirty_log(&self) -> Result<PageSet, KvmError> {
         let mut set = PageSet::new(self.ram().pages());
-        let mut first = 0;
-        for (slot, region) in self.ram().layout().regions().iter().enumerate() {
+        for part in self.ram().layout().parts() {
             let words = self
                 .fd()
-                .get_dirty_log(slot as u32, region.length as usize)
+                .get_dirty_log(part.region as u32, part.pages.byte_count() as usize)
                 .map_err(KvmError::call("KVM_GET_DIRTY_LOG"))?;
-            set.insert_words(first, &words);
-            first += region.pages();
+            set.insert_words(part.pages.start, &words);
         }
         Ok(set)
     }

@@ -32,13 +32,13 @@ use std::sync::Arc;
 use memory_agent::Hint;
 
 use crate::machine::{MachineError, MachineSpec, MachineState};
-use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, ReadPages};
+use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, RamPage, ReadPages};
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
 #[derive(Clone, Debug)]
 pub struct Belief {
     /// What that is.
-    pub hint: Hint,
+    pub hint: Hint<RamPage>,
     /// The probe behind it.
     pub probe: &'static str,
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 
+use super::RamPage;
+
 /// What can go wrong with guest RAM.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
@@ -21,15 +23,23 @@ pub enum RamError {
     #[error("pages {} to {} are not all guest RAM, which has {pages} pages", range.start, range.end)]
     OutOfRange {
         /// What was asked for.
-        range: Range<u64>,
+        range: Range<RamPage>,
         /// How much there is.
         pages: u64,
+    },
+    /// Guest physical addresses without RAM.
+    #[error("guest physical addresses {start:#x} to {end:#x} are not all guest RAM")]
+    NotRam {
+        /// The first.
+        start: u64,
+        /// The first behind.
+        end: u64,
     },
     /// Reading or writing a page failed.
     #[error("guest RAM page {page} could not be {what}: {cause}")]
     Access {
         /// The first page of the access.
-        page: u64,
+        page: RamPage,
         /// `read`, `written` or `punched`.
         what: &'static str,
         /// What the kernel said.
@@ -39,7 +49,7 @@ pub enum RamError {
     #[error(
         "guest RAM page {0} is to come later, and the host does not let go of what it has in its place: huge pages of shared memory reach into it; write never to /sys/kernel/mm/transparent_hugepage/shmem_enabled, and try again"
     )]
-    NoHole(u64),
+    NoHole(RamPage),
     /// Handling the guest's page faults failed.
     #[error(transparent)]
     Fault(#[from] memory_agent::FaultError),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use memory_agent::PAGE_SIZE;
+use memory_agent::{PAGE_SIZE, Page, PageNumber, PageRange, page_number};
 use serde::{Deserialize, Serialize};
 
 /// Start of the range below 4 GiB that belongs to devices (local APIC, I/O APIC, PCI on other machines).
@@ -29,10 +29,14 @@ impl RamRegion {
     }
 }
 
+page_number! {
+    /// A page of guest RAM. They are numbered through all regions without gaps: page 0 is the first page of the first region.
+    /// With up to 3 GiB this is the guest frame number; above, it is the frame number less the gap. [`RamLayout`] alone knows
+    /// which page of a region's file it is, and where in the guest's physical address space.
+    pub struct RamPage;
+}
+
 /// All regions, in address order.
-///
-/// Pages of RAM are numbered through all regions without gaps: page 0 is the first page of the first region. With
-/// up to 3 GiB this is the guest frame number; above, it is the frame number less the gap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamLayout {
     regions: Vec<RamRegion>,
@@ -44,9 +48,26 @@ pub struct RegionPart {
     /// Index of the region.
     pub region: usize,
     /// Pages counted from the region's first page.
-    pub local: Range<u64>,
+    pub local: Range<Page>,
     /// The same pages, counted through all of RAM.
-    pub pages: Range<u64>,
+    pub pages: Range<RamPage>,
+}
+
+impl RegionPart {
+    /// Where it begins in the region's file, in bytes.
+    pub fn file_offset(&self) -> u64 {
+        self.local.start.number() * PAGE_SIZE
+    }
+
+    /// Pages of the region, counted through all of RAM.
+    pub fn in_ram(&self, local: &Range<Page>) -> Range<RamPage> {
+        local.renumbered(self.local.start, self.pages.start)
+    }
+
+    /// Pages of RAM, counted from the region's first page; those that are not in this part are left out.
+    pub fn in_region(&self, pages: &Range<RamPage>) -> Range<Page> {
+        pages.intersection(&self.pages).renumbered(self.pages.start, self.local.start)
+    }
 }
 
 impl RamLayout {
@@ -76,39 +97,50 @@ impl RamLayout {
         self.pages().saturating_mul(PAGE_SIZE)
     }
 
+    /// All pages.
+    pub fn all_pages(&self) -> Range<RamPage> {
+        RamPage(0).run(self.pages())
+    }
+
     /// The guest physical address of a page, or `None` behind the end of RAM.
-    pub fn address_of(&self, page: u64) -> Option<u64> {
-        let mut first = 0;
-        for region in &self.regions {
-            if page < first + region.pages() {
-                return Some(region.start + (page - first) * PAGE_SIZE);
-            }
-            first += region.pages();
-        }
-        None
+    pub fn address_of(&self, page: RamPage) -> Option<u64> {
+        let part = self.split(page.run(1)).next()?;
+        Some(self.regions[part.region].start + part.file_offset())
     }
 
     /// The page that holds a guest physical address, or `None` when no RAM is there.
-    pub fn page_of(&self, address: u64) -> Option<u64> {
-        let mut first = 0;
-        for region in &self.regions {
-            if address >= region.start && address - region.start < region.length {
-                return Some(first + (address - region.start) / PAGE_SIZE);
-            }
-            first += region.pages();
+    pub fn page_of(&self, address: u64) -> Option<RamPage> {
+        let holds = |r: &RamRegion| address >= r.start && address - r.start < r.length;
+        let part = self.parts().find(|part| holds(&self.regions[part.region]))?;
+        Some(part.pages.start + (address - self.regions[part.region].start) / PAGE_SIZE)
+    }
+
+    /// The pages at guest physical addresses; `None` when these are no whole pages, or not all RAM, or none at all.
+    pub fn pages_of(&self, addresses: Range<u64>) -> Option<Range<RamPage>> {
+        let Range { start, end } = addresses;
+        if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
+            return None;
         }
-        None
+        let pages = self.page_of(start)?..self.page_of(end - 1)? + 1;
+        // Else there is a gap within them.
+        (pages.byte_count() == end - start).then_some(pages)
+    }
+
+    /// Each region as a whole, in order.
+    pub fn parts(&self) -> impl Iterator<Item = RegionPart> + '_ {
+        let mut first = RamPage(0);
+        self.regions.iter().enumerate().map(move |(region, r)| {
+            let pages = first.run(r.pages());
+            first = pages.end;
+            RegionPart { region, local: Page::default().run(r.pages()), pages }
+        })
     }
 
     /// Splits a page range at region borders. What lies behind the end of RAM is left out.
-    pub fn split(&self, pages: Range<u64>) -> impl Iterator<Item = RegionPart> + '_ {
-        let mut first = 0;
-        self.regions.iter().enumerate().filter_map(move |(region, r)| {
-            let begin = first;
-            first += r.pages();
-            let start = pages.start.max(begin);
-            let end = pages.end.min(first);
-            (start < end).then(|| RegionPart { region, local: start - begin..end - begin, pages: start..end })
+    pub fn split(&self, pages: Range<RamPage>) -> impl Iterator<Item = RegionPart> + '_ {
+        self.parts().filter_map(move |whole| {
+            let local = whole.in_region(&pages);
+            (!local.is_empty()).then(|| RegionPart { pages: whole.in_ram(&local), local, ..whole })
         })
     }
 }
@@ -121,8 +153,8 @@ mod tests {
     fn small_machines_have_one_region() {
         let layout = RamLayout::new(1 << 30);
         assert_eq!(layout.regions(), &[RamRegion { start: 0, length: 1 << 30 }]);
-        assert_eq!(layout.address_of(5), Some(5 * 4096));
-        assert_eq!(layout.page_of((1 << 30) - 1), Some(262_143));
+        assert_eq!(layout.address_of(RamPage(5)), Some(5 * 4096));
+        assert_eq!(layout.page_of((1 << 30) - 1), Some(RamPage(262_143)));
         assert_eq!(layout.page_of(1 << 30), None);
     }
 
@@ -130,13 +162,21 @@ mod tests {
     fn large_machines_leave_the_gap_free() {
         let layout = RamLayout::new(6 << 30);
         assert_eq!(layout.pages(), 6 << 18);
-        assert_eq!(layout.address_of(3 << 18), Some(4 << 30));
+        assert_eq!(layout.address_of(RamPage(3 << 18)), Some(4 << 30));
         assert_eq!(layout.page_of(MMIO_GAP_START), None);
-        assert_eq!(layout.page_of(4 << 30), Some(3 << 18));
-        let parts: Vec<_> = layout.split((3 << 18) - 1..(3 << 18) + 2).collect();
+        assert_eq!(layout.page_of(4 << 30), Some(RamPage(3 << 18)));
+        assert_eq!(layout.pages_of((4 << 30)..(4 << 30) + 8192), Some(RamPage(3 << 18).run(2)));
+        for none in
+            [0..0, 0..100, 100..8192, MMIO_GAP_START - 4096..(4 << 30) + 4096, (7 << 30) - 4096..(7 << 30) + 4096]
+        {
+            assert_eq!(layout.pages_of(none.clone()), None, "{none:x?}");
+        }
+        let parts: Vec<_> = layout.split(RamPage::range((3 << 18) - 1..(3 << 18) + 2)).collect();
         assert_eq!(parts.len(), 2);
         assert_eq!(parts[0].local, (3 << 18) - 1..3 << 18);
         assert_eq!(parts[1].local, 0..2);
-        assert_eq!(parts[1].pages, 3 << 18..(3 << 18) + 2);
+        assert_eq!(parts[1].pages, RamPage::range(3 << 18..(3 << 18) + 2));
+        assert_eq!(parts[1].in_ram(&(1..2)), RamPage((3 << 18) + 1).run(1));
+        assert_eq!(parts[1].in_region(&layout.all_pages()), 0..2);
     }
 }

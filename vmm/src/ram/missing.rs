@@ -4,9 +4,11 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use memory_agent::{FaultError, LandingView, MissingFaults, NotFilled, PAGE_SIZE, PageState, Registered};
+use memory_agent::{
+    FaultError, LandingView, MissingFaults, NotFilled, PAGE_SIZE, Page, PageNumber, PageRange, PageState, Registered,
+};
 
-use super::{GuestRam, RamError};
+use super::{GuestRam, RamError, RamPage};
 
 /// Pages that could not all be put where they belong.
 #[derive(Debug)]
@@ -24,32 +26,32 @@ pub trait MissingPages: AsFd + Send + Sync {
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn read(&self, each: &mut dyn FnMut(u64)) -> Result<(), RamError>;
+    fn read(&self, each: &mut dyn FnMut(RamPage)) -> Result<(), RamError>;
 
     /// Fills the holes from page `first` on with `data`, whole pages, and wakes whoever waits for them, who need not fault
     /// again to have them mapped. What is there already stays what it is.
     ///
     /// # Errors
     /// When the range is not all RAM, or the host has no memory.
-    fn fill(&self, first: u64, data: &[u8]) -> Result<(), NotLanded>;
+    fn fill(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded>;
 
     /// The same for pages that nobody waits for: they are in nobody's page table then, and nobody is woken.
     ///
     /// # Errors
     /// As [`MissingPages::fill`].
-    fn land(&self, first: u64, data: &[u8]) -> Result<(), NotLanded>;
+    fn land(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded>;
 
     /// Fills a hole with zeros and wakes whoever waits for it; a page that is there stays what it is.
     ///
     /// # Errors
     /// When the host has no memory.
-    fn zero(&self, page: u64) -> Result<(), RamError>;
+    fn zero(&self, page: RamPage) -> Result<(), RamError>;
 
     /// Wakes whoever waits for pages that have landed.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn wake(&self, pages: Range<u64>) -> Result<(), RamError>;
+    fn wake(&self, pages: Range<RamPage>) -> Result<(), RamError>;
 
     /// Ends all of it: whoever waits goes on, and holes read as zeros.
     fn release(&self);
@@ -84,15 +86,15 @@ impl MissingRam {
     /// Puts `data` where it belongs from page `first` on, region by region.
     fn put(
         &self,
-        first: u64,
+        first: RamPage,
         data: &[u8],
-        put: impl Fn(&(Registered, LandingView), &Range<u64>, &[u8]) -> Result<(), NotFilled>,
+        put: impl Fn(&(Registered, LandingView), &Range<Page>, &[u8]) -> Result<(), NotFilled>,
     ) -> Result<(), NotLanded> {
-        let pages = first..first.saturating_add(data.len() as u64 / PAGE_SIZE);
+        let pages = first.run(data.len() as u64 / PAGE_SIZE);
         self.ram.check(&pages).map_err(|why| NotLanded { landed: 0, why })?;
         let mut rest = data;
         for part in self.ram.layout().split(pages) {
-            let length = ((part.local.end - part.local.start) * PAGE_SIZE) as usize;
+            let length = part.local.byte_count() as usize;
             let (some, behind) = rest.split_at(length);
             put(&self.regions[part.region], &part.local, some).map_err(|NotFilled { filled, cause }| NotLanded {
                 landed: part.pages.start - first + filled,
@@ -105,36 +107,32 @@ impl MissingRam {
 }
 
 impl MissingPages for MissingRam {
-    fn read(&self, each: &mut dyn FnMut(u64)) -> Result<(), RamError> {
+    fn read(&self, each: &mut dyn FnMut(RamPage)) -> Result<(), RamError> {
         let page_of = |address| {
-            let mut first = 0;
-            for (region, (registered, _)) in self.ram.layout().regions().iter().zip(&self.regions) {
-                if let Some(page) = registered.page_of(address) {
-                    return Some(first + page);
-                }
-                first += region.pages();
-            }
-            None
+            self.ram.layout().parts().zip(&self.regions).find_map(|(part, (registered, _))| {
+                let page = registered.page_of(address)?;
+                Some(part.in_ram(&page.run(1)).start)
+            })
         };
         Ok(self.faults.read(|address| page_of(address).into_iter().for_each(&mut *each))?)
     }
 
-    fn fill(&self, first: u64, data: &[u8]) -> Result<(), NotLanded> {
+    fn fill(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded> {
         self.put(first, data, |(region, _), pages, data| self.faults.fill(region, pages, data))
     }
 
-    fn land(&self, first: u64, data: &[u8]) -> Result<(), NotLanded> {
+    fn land(&self, first: RamPage, data: &[u8]) -> Result<(), NotLanded> {
         self.put(first, data, |(_, view), pages, data| self.faults.land(view, pages, data))
     }
 
-    fn zero(&self, page: u64) -> Result<(), RamError> {
-        for part in self.ram.layout().split(page..page + 1) {
+    fn zero(&self, page: RamPage) -> Result<(), RamError> {
+        for part in self.ram.layout().split(page.run(1)) {
             self.faults.zero(&self.regions[part.region].0, part.local.start)?;
         }
         Ok(())
     }
 
-    fn wake(&self, pages: Range<u64>) -> Result<(), RamError> {
+    fn wake(&self, pages: Range<RamPage>) -> Result<(), RamError> {
         self.ram.check(&pages)?;
         for part in self.ram.layout().split(pages) {
             self.faults.wake(&self.regions[part.region].0, &part.local)?;
@@ -168,7 +166,7 @@ impl GuestRam {
     ///
     /// # Errors
     /// When they cannot be made holes.
-    pub fn make_holes(&self, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<(), RamError> {
+    pub fn make_holes(&self, ranges: impl IntoIterator<Item = Range<RamPage>>) -> Result<(), RamError> {
         /// The kernel splits a huge page unless somebody looks at it just then.
         const TRIES: u32 = 10;
         for range in ranges {
@@ -185,9 +183,9 @@ impl GuestRam {
     }
 
     /// The first page of the range that is no hole.
-    fn first_data(&self, range: &Range<u64>) -> Result<Option<u64>, RamError> {
+    fn first_data(&self, range: &Range<RamPage>) -> Result<Option<RamPage>, RamError> {
         let residency = self.residency(range.clone())?;
-        let first = |state| residency.ranges_of(state).next().map(|run| range.start + run.start);
+        let first = |state| residency.ranges_of(state).next().map(|run| run.start);
         Ok(first(PageState::Resident).into_iter().chain(first(PageState::Swapped)).min())
     }
 }

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use memory_agent::{PageNumber, PageRange};
+
+use super::RamPage;
+
 /// A set of pages out of `0..pages`. Whoever asks about a range pays for that range, and whoever goes through the set for the
 /// part of it that has pages in it, not for all of guest RAM.
 #[derive(Clone)]
@@ -28,7 +32,7 @@ impl PageSet {
     /// The set of all of `0..pages`.
     pub fn full(pages: u64) -> Self {
         let mut set = Self::new(pages);
-        set.insert_range(0..pages);
+        set.insert_range(RamPage(0).run(pages));
         set
     }
 
@@ -48,13 +52,14 @@ impl PageSet {
     }
 
     /// Whether `page` is in the set.
-    pub fn contains(&self, page: u64) -> bool {
+    pub fn contains(&self, page: RamPage) -> bool {
+        let page = page.number();
         page < self.pages && self.words[(page / 64) as usize] >> (page % 64) & 1 == 1
     }
 
     /// Adds the pages of `range`; what lies outside the universe is left out.
-    pub fn insert_range(&mut self, range: Range<u64>) {
-        let range = range.start..range.end.min(self.pages);
+    pub fn insert_range(&mut self, range: Range<RamPage>) {
+        let range = self.within(range);
         if range.is_empty() {
             return;
         }
@@ -66,8 +71,8 @@ impl PageSet {
     }
 
     /// Removes the pages of `range`.
-    pub fn remove_range(&mut self, range: Range<u64>) {
-        let range = self.clipped(range);
+    pub fn remove_range(&mut self, range: Range<RamPage>) {
+        let range = self.clipped(range.numbers());
         for (index, mask) in pieces(range) {
             self.len -= u64::from((mask & self.words[index]).count_ones());
             self.words[index] &= !mask;
@@ -85,7 +90,7 @@ impl PageSet {
     /// Adds every page of `other`, which is over the same universe.
     pub fn insert_all(&mut self, other: &Self) {
         debug_assert_eq!(self.pages, other.pages);
-        self.insert_words(other.occupied.start as u64 * 64, &other.words[other.occupied.clone()]);
+        self.insert_words(RamPage(other.occupied.start as u64 * 64), &other.words[other.occupied.clone()]);
     }
 
     /// Removes every page of `other`.
@@ -100,7 +105,8 @@ impl PageSet {
 
     /// Adds the pages whose bits are set in `words`, the first bit being page `first`, which is a multiple of 64.
     /// Bits behind the universe are left out.
-    pub fn insert_words(&mut self, first: u64, words: &[u64]) {
+    pub fn insert_words(&mut self, first: RamPage, words: &[u64]) {
+        let first = first.number();
         debug_assert_eq!(first % 64, 0);
         for (i, &word) in words.iter().enumerate() {
             let index = (first / 64) as usize + i;
@@ -116,41 +122,43 @@ impl PageSet {
     }
 
     /// The first run of pages in the set at or behind `from`, at most `max` long. Nothing behind its end is looked at.
-    pub fn next_run(&self, from: u64, max: u64) -> Option<Range<u64>> {
-        let start = self.scan(from..self.pages, true).filter(|_| max > 0)?;
+    pub fn next_run(&self, from: RamPage, max: u64) -> Option<Range<RamPage>> {
+        let start = self.scan(from.number()..self.pages, true).filter(|_| max > 0)?;
         let most = start.saturating_add(max).min(self.pages);
-        Some(start..self.scan(start..most, false).unwrap_or(most))
+        Some(RamPage::range(start..self.scan(start..most, false).unwrap_or(most)))
     }
 
     /// The runs of pages in the set, in order, each as long as can be.
-    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.runs_in(0..self.pages)
+    pub fn runs(&self) -> impl Iterator<Item = Range<RamPage>> + '_ {
+        self.runs_in(RamPage(0).run(self.pages))
     }
 
     /// The runs of pages of `range` that are in the set, in order, each as long as can be within it. Nothing outside it is
     /// looked at.
-    pub fn runs_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let Range { start: mut from, end } = range.start..range.end.min(self.pages);
+    pub fn runs_in(&self, range: Range<RamPage>) -> impl Iterator<Item = Range<RamPage>> + '_ {
+        let Range { start: mut from, end } = self.within(range);
         std::iter::from_fn(move || {
             let start = self.scan(from..end, true)?;
             from = self.scan(start..end, false).unwrap_or(end);
-            Some(start..from)
+            Some(RamPage::range(start..from))
         })
     }
 
     /// The runs of pages of `range` that are not in the set, in order, each as long as can be within it.
-    pub fn gaps_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let Range { start: mut from, end } = range.start..range.end.min(self.pages);
+    pub fn gaps_in(&self, range: Range<RamPage>) -> impl Iterator<Item = Range<RamPage>> + '_ {
+        let Range { start: mut from, end } = self.within(range);
         std::iter::from_fn(move || {
             let start = self.scan(from..end, false)?;
             from = self.scan(start..end, true).unwrap_or(end);
-            Some(start..from)
+            Some(RamPage::range(start..from))
         })
     }
 
     /// Number of pages of `range` that are in the set.
-    pub fn count_in(&self, range: Range<u64>) -> u64 {
-        pieces(self.clipped(range)).map(|(index, mask)| u64::from((self.words[index] & mask).count_ones())).sum()
+    pub fn count_in(&self, range: Range<RamPage>) -> u64 {
+        pieces(self.clipped(range.numbers()))
+            .map(|(index, mask)| u64::from((self.words[index] & mask).count_ones()))
+            .sum()
     }
 
     /// The first page of `range`, which ends within the universe, whose bit is `value`.
@@ -161,6 +169,11 @@ impl PageSet {
         } else {
             first_page(pieces(range), |index| !self.words[index])
         }
+    }
+
+    /// The part of a range that is in the universe.
+    fn within(&self, range: Range<RamPage>) -> Range<u64> {
+        range.start.number()..range.end.number().min(self.pages)
     }
 
     /// The part of a range that can have pages of the set in it.
@@ -238,6 +251,11 @@ mod tests {
 
     use super::*;
 
+    /// The pages of runs, as numbers.
+    fn numbers(runs: impl IntoIterator<Item = Range<RamPage>>) -> impl Iterator<Item = u64> {
+        runs.into_iter().flat_map(|run| run.numbers())
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Insert(Range<u64>),
@@ -264,15 +282,15 @@ mod tests {
         let pages = set.universe();
         match step {
             Step::Insert(r) => {
-                set.insert_range(r.clone());
+                set.insert_range(RamPage::range(r.clone()));
                 naive.extend(r.filter(|p| *p < pages));
             }
             Step::Remove(r) => {
-                set.remove_range(r.clone());
+                set.remove_range(RamPage::range(r.clone()));
                 naive.retain(|p| !r.contains(p));
             }
             Step::Words(first, words) => {
-                set.insert_words(first, &words);
+                set.insert_words(RamPage(first), &words);
                 for (i, word) in words.iter().enumerate() {
                     let pages_of_word = (0..64).filter(|b| word >> b & 1 == 1).map(|b| first + i as u64 * 64 + b);
                     naive.extend(pages_of_word.filter(|p| *p < pages));
@@ -298,11 +316,11 @@ mod tests {
             for step in steps {
                 apply(step, &mut set, &mut naive);
                 prop_assert_eq!(set.len(), naive.len() as u64);
-                let flat: Vec<u64> = set.runs().flatten().collect();
+                let flat: Vec<u64> = numbers(set.runs()).collect();
                 prop_assert_eq!(&flat, &naive.iter().copied().collect::<Vec<_>>());
                 for run in set.runs() {
                     prop_assert!(!set.contains(run.end));
-                    prop_assert_eq!(set.count_in(run.clone()), run.end - run.start);
+                    prop_assert_eq!(set.count_in(run.clone()), run.page_count());
                 }
             }
         }
@@ -315,19 +333,19 @@ mod tests {
             length in 0..420_u64,
         ) {
             let (set, naive) = after(pages, steps);
-            let range = from..from + length;
-            let inside = |page: &u64| range.contains(page) && *page < pages;
-            let flat: Vec<u64> = set.runs_in(range.clone()).flatten().collect();
+            let range = RamPage(from).run(length);
+            let inside = |page: &u64| range.contains(&RamPage(*page)) && *page < pages;
+            let flat: Vec<u64> = numbers(set.runs_in(range.clone())).collect();
             prop_assert_eq!(&flat, &naive.iter().copied().filter(inside).collect::<Vec<_>>());
-            let gaps: Vec<u64> = set.gaps_in(range.clone()).flatten().collect();
+            let gaps: Vec<u64> = numbers(set.gaps_in(range.clone())).collect();
             prop_assert_eq!(gaps, (0..pages).filter(|page| inside(page) && !naive.contains(page)).collect::<Vec<_>>());
             prop_assert_eq!(set.count_in(range.clone()), flat.len() as u64);
             let first = naive.range(from..).next().filter(|_| length > 0);
             let expected = first.map(|first| {
                 let end = (*first..first + length).find(|page| !naive.contains(page)).unwrap_or(first + length);
-                *first..end
+                RamPage::range(*first..end)
             });
-            prop_assert_eq!(set.next_run(from, length), expected);
+            prop_assert_eq!(set.next_run(RamPage(from), length), expected);
         }
 
         #[test]
@@ -338,8 +356,8 @@ mod tests {
             let (mut both, mut rest) = (set.clone(), set.clone());
             both.insert_all(&other);
             rest.remove_all(&other);
-            prop_assert_eq!(both.runs().flatten().collect::<BTreeSet<_>>(), naive.union(&other_naive).copied().collect());
-            prop_assert_eq!(rest.runs().flatten().collect::<BTreeSet<_>>(), naive.difference(&other_naive).copied().collect());
+            prop_assert_eq!(numbers(both.runs()).collect::<BTreeSet<_>>(), naive.union(&other_naive).copied().collect());
+            prop_assert_eq!(numbers(rest.runs()).collect::<BTreeSet<_>>(), naive.difference(&other_naive).copied().collect());
             prop_assert_eq!(both.len() - rest.len(), other.len());
         }
     }
@@ -358,29 +376,29 @@ mod tests {
     fn a_question_about_a_few_pages_of_a_large_guest_looks_at_a_few_words() {
         let (full, empty) = (PageSet::full(LARGE), PageSet::new(LARGE));
         let mut ends = PageSet::new(LARGE);
-        ends.insert_range(0..1);
-        ends.insert_range(LARGE - 1..LARGE);
+        ends.insert_range(RamPage(0).run(1));
+        ends.insert_range(RamPage(LARGE - 1).run(1));
         for set in [&full, &empty, &ends] {
-            assert!(words_for(|| set.runs_in(64..192).count()) <= 8, "{set:?}");
-            assert!(words_for(|| set.gaps_in(64..192).count()) <= 8, "{set:?}");
-            assert!(words_for(|| set.count_in(64..192)) <= 2, "{set:?}");
+            assert!(words_for(|| set.runs_in(RamPage(64).run(128)).count()) <= 8, "{set:?}");
+            assert!(words_for(|| set.gaps_in(RamPage(64).run(128)).count()) <= 8, "{set:?}");
+            assert!(words_for(|| set.count_in(RamPage(64).run(128))) <= 2, "{set:?}");
         }
-        assert!(words_for(|| full.next_run(7, 16)) <= 2);
-        assert!(words_for(|| empty.next_run(7, 16)) == 0);
+        assert!(words_for(|| full.next_run(RamPage(7), 16)) <= 2);
+        assert!(words_for(|| empty.next_run(RamPage(7), 16)) == 0);
     }
 
     #[test]
     fn emptying_a_large_set_from_the_front_looks_at_each_word_a_few_times() {
         const SPARSE: u64 = 1 << 20;
         let mut set = PageSet::new(SPARSE);
-        (0..SPARSE).step_by(4096).for_each(|page| set.insert_range(page..page + 3));
+        (0..SPARSE).step_by(4096).for_each(|page| set.insert_range(RamPage(page).run(3)));
         let words = words_for(|| {
-            while let Some(run) = set.next_run(0, 2) {
+            while let Some(run) = set.next_run(RamPage(0), 2) {
                 set.remove_range(run);
             }
         });
         assert!(words < SPARSE / 64 * 4, "{words} words of {}", SPARSE / 64);
-        set.insert_range(SPARSE / 2..SPARSE / 2 + 100);
+        set.insert_range(RamPage(SPARSE / 2).run(100));
         assert!(words_for(|| (set.runs().count(), set.clear())) < 8);
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use memory_agent::{HintProbe, Marker, PageOutReport, PageState, ResidencySnapshot, Run, ScanGuard};
 
-use super::{GuestRam, RamError};
+use super::layout::RegionPart;
+use super::{GuestRam, RamError, RamPage};
 
 /// A snapshot of pages by [`GuestRam::snapshot`]. Dropped or restored, those that were swapped are paged out again.
 pub struct RamSnapshot<'r> {
@@ -12,23 +13,20 @@ pub struct RamSnapshot<'r> {
 }
 
 struct Part<'r> {
-    region: usize,
-    /// RAM page number of the region's first page.
-    first: u64,
+    region: RegionPart,
     snapshot: ResidencySnapshot<'r>,
 }
 
 impl<'r> RamSnapshot<'r> {
     pub(super) fn new(
         ram: &'r GuestRam,
-        ranges: &[Range<u64>],
+        ranges: &[Range<RamPage>],
         guard: impl Fn(usize) -> Result<ScanGuard<'r>, RamError>,
     ) -> Result<Self, RamError> {
         let mut parts = Vec::new();
         for (region, local) in ram.by_region(ranges)? {
-            let first = ram.layout().regions()[..region].iter().map(|r| r.pages()).sum();
-            let snapshot = guard(region)?.snapshot(&local)?;
-            parts.push(Part { region, first, snapshot });
+            let snapshot = guard(region.region)?.snapshot(&local)?;
+            parts.push(Part { region, snapshot });
         }
         Ok(Self { parts })
     }
@@ -37,12 +35,12 @@ impl<'r> RamSnapshot<'r> {
     /// them (`swap_cluster_readahead` in the kernel's mm/swap_state.c), or somebody else's reader, and not the guest.
     pub(super) fn with_strays(mut self, ram: &GuestRam) -> Result<Self, RamError> {
         for part in &mut self.parts {
-            let mapping = ram.mapping(part.region)?;
+            let mapping = ram.mapping(part.region.region)?;
             let awake: Vec<_> = part.snapshot.runs().filter(|run| run.state == PageState::Resident).collect();
             for Run { pages, .. } in awake {
-                let mapped = Marker.hint(&mapping, pages.clone())?.into_believed();
+                let mapped = Marker.hint(&mapping, pages)?.into_believed();
                 for run in mapped.runs().filter(|run| run.state != PageState::Resident) {
-                    part.snapshot.also(pages.start + run.pages.start..pages.start + run.pages.end);
+                    part.snapshot.also(run.pages);
                 }
             }
         }
@@ -50,22 +48,16 @@ impl<'r> RamSnapshot<'r> {
     }
 
     /// What each page was, as maximal runs in RAM page numbers.
-    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+    pub fn runs(&self) -> impl Iterator<Item = Run<RamPage>> + '_ {
         self.parts.iter().flat_map(|part| {
-            part.snapshot.runs().map(move |run| Run {
-                pages: run.pages.start + part.first..run.pages.end + part.first,
-                state: run.state,
-            })
+            part.snapshot.runs().map(|Run { pages, state }| Run { pages: part.region.in_ram(&pages), state })
         })
     }
 
     /// The guest wants these pages now: they stay.
-    pub fn keep(&mut self, pages: Range<u64>) {
+    pub fn keep(&mut self, pages: Range<RamPage>) {
         for part in &mut self.parts {
-            let start = pages.start.max(part.first);
-            if start < pages.end {
-                part.snapshot.keep(start - part.first..pages.end - part.first);
-            }
+            part.snapshot.keep(part.region.in_region(&pages));
         }
     }
 

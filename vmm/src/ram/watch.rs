@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use memory_agent::{Agent, AgentCost, AgentError, AgentMap, AgentOptions, Counts, Hint, Residency, Suspended, Target};
 
-use super::GuestRam;
+use super::{GuestRam, RamLayout, RamPage};
 
 /// A map that is older is of no use to a migration.
 const FRESH: Duration = Duration::from_secs(60);
@@ -14,7 +14,10 @@ const FRESH: Duration = Duration::from_secs(60);
 /// A thread that keeps a map of guest RAM. It ends with this, or soon after: nobody waits for it, since on a busy host it
 /// may not run for a while.
 #[derive(Debug)]
-pub struct RamWatch(Arc<Agent>);
+pub struct RamWatch {
+    agent: Arc<Agent>,
+    layout: RamLayout,
+}
 
 impl RamWatch {
     /// Starts to watch.
@@ -23,6 +26,7 @@ impl RamWatch {
     /// When the options are not possible.
     pub fn start(ram: Arc<GuestRam>, options: AgentOptions) -> Result<Self, AgentError> {
         let agent = Arc::new(Agent::new(options)?);
+        let layout = ram.layout().clone();
         let watching = Arc::clone(&agent);
         let work = move || {
             let mappings = match ram.mappings() {
@@ -37,45 +41,47 @@ impl RamWatch {
         if let Err(e) = thread::Builder::new().name("memory-agent".into()).spawn(work) {
             tracing::warn!("guest RAM is not watched: {e}");
         }
-        Ok(Self(agent))
+        Ok(Self { agent, layout })
     }
 
     /// What the agent knows of guest RAM, all regions in one, and how old that is; `None` before it has seen everything.
-    pub fn map(&self) -> Option<(Residency, Duration)> {
-        let AgentMap { maps, age } = self.0.map()?;
+    pub fn map(&self) -> Option<(Residency<RamPage>, Duration)> {
+        let AgentMap { maps, age } = self.agent.map()?;
         let mut all = Residency::default();
-        maps.iter().for_each(|map| all.append(map));
+        for (part, map) in self.layout.parts().zip(maps) {
+            all.append(&map.renumbered(part.pages.start));
+        }
         Some((all, age))
     }
 
     /// How many pages are in each state, and how old that is; `None` before the agent has seen everything.
     pub fn counts(&self) -> Option<(Counts, Duration)> {
-        self.0.counts()
+        self.agent.counts()
     }
 
     /// The map as a hint, unless it is too old.
-    pub fn hint(&self) -> Option<Hint> {
+    pub fn hint(&self) -> Option<Hint<RamPage>> {
         self.map().filter(|(_, age)| *age < FRESH).map(|(map, _)| Hint::of(map))
     }
 
     /// What it has done and what that cost.
     pub fn cost(&self) -> AgentCost {
-        self.0.cost()
+        self.agent.cost()
     }
 
     /// The probe it uses; empty before it has begun.
     pub fn probe(&self) -> &'static str {
-        self.0.probe()
+        self.agent.probe()
     }
 
     /// Has it stand aside until the answer is dropped.
     pub fn suspend(&self) -> Suspended<'_> {
-        self.0.suspend()
+        self.agent.suspend()
     }
 }
 
 impl Drop for RamWatch {
     fn drop(&mut self) {
-        self.0.stop();
+        self.agent.stop();
     }
 }

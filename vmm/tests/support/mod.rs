@@ -84,7 +84,7 @@ impl Fake {
 
     pub(crate) fn content(&self) -> Vec<u8> {
         let mut bytes = vec![0; PAGES as usize * PAGE];
-        self.ram.read_pages(0..PAGES, &mut bytes).unwrap();
+        self.ram.read_pages(self.ram.all_pages(), &mut bytes).unwrap();
         bytes
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use memory_agent::{ByteSize, Counts, Hint, PageState, Residency};
+use memory_agent::{ByteSize, Counts, Hint, PageNumber, PageState, Residency};
 use thermocline::migration::cancel::Cancel;
 use thermocline::migration::channels::Channels;
 use thermocline::migration::link::{Address, Link, Listener};
@@ -19,6 +19,7 @@ use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, PostCopyControl, Switchover};
 use thermocline::migration::wire::MigrationId;
 use thermocline::migration::{Belief, SourceMachine};
+use thermocline::ram::RamPage;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Fake, PAGE, PAGES, Receiving, receive};
@@ -146,7 +147,7 @@ pub(crate) fn believed_cold() -> Fake {
         source.write(page, page as u8 | 1);
     }
     let mut believed = Residency::uniform(PAGES, PageState::Swapped);
-    HOLES.into_iter().for_each(|hole| believed.set(hole..hole + 1, PageState::Hole));
+    HOLES.into_iter().for_each(|hole| believed.set(RamPage(hole).run(1), PageState::Hole));
     let believed = Hint::of(believed);
     *source.believed.lock().unwrap() = Some(Belief { hint: believed, probe: "liar" });
     SourceMachine::resume(&source);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memory_agent::{ByteSize, PageOutReport};
 
-use crate::ram::{GuestRam, PageSet, RamError};
+use crate::ram::{GuestRam, PageSet, RamError, RamPage};
 
 /// The most cold memory that is let be in memory at a time, whatever the source offers.
 const MOST: ByteSize = ByteSize::mib(256);
@@ -28,7 +28,7 @@ impl ColdWindow {
     pub(super) fn landed(
         &self,
         ram: &GuestRam,
-        runs: impl Iterator<Item = Range<u64>>,
+        runs: impl Iterator<Item = Range<RamPage>>,
         most: u64,
     ) -> Result<(), RamError> {
         let full = {
@@ -40,7 +40,7 @@ impl ColdWindow {
     }
 
     /// These pages have come again, warm.
-    pub(super) fn warmed(&self, run: Range<u64>) {
+    pub(super) fn warmed(&self, run: Range<RamPage>) {
         self.lock().remove_range(run);
     }
 

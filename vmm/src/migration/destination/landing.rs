@@ -20,7 +20,7 @@ use crate::host::thread;
 use crate::migration::plan::Missing;
 use crate::migration::stoppable::in_this_span;
 use crate::migration::wire::{Lane, PageBatch};
-use crate::ram::{GuestRam, PageSet, RamError};
+use crate::ram::{GuestRam, PageSet, RamError, RamPage};
 
 /// Batches that may wait for a thread.
 const QUEUE: usize = 4;
@@ -95,7 +95,7 @@ impl Landed {
     pub(super) fn landed(
         &self,
         ram: &GuestRam,
-        runs: impl Iterator<Item = Range<u64>>,
+        runs: impl Iterator<Item = Range<RamPage>>,
         most: u64,
     ) -> Result<(), RamError> {
         keep(&self.cold_window, &self.can_page_out, ram, runs, most)
@@ -116,7 +116,7 @@ fn keep(
     cold_window: &ColdWindow,
     can_page_out: &AtomicBool,
     ram: &GuestRam,
-    runs: impl Iterator<Item = Range<u64>>,
+    runs: impl Iterator<Item = Range<RamPage>>,
     most: u64,
 ) -> Result<(), RamError> {
     if !can_page_out.load(Ordering::Relaxed) {
@@ -224,7 +224,7 @@ impl<'env> Landing<'env> {
     }
 
     /// Takes note of pages that read as zeros; those that had something in them here become holes.
-    pub(super) fn zeros(&mut self, ranges: &[Range<u64>]) -> Result<(), DestinationError> {
+    pub(super) fn zeros(&mut self, ranges: &[Range<RamPage>]) -> Result<(), DestinationError> {
         for range in ranges {
             self.empty(range)?;
         }
@@ -232,7 +232,7 @@ impl<'env> Landing<'env> {
     }
 
     /// Takes note of pages that come after the guest; what is here of them is out of date, and must not be seen.
-    pub(super) fn later(&mut self, ranges: &[Range<u64>]) -> Result<(), DestinationError> {
+    pub(super) fn later(&mut self, ranges: &[Range<RamPage>]) -> Result<(), DestinationError> {
         for range in ranges {
             self.empty(range)?;
             self.missing.later(range.clone());
@@ -241,8 +241,8 @@ impl<'env> Landing<'env> {
     }
 
     /// Makes holes of pages that had something in them here.
-    fn empty(&mut self, range: &Range<u64>) -> Result<(), DestinationError> {
-        if range.start > range.end || range.end > self.pages() {
+    fn empty(&mut self, range: &Range<RamPage>) -> Result<(), DestinationError> {
+        if range.start > range.end || range.end > self.ram.all_pages().end {
             return Err(RamError::OutOfRange { range: range.clone(), pages: self.pages() }.into());
         }
         if self.under_way.count_in(range.clone()) > 0 {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use memory_agent::{PageRange, PageState, Residency};
 pub use postcopy::{BLOCK, Fault, Missing, Outstanding};
 
-use crate::ram::PageSet;
+use crate::ram::{PageSet, RamPage};
 
 /// What happens to pages that the host has swapped out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,7 +45,7 @@ pub struct Plan {
 impl Plan {
     /// At the start everything is owed. `residency` tells which lane: swapped pages go by the cold lane, unless the
     /// policy is to treat all alike.
-    pub fn new(residency: &Residency, policy: ColdPolicy) -> Self {
+    pub fn new(residency: &Residency<RamPage>, policy: ColdPolicy) -> Self {
         let mut plan = Self { hot: PageSet::full(residency.len()), cold: PageSet::new(residency.len()), policy };
         for run in residency.runs().filter(|run| run.state == PageState::Swapped) {
             plan.found_swapped(run.pages);
@@ -60,35 +60,35 @@ impl Plan {
     }
 
     /// Pages that turn out to be swapped: what the hot lane owes of them goes by the cold one.
-    pub fn found_swapped(&mut self, pages: Range<u64>) {
+    pub fn found_swapped(&mut self, pages: Range<RamPage>) {
         if self.policy != ColdPolicy::Eager {
             move_pages(&mut self.hot, &mut self.cold, pages);
         }
     }
 
     /// Pages that turn out not to be swapped (any more): what the cold lane owes of them goes by the hot one.
-    pub fn found_resident(&mut self, pages: Range<u64>) {
+    pub fn found_resident(&mut self, pages: Range<RamPage>) {
         move_pages(&mut self.cold, &mut self.hot, pages);
     }
 
     /// These pages, with the content they have now, are on their way.
-    pub fn sent(&mut self, pages: Range<u64>) {
+    pub fn sent(&mut self, pages: Range<RamPage>) {
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages);
     }
 
     /// The next pages of the hot lane at or behind `from`: runs in order, at most `most` pages together.
-    pub fn next_hot(&self, from: u64, most: u64) -> Vec<Range<u64>> {
+    pub fn next_hot(&self, from: RamPage, most: u64) -> Vec<Range<RamPage>> {
         next(&self.hot, from, most)
     }
 
     /// The next pages of the cold lane: runs in order, at most a window of `most` pages together.
-    pub fn next_cold(&self, most: u64) -> Vec<Range<u64>> {
-        next(&self.cold, 0, most)
+    pub fn next_cold(&self, most: u64) -> Vec<Range<RamPage>> {
+        next(&self.cold, RamPage(0), most)
     }
 
     /// Whether the hot lane owes this page.
-    pub fn owes_hot(&self, page: u64) -> bool {
+    pub fn owes_hot(&self, page: RamPage) -> bool {
         self.hot.contains(page)
     }
 
@@ -103,12 +103,12 @@ impl Plan {
     }
 
     /// The pages that the cold lane owes.
-    pub fn cold(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub fn cold(&self) -> impl Iterator<Item = Range<RamPage>> + '_ {
         self.cold.runs()
     }
 
     /// All pages that are owed, in order.
-    pub fn owed_ranges(&self) -> Vec<Range<u64>> {
+    pub fn owed_ranges(&self) -> Vec<Range<RamPage>> {
         let mut all = self.hot.clone();
         all.insert_all(&self.cold);
         all.runs().collect()
@@ -120,13 +120,13 @@ impl Plan {
     }
 }
 
-fn move_pages(from: &mut PageSet, to: &mut PageSet, pages: Range<u64>) {
+fn move_pages(from: &mut PageSet, to: &mut PageSet, pages: Range<RamPage>) {
     let runs: Vec<_> = from.runs_in(pages.clone()).collect();
     runs.into_iter().for_each(|run| to.insert_range(run));
     from.remove_range(pages);
 }
 
-fn next(set: &PageSet, mut from: u64, most: u64) -> Vec<Range<u64>> {
+fn next(set: &PageSet, mut from: RamPage, most: u64) -> Vec<Range<RamPage>> {
     let mut runs = Vec::new();
     let mut left = most;
     while left > 0 {
@@ -140,6 +140,7 @@ fn next(set: &PageSet, mut from: u64, most: u64) -> Vec<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use memory_agent::PageNumber;
     use proptest::prelude::*;
 
     use super::*;
@@ -155,15 +156,15 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        Write(Range<u64>),
-        FoundSwapped(Range<u64>),
-        FoundResident(Range<u64>),
-        SendHot(u64, u64),
+        Write(Range<RamPage>),
+        FoundSwapped(Range<RamPage>),
+        FoundResident(Range<RamPage>),
+        SendHot(RamPage, u64),
         SendCold(u64),
     }
 
-    fn range() -> impl Strategy<Value = Range<u64>> {
-        (0..PAGES, 1u64..40).prop_map(|(start, length)| start..(start + length).min(PAGES))
+    fn range() -> impl Strategy<Value = Range<RamPage>> {
+        (0..PAGES, 1u64..40).prop_map(|(start, length)| RamPage::range(start..(start + length).min(PAGES)))
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -171,12 +172,12 @@ mod tests {
             range().prop_map(Event::Write),
             range().prop_map(Event::FoundSwapped),
             range().prop_map(Event::FoundResident),
-            (0..PAGES, 1u64..64).prop_map(|(from, most)| Event::SendHot(from, most)),
+            (0..PAGES, 1u64..64).prop_map(|(from, most)| Event::SendHot(RamPage(from), most)),
             (1u64..64).prop_map(Event::SendCold),
         ]
     }
 
-    fn residency() -> impl Strategy<Value = Residency> {
+    fn residency() -> impl Strategy<Value = Residency<RamPage>> {
         let state = prop_oneof![Just(PageState::Hole), Just(PageState::Resident), Just(PageState::Swapped)];
         prop::collection::vec((state, 1u64..30), 1..20).prop_map(|runs| {
             let mut map = Residency::default();
@@ -203,10 +204,10 @@ mod tests {
         ) {
             let mut plan = Plan::new(&residency, policy);
             let mut pages = [Page::default(); PAGES as usize];
-            let send = |plan: &mut Plan, pages: &mut [Page], runs: Vec<Range<u64>>| {
+            let send = |plan: &mut Plan, pages: &mut [Page], runs: Vec<Range<RamPage>>| {
                 for run in runs {
-                    for page in run.clone() {
-                        let p = &mut pages[page as usize];
+                    for page in run.pages() {
+                        let p = &mut pages[page.number() as usize];
                         assert_ne!(p.delivered, Some(p.version), "page {page} was not owed");
                         p.delivered = Some(p.version);
                     }
@@ -218,7 +219,7 @@ mod tests {
                     Event::Write(range) => {
                         let mut set = PageSet::new(PAGES);
                         set.insert_range(range.clone());
-                        range.for_each(|page| pages[page as usize].version += 1);
+                        range.pages().for_each(|page| pages[page.number() as usize].version += 1);
                         plan.written(&set);
                     }
                     Event::FoundSwapped(range) => plan.found_swapped(range),
@@ -241,7 +242,7 @@ mod tests {
                 }
             }
             while !plan.is_complete() {
-                let runs = [plan.next_hot(0, 32), plan.next_cold(32)].concat();
+                let runs = [plan.next_hot(RamPage(0), 32), plan.next_cold(32)].concat();
                 prop_assert!(!runs.is_empty());
                 send(&mut plan, &mut pages, runs);
             }

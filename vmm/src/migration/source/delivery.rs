@@ -6,7 +6,7 @@ use memory_agent::{PageRange, PageState, Residency};
 
 use crate::migration::plan::{ColdPolicy, Plan};
 use crate::migration::progress::PagesByClass;
-use crate::ram::PageSet;
+use crate::ram::{PageSet, RamPage};
 
 /// What the destination is owed, and what it has had.
 pub(super) struct Delivery {
@@ -36,7 +36,7 @@ impl Delivery {
     }
 
     /// Nothing has been sent yet, and this is what each page is. Returns the holes, which are to be sent as such.
-    pub(super) fn classify(&mut self, residency: &Residency) -> Vec<Range<u64>> {
+    pub(super) fn classify(&mut self, residency: &Residency<RamPage>) -> Vec<Range<RamPage>> {
         self.plan = Plan::new(residency, self.policy);
         residency.ranges_of(PageState::Swapped).for_each(|run| self.swapped.insert_range(run));
         residency.ranges_of(PageState::Hole).map(|hole| self.hole(hole)).collect()
@@ -59,27 +59,27 @@ impl Delivery {
     }
 
     /// These turn out to be swapped.
-    pub(super) fn found_swapped(&mut self, run: Range<u64>) {
+    pub(super) fn found_swapped(&mut self, run: Range<RamPage>) {
         self.swapped.insert_range(run.clone());
         self.plan.found_swapped(run);
     }
 
     /// These have never been written, or were given back: they go as zeros.
-    pub(super) fn hole(&mut self, run: Range<u64>) -> Range<u64> {
+    pub(super) fn hole(&mut self, run: Range<RamPage>) -> Range<RamPage> {
         self.pages.hole += self.deliver(&run);
         self.plan.sent(run.clone());
         run
     }
 
     /// These have nothing in them: they go as zeros.
-    pub(super) fn empty(&mut self, run: Range<u64>) -> Range<u64> {
+    pub(super) fn empty(&mut self, run: Range<RamPage>) -> Range<RamPage> {
         self.pages.zero += self.deliver(&run);
         self.plan.sent(run.clone());
         run
     }
 
     /// These were sent.
-    pub(super) fn sent(&mut self, run: Range<u64>) {
+    pub(super) fn sent(&mut self, run: Range<RamPage>) {
         self.count_by_residency(&run);
         self.plan.sent(run);
     }
@@ -91,7 +91,7 @@ impl Delivery {
         }
     }
 
-    fn count_by_residency(&mut self, run: &Range<u64>) {
+    fn count_by_residency(&mut self, run: &Range<RamPage>) {
         let cold: u64 = self.delivered.gaps_in(run.clone()).map(|fresh| self.swapped.count_in(fresh)).sum();
         let fresh = self.deliver(run);
         self.pages.cold += cold;
@@ -99,7 +99,7 @@ impl Delivery {
     }
 
     /// Takes the pages for delivered; returns how many are for the first time and counts the others as sent again.
-    fn deliver(&mut self, run: &Range<u64>) -> u64 {
+    fn deliver(&mut self, run: &Range<RamPage>) -> u64 {
         let again = self.delivered.count_in(run.clone());
         self.delivered.insert_range(run.clone());
         self.resent += again;

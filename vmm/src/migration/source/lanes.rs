@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use memory_agent::{PAGE_SIZE, PageOutError, PageRange, PageState, is_zero};
+use memory_agent::{PAGE_SIZE, PageNumber, PageOutError, PageRange, PageState, is_zero};
 
 use super::SourceError;
 use super::session::Session;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{Lane, MAX_BATCH_PAGES, Message, pages};
-use crate::ram::RamSnapshot;
+use crate::ram::{RamPage, RamSnapshot};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -17,7 +17,7 @@ impl Session<'_> {
     /// Sends everything the hot lane owes. Pages that turn out to be swapped go to the cold lane, unless `all` are to
     /// be sent now.
     pub(super) fn send_hot_lane(&mut self, all: bool) -> Result<(), SourceError> {
-        let mut from = 0;
+        let mut from = RamPage(0);
         let mut zeros = Vec::new();
         loop {
             let runs = self.delivery.plan.next_hot(from, MAX_BATCH_PAGES as u64);
@@ -67,10 +67,10 @@ impl Session<'_> {
                     PageState::Swapped => {
                         let mut rest = run.pages;
                         while !rest.is_empty() {
-                            let end = rest.end.min(rest.start + room);
-                            batch.push(rest.start..end);
-                            room -= end - rest.start;
-                            rest.start = end;
+                            let some = rest.intersection(&rest.start.run(room));
+                            room -= some.page_count();
+                            rest.start = some.end;
+                            batch.push(some);
                             if room == 0 {
                                 self.peer.check_cancelled()?;
                                 self.send_batch(Lane::Cold, &std::mem::take(&mut batch), &mut zeros)?;
@@ -92,21 +92,26 @@ impl Session<'_> {
     }
 
     /// Reads the pages and sends those that have something in them; those that have not are added to `zeros`.
-    fn send_batch(&mut self, lane: Lane, runs: &[Range<u64>], zeros: &mut Vec<Range<u64>>) -> Result<(), SourceError> {
+    fn send_batch(
+        &mut self,
+        lane: Lane,
+        runs: &[Range<RamPage>],
+        zeros: &mut Vec<Range<RamPage>>,
+    ) -> Result<(), SourceError> {
         if runs.is_empty() {
             return Ok(());
         }
         let ram = self.ram();
         let mut payload = std::mem::take(&mut self.payload);
         let mut sum = pages::encode(lane, runs, &mut payload, |page, bytes| match lane {
-            Lane::Hot => ram.read_pages(page..page + 1, bytes),
-            Lane::Cold => ram.read_swapped(page..page + 1, bytes),
+            Lane::Hot => ram.read_pages(page.run(1), bytes),
+            Lane::Cold => ram.read_swapped(page.run(1), bytes),
         })?;
         let data = payload.len() - runs.iter().map(|r| r.page_count() as usize * PAGE).sum::<usize>();
         let (full, empty) = split_empty(runs, &payload[data..]);
         if !empty.is_empty() {
             let read = payload[data..].to_vec();
-            let mut pages = runs.iter().cloned().flatten().zip(read.chunks(PAGE));
+            let mut pages = runs.iter().flat_map(PageRange::pages).zip(read.chunks(PAGE));
             sum = pages::encode(lane, &full, &mut payload, |page, bytes| {
                 if let Some((_, content)) = pages.by_ref().find(|(p, _)| *p == page) {
                     bytes.copy_from_slice(content);
@@ -124,7 +129,7 @@ impl Session<'_> {
     }
 
     /// Tells the destination that these pages, which are counted and off the plan, read as zeros.
-    pub(super) fn send_zeros(&mut self, mut ranges: Vec<Range<u64>>) -> Result<(), SourceError> {
+    pub(super) fn send_zeros(&mut self, mut ranges: Vec<Range<RamPage>>) -> Result<(), SourceError> {
         if ranges.is_empty() {
             return Ok(());
         }
@@ -150,13 +155,13 @@ fn restore_residency(snapshot: RamSnapshot<'_>) -> Result<(), SourceError> {
 }
 
 /// Splits runs whose bytes are in `bytes` into those with something in them and those with nothing but zeros.
-fn split_empty(runs: &[Range<u64>], bytes: &[u8]) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+fn split_empty(runs: &[Range<RamPage>], bytes: &[u8]) -> (Vec<Range<RamPage>>, Vec<Range<RamPage>>) {
     let (mut full, mut empty) = (Vec::new(), Vec::new());
-    for (page, bytes) in runs.iter().cloned().flatten().zip(bytes.chunks(PAGE)) {
-        let list: &mut Vec<Range<u64>> = if is_zero(bytes) { &mut empty } else { &mut full };
+    for (page, bytes) in runs.iter().flat_map(PageRange::pages).zip(bytes.chunks(PAGE)) {
+        let list: &mut Vec<Range<RamPage>> = if is_zero(bytes) { &mut empty } else { &mut full };
         match list.last_mut() {
             Some(run) if run.end == page => run.end += 1,
-            _ => list.push(page..page + 1),
+            _ => list.push(page.run(1)),
         }
     }
     (full, empty)
@@ -171,15 +176,15 @@ mod tests {
         let mut bytes = vec![0; 4 * PAGE];
         bytes[PAGE + 4095] = 1;
         bytes[3 * PAGE] = 1;
-        let (full, empty) = split_empty(&[10..12, 20..22], &bytes);
-        assert_eq!(full, [11..12, 21..22]);
-        assert_eq!(empty, [10..11, 20..21]);
+        let (full, empty) = split_empty(&[RamPage(10).run(2), RamPage(20).run(2)], &bytes);
+        assert_eq!(full, [RamPage(11).run(1), RamPage(21).run(1)]);
+        assert_eq!(empty, [RamPage(10).run(1), RamPage(20).run(1)]);
     }
 
     #[test]
     fn adjacent_runs_are_joined() {
-        let (full, empty) = split_empty(&[0..1, 1..2], &vec![1; 2 * PAGE]);
-        assert_eq!(full, [0..2]);
+        let (full, empty) = split_empty(&[RamPage(0).run(1), RamPage(1).run(1)], &vec![1; 2 * PAGE]);
+        assert_eq!(full, [RamPage(0).run(2)]);
         assert!(empty.is_empty());
     }
 }

@@ -106,7 +106,7 @@ impl<'m> Session<'m> {
                 self.classed_by = belief.probe;
                 self.ram().resolve(belief.hint)?
             }
-            None => self.ram().residency(0..self.ram().pages())?,
+            None => self.ram().residency(self.ram().all_pages())?,
         };
         self.figures.look_before(self.guest.ram())?;
         let holes = self.delivery.classify(&residency);
@@ -152,9 +152,8 @@ impl<'m> Session<'m> {
         }
         let cold: Vec<_> = self.delivery.plan.cold().collect();
         for run in cold {
-            for awake in self.ram().residency(run.clone())?.ranges_of(PageState::Resident) {
-                self.delivery.plan.found_resident(run.start + awake.start..run.start + awake.end);
-            }
+            let residency = self.ram().residency(run)?;
+            residency.ranges_of(PageState::Resident).for_each(|awake| self.delivery.plan.found_resident(awake));
         }
         Ok(())
     }

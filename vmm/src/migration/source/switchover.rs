@@ -49,7 +49,7 @@ impl Session<'_> {
         // Time presses: what is cold by now is sent with the rest, and no window is paged out. Unless it may be left to post-copy.
         while self.delivery.owed_before_switchover() > 0 {
             if !cold_follows {
-                self.delivery.plan.found_resident(0..self.ram().pages());
+                self.delivery.plan.found_resident(self.ram().all_pages());
             }
             self.send_hot_lane(!cold_follows)?;
         }

@@ -13,6 +13,7 @@ use super::{WireError, pages};
 use crate::machine::{MachineSpec, MachineState};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::FaultFigures;
+use crate::ram::RamPage;
 
 /// What the source wants to send. The first message; the destination answers with [`Message::Accept`] or
 /// [`Message::Refuse`] before any page.
@@ -88,7 +89,7 @@ pub enum Message {
     /// Destination: I do not take it, or cannot go on.
     Refuse(Refusal),
     /// Source: these pages read as zeros: holes, or pages with nothing in them.
-    Zeros(Vec<Range<u64>>),
+    Zeros(Vec<Range<RamPage>>),
     /// Source: everything of this round is sent.
     RoundEnd(u32),
     /// Destination: everything up to the end of this round has landed.
@@ -110,13 +111,13 @@ pub enum Message {
     /// The answer to that.
     Joined,
     /// Source: these pages are outstanding: they come by post-copy, and what you have of them is out of date.
-    Outstanding(Vec<Range<u64>>),
+    Outstanding(Vec<Range<RamPage>>),
     /// Destination, on the fault channel: the guest waits for these.
-    PageRequest(Vec<Range<u64>>),
+    PageRequest(Vec<Range<RamPage>>),
     /// Destination: these have landed, and are not needed at the source any more.
-    Landed(Vec<Range<u64>>),
+    Landed(Vec<Range<RamPage>>),
     /// Destination, first on a connection that goes on with a broken one: these are missing, and whether that is all.
-    Missing(Vec<Range<u64>>, bool),
+    Missing(Vec<Range<RamPage>>, bool),
     /// Source: all pages have been confirmed.
     PostCopyEnd,
     /// Destination: how long the guest waited for pages.
@@ -213,9 +214,9 @@ const MAX_RANGES: usize = 4096;
 /// # Errors
 /// When the connection fails.
 pub fn send_ranges(
-    ranges: &[Range<u64>],
+    ranges: &[Range<RamPage>],
     writer: &mut FrameWriter<impl Write>,
-    message: impl Fn(Vec<Range<u64>>, bool) -> Message,
+    message: impl Fn(Vec<Range<RamPage>>, bool) -> Message,
 ) -> Result<(), WireError> {
     let mut rest = ranges;
     loop {
@@ -233,14 +234,14 @@ pub fn send_ranges(
 ///
 /// # Errors
 /// When one is not all RAM, or does not lie behind the one before it, or there are more than a message may have.
-pub fn check_ranges(ranges: &[Range<u64>], ram_pages: u64, sequence: u32) -> Result<(), WireError> {
+pub fn check_ranges(ranges: &[Range<RamPage>], ram_pages: u64, sequence: u32) -> Result<(), WireError> {
     let wrong = |why| Err(WireError::Payload { sequence, why });
     if ranges.len() > MAX_RANGES {
         return wrong(format!("{} ranges of pages, {MAX_RANGES} are possible", ranges.len()));
     }
-    let mut from = 0;
+    let mut from = RamPage(0);
     for Range { start, end } in ranges.iter().cloned() {
-        if start > end || end > ram_pages {
+        if start > end || end > RamPage(ram_pages) {
             return wrong(format!("pages {start} to {end}, of {ram_pages}"));
         }
         if start < from {
@@ -265,6 +266,7 @@ pub fn receive_message(reader: &mut FrameReader<impl Read>, expected: &'static s
 
 #[cfg(test)]
 mod tests {
+    use memory_agent::PageNumber;
     use proptest::prelude::*;
 
     use super::*;
@@ -274,13 +276,13 @@ mod tests {
         let messages = [
             Message::Accept(Accepted { can_page_out: true }),
             Message::Refuse(Refusal { reason: RefusalReason::Cpu, text: "no".into() }),
-            Message::Zeros(vec![0..5, 9..10]),
+            Message::Zeros(vec![RamPage(0).run(5), RamPage(9).run(1)]),
             Message::RoundEnd(3),
             Message::Ready,
             Message::Abort("because".into()),
             Message::Join(MigrationId::from_bytes([7; 16]), Channel::Faults, Attempt::default()),
-            Message::Outstanding(vec![3..4]),
-            Message::Missing(vec![1..2, 8..80], false),
+            Message::Outstanding(vec![RamPage(3).run(1)]),
+            Message::Missing(vec![RamPage(1).run(1), RamPage(8).run(72)], false),
             Message::PostCopyEnd,
         ];
         let mut bytes = Vec::new();
@@ -296,12 +298,24 @@ mod tests {
     }
 
     #[test]
+    fn pages_are_numbers_on_the_wire() {
+        let zeros = Message::Zeros(vec![RamPage(0)..RamPage(5), RamPage(9)..RamPage(300)]);
+        assert_eq!(postcard::to_stdvec(&zeros).unwrap(), [3, 2, 0, 5, 9, 0xac, 2]);
+        let status = serde_json::to_string(&(RamPage(7), RamPage(7)..RamPage(9))).unwrap();
+        assert_eq!(status, r#"[7,{"start":7,"end":9}]"#);
+    }
+
+    #[test]
     fn ranges_lie_in_ram_in_order_and_apart() {
-        assert!(check_ranges(&[0..5, 5..6, 9..9, 10..100], 100, 0).is_ok());
-        let many: Vec<_> = (0..=MAX_RANGES as u64).map(|page| page..page + 1).collect();
+        let ranges = |ranges: &[(u64, u64)]| -> Vec<Range<RamPage>> {
+            ranges.iter().map(|(start, end)| RamPage(*start)..RamPage(*end)).collect()
+        };
+        assert!(check_ranges(&ranges(&[(0, 5), (5, 6), (9, 9), (10, 100)]), 100, 0).is_ok());
+        let many: Vec<_> = (0..=MAX_RANGES as u64).map(|page| RamPage(page).run(1)).collect();
         assert!(check_ranges(&many[1..], u64::MAX, 0).is_ok());
-        for wrong in [&[0..101][..], &[Range { start: 9, end: 3 }], &[0..100, 0..100], &[5..6, 0..1], &many] {
-            assert!(matches!(check_ranges(wrong, 100, 7), Err(WireError::Payload { sequence: 7, .. })), "{wrong:?}");
+        let pairs: [&[(u64, u64)]; 4] = [&[(0, 101)], &[(9, 3)], &[(0, 100), (0, 100)], &[(5, 6), (0, 1)]];
+        for wrong in pairs.map(ranges).into_iter().chain([many]) {
+            assert!(matches!(check_ranges(&wrong, 100, 7), Err(WireError::Payload { sequence: 7, .. })), "{wrong:?}");
         }
     }
 

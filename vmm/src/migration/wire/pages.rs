@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use memory_agent::{PAGE_SIZE, PageRange};
+use memory_agent::{PAGE_SIZE, PageNumber, PageRange};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{MAX_BATCH_PAGES, WireError};
+use crate::ram::RamPage;
 
 /// How a page travels, and so how it is kept at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub struct PageBatch {
     /// How the pages travel.
     pub lane: Lane,
     /// Which pages, and where in the payload their bytes are.
-    pub runs: Vec<(Range<u64>, Range<usize>)>,
+    pub runs: Vec<(Range<RamPage>, Range<usize>)>,
 }
 
 impl PageBatch {
@@ -63,9 +64,9 @@ impl PageBatch {
 /// Those of `fill`.
 pub fn encode<E>(
     lane: Lane,
-    runs: &[Range<u64>],
+    runs: &[Range<RamPage>],
     payload: &mut Vec<u8>,
-    mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    mut fill: impl FnMut(RamPage, &mut [u8]) -> Result<(), E>,
 ) -> Result<u32, E> {
     let table = size_of::<BatchHeader>() + runs.len() * size_of::<WireRun>();
     let pages: u64 = runs.iter().map(PageRange::page_count).sum();
@@ -80,12 +81,12 @@ pub fn encode<E>(
     put(BatchHeader { lane: lane as u8, zero: [0; 3], runs: U32::new(runs.len() as u32) }.as_bytes());
     for run in runs {
         let pages = U32::new(run.page_count() as u32);
-        put(WireRun { first: U64::new(run.start), pages, zero: U32::ZERO }.as_bytes());
+        put(WireRun { first: U64::new(run.start.number()), pages, zero: U32::ZERO }.as_bytes());
     }
     let mut sum = crc32fast::Hasher::new();
     let (head, data) = payload.split_at_mut(table);
     sum.update(head);
-    for (page, place) in runs.iter().cloned().flatten().zip(data.chunks_mut(PAGE_SIZE as usize)) {
+    for (page, place) in runs.iter().flat_map(PageRange::pages).zip(data.chunks_mut(PAGE_SIZE as usize)) {
         fill(page, place)?;
         sum.update(place);
     }
@@ -123,7 +124,7 @@ pub fn decode(payload: &[u8], ram_pages: u64, sequence: u32) -> Result<PageBatch
         let next = usize::try_from(pages * PAGE_SIZE).ok().map(|length| at + length);
         let next = next.filter(|next| *next <= payload.len());
         let next = next.ok_or_else(|| wrong("a page batch shorter than its pages".into()))?;
-        runs.push((first..end, at..next));
+        runs.push((RamPage::range(first..end), at..next));
         at = next;
     }
     if at != payload.len() {
@@ -140,10 +141,10 @@ mod tests {
 
     use super::*;
 
-    fn batch(lane: Lane, runs: &[Range<u64>]) -> Vec<u8> {
+    fn batch(lane: Lane, runs: &[Range<RamPage>]) -> Vec<u8> {
         let mut payload = Vec::new();
         let sum = encode(lane, runs, &mut payload, |page, bytes| {
-            bytes.fill(page as u8);
+            bytes.fill(page.number() as u8);
             Ok::<_, Infallible>(())
         });
         assert_eq!(sum, Ok(crc32fast::hash(&payload)));
@@ -154,7 +155,7 @@ mod tests {
         #[test]
         fn what_is_encoded_is_decoded(cold: bool, starts in prop::collection::vec((0u64..1000, 1u64..4), 0..12)) {
             let lane = if cold { Lane::Cold } else { Lane::Hot };
-            let runs: Vec<_> = starts.into_iter().map(|(start, length)| start..start + length).collect();
+            let runs: Vec<_> = starts.into_iter().map(|(start, length)| RamPage(start).run(length)).collect();
             let payload = batch(lane, &runs);
             prop_assert!(payload.len() <= MAX_PAYLOAD);
             let decoded = decode(&payload, 1004, 0).unwrap();
@@ -162,8 +163,8 @@ mod tests {
             prop_assert_eq!(decoded.runs.len(), runs.len());
             for ((run, bytes), expected) in decoded.runs.iter().zip(&runs) {
                 prop_assert_eq!(run, expected);
-                for (page, bytes) in run.clone().zip(payload[bytes.clone()].chunks(PAGE_SIZE as usize)) {
-                    prop_assert!(bytes.iter().all(|b| *b == page as u8));
+                for (page, bytes) in run.pages().zip(payload[bytes.clone()].chunks(PAGE_SIZE as usize)) {
+                    prop_assert!(bytes.iter().all(|b| *b == page.number() as u8));
                 }
             }
         }
@@ -176,10 +177,10 @@ mod tests {
 
     #[test]
     fn pages_behind_the_end_are_refused() {
-        let payload = batch(Lane::Hot, &[998..1001]);
+        let payload = batch(Lane::Hot, &[RamPage(998).run(3)]);
         assert!(decode(&payload, 1001, 0).is_ok());
         assert!(matches!(decode(&payload, 1000, 3), Err(WireError::Payload { sequence: 3, .. })));
-        let payload = batch(Lane::Hot, &[0..2]);
+        let payload = batch(Lane::Hot, &[RamPage(0).run(2)]);
         assert!(decode(&payload, 1000, 0).is_ok());
         for reserved in [1, 3, 20, 23] {
             let mut payload = payload.clone();

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{Driver, LIMIT, Notified, activation};
 use super::*;
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, RamPage};
 
 const RAM: u64 = 4 << 20;
 const PAGES: u64 = RAM / PAGE;
@@ -59,7 +59,7 @@ impl Machine {
     }
 
     fn spare(&self) -> Counts {
-        self.ram().residency(SPARE / PAGE..PAGES).unwrap().counts()
+        self.ram().residency(RamPage(SPARE / PAGE)..RamPage(PAGES)).unwrap().counts()
     }
 }
 
@@ -77,7 +77,7 @@ fn a_page_in_the_balloon_is_a_hole_and_of_zeros_when_it_comes_back() {
     assert_eq!(machine.spare().hole, 3);
     assert_eq!(machine.balloon.status().given_back, ByteSize(3 * PAGE));
     let written: Vec<_> = machine.ram().take_own_writes().runs().collect();
-    let spare = SPARE / PAGE;
+    let spare = RamPage(SPARE / PAGE);
     assert!(written.contains(&(spare + 3..spare + 5)) && written.contains(&(spare + 7..spare + 8)), "{written:?}");
     assert_eq!(machine.ram().memory().read_obj::<u64>(GuestAddress(SPARE + 3 * PAGE)).unwrap(), 0);
     machine.send(1, &[(BUFFER, 16)], &[]);

@@ -22,7 +22,7 @@ use crate::migration::link::{Link, SILENCE_LIMIT};
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{Incoming, send_ranges};
 use crate::migration::wire::{FrameBuffer, FrameWriter, Message, WireError};
-use crate::ram::RamError;
+use crate::ram::{RamError, RamPage};
 
 enum Order {
     /// Ask over this connection from now on, for what is waited for already, too.
@@ -113,9 +113,9 @@ struct Worker {
     event: Arc<OwnedFd>,
     channel: Option<FaultChannel>,
     /// Pages that were touched and have not been looked at yet.
-    touched: VecDeque<u64>,
+    touched: VecDeque<RamPage>,
     /// Those that could not be handled: each is tried again after a while, behind everything else that there is to do.
-    failed: VecDeque<u64>,
+    failed: VecDeque<RamPage>,
     /// What has come and could not land, with its bytes. Nothing more is taken from the connection meanwhile.
     held: Option<(Unlanded, Vec<u8>)>,
     /// When what could not be done is tried again.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use memory_agent::{PAGE_SIZE, PageRange};
+use memory_agent::{PAGE_SIZE, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{AGAIN_AFTER, LONGEST_US, PostCopy, State};
@@ -19,7 +19,7 @@ use crate::migration::link::Link;
 use crate::migration::plan::Fault;
 use crate::migration::wire::message::{Incoming, receive as receive_frame};
 use crate::migration::wire::{FrameReader, Lane, Message, PageBatch, WireError};
-use crate::ram::{NotLanded, RamError};
+use crate::ram::{NotLanded, RamError, RamPage};
 
 /// So many landed pages are confirmed together, or as many as there are after a while: each confirmation takes both sides'
 /// CPUs, and the guest waits for none.
@@ -27,7 +27,7 @@ const CONFIRMED_AT_ONCE: u64 = 64;
 
 /// Pages that have arrived and are to land.
 struct Fresh {
-    run: Range<u64>,
+    run: Range<RamPage>,
     /// Where in the payload they begin.
     at: usize,
     /// Whether this is one page, which the guest waits for.
@@ -49,7 +49,7 @@ impl Unlanded {
 
 impl PostCopy {
     /// Handles one page that the guest waits for. What fails here can be tried again.
-    pub(super) fn fault(&self, page: u64) -> Result<(), RamError> {
+    pub(super) fn fault(&self, page: RamPage) -> Result<(), RamError> {
         let mut state = self.lock();
         match state.missing.fault(page) {
             Fault::Wait => Ok(()),
@@ -57,7 +57,7 @@ impl PostCopy {
                 self.fault_priority.take();
                 state.since.insert(page, Instant::now());
                 if let Some(writer) = &mut state.asks
-                    && let Err(e) = Message::PageRequest(vec![page..page + 1]).send(writer)
+                    && let Err(e) = Message::PageRequest(vec![page.run(1)]).send(writer)
                 {
                     // It is asked for again on the next connection.
                     tracing::debug!("page {page} could not be asked for: {e}");
@@ -67,7 +67,7 @@ impl PostCopy {
             }
             Fault::Wake => {
                 drop(state);
-                self.pages.wake(page..page + 1)
+                self.pages.wake(page.run(1))
             }
             Fault::Fill => {
                 drop(state);
@@ -131,7 +131,7 @@ impl PostCopy {
     }
 
     /// Takes note of pages that are where they belong, and wakes whoever waits for them.
-    fn has_landed(&self, run: Range<u64>) {
+    fn has_landed(&self, run: Range<RamPage>) {
         let mut state = self.lock();
         if !state.missing.landed(run.clone()) {
             return;
@@ -141,7 +141,7 @@ impl PostCopy {
             // The kernel refuses no such call on memory of ours.
             tracing::error!("whoever waits for pages {run:?} could not be woken: {e}");
         }
-        for page in run {
+        for page in run.pages() {
             if let Some(since) = state.since.remove(&page) {
                 let waited = since.elapsed().as_micros() as u64;
                 // Longer ones count as the longest.
@@ -208,7 +208,7 @@ impl State {
     fn fresh(&mut self, batch: &PageBatch) -> Vec<Fresh> {
         let mut all: Vec<Fresh> = Vec::new();
         for (run, bytes) in &batch.runs {
-            for (page, at) in run.clone().zip((bytes.start..).step_by(PAGE_SIZE as usize)) {
+            for (page, at) in run.pages().zip((bytes.start..).step_by(PAGE_SIZE as usize)) {
                 if !self.missing.arrived(page) {
                     continue;
                 }
@@ -221,7 +221,7 @@ impl State {
                     {
                         last.run.end += 1;
                     }
-                    _ => all.push(Fresh { run: page..page + 1, at, requested }),
+                    _ => all.push(Fresh { run: page.run(1), at, requested }),
                 }
             }
         }
@@ -229,6 +229,6 @@ impl State {
     }
 }
 
-fn bytes_of(run: &Range<u64>) -> usize {
+fn bytes_of(run: &Range<RamPage>) -> usize {
     run.byte_count() as usize
 }

@@ -28,7 +28,7 @@ use crate::migration::plan::Missing;
 use crate::migration::progress::FaultFigures;
 use crate::migration::wire::message::send_ranges;
 use crate::migration::wire::{FrameWriter, Message, WireError};
-use crate::ram::{GuestRam, MissingPages};
+use crate::ram::{GuestRam, MissingPages, RamPage};
 use memory_agent::PageRange;
 
 /// The longest wait that is told apart, microseconds.
@@ -45,7 +45,7 @@ pub struct PostCopyStatus {
     /// Pages that have not come.
     pub missing: u64,
     /// The first of them, as first page and number of pages.
-    pub first_missing: Vec<(u64, u64)>,
+    pub first_missing: Vec<(RamPage, u64)>,
     /// Pages of them that the guest waits for.
     pub waited_for: u64,
     /// Whether the source is there.
@@ -59,7 +59,7 @@ pub struct PostCopyStatus {
 struct State {
     missing: Missing,
     /// When the guest began to wait for a page.
-    since: HashMap<u64, Instant>,
+    since: HashMap<RamPage, Instant>,
     waits_us: Histogram<u32>,
     holes: u64,
     /// Where pages are asked for, while there is a connection.
@@ -68,7 +68,7 @@ struct State {
     confirms: Option<FrameWriter<Link>>,
     /// Takes cold pages that have landed to the thread that pages them out: a page that the guest waits for does not wait for
     /// that.
-    cold: Option<Sender<Vec<Range<u64>>>>,
+    cold: Option<Sender<Vec<Range<RamPage>>>>,
     source_lost: bool,
     stage: Stage,
     /// The channel over which pages are asked for has ended, and no other has taken its place.
@@ -120,7 +120,7 @@ impl PostCopy {
     }
 
     /// All pages that have not come.
-    pub fn missing(&self) -> Vec<Range<u64>> {
+    pub fn missing(&self) -> Vec<Range<RamPage>> {
         self.lock().missing.ranges().collect()
     }
 

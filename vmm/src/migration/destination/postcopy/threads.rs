@@ -9,6 +9,7 @@ use super::PostCopy;
 use crate::migration::destination::DestinationError;
 use crate::migration::destination::landing::Landed;
 use crate::migration::stoppable::Stoppable;
+use crate::ram::RamPage;
 
 /// Landed pages that are too few to be confirmed at once, and those that the guest waited for, are confirmed after so long.
 const CONFIRMED_AFTER: Duration = Duration::from_millis(20);
@@ -17,7 +18,7 @@ const PIECE: u64 = 128;
 
 /// Starts the thread that pages out cold pages as they land, and confirms what nobody else has.
 pub(super) fn keep_cold(post_copy: &Arc<PostCopy>, landed: &Landed) -> Result<Stoppable, DestinationError> {
-    let (sender, runs) = channel::<Vec<Range<u64>>>();
+    let (sender, runs) = channel::<Vec<Range<RamPage>>>();
     let (ram, landed) = (Arc::clone(&post_copy.ram), landed.clone());
     post_copy.lock().cold = Some(sender);
     let (post_copy, keeping) = (Arc::clone(post_copy), Arc::clone(post_copy));

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::ram::PageSet;
+use crate::ram::{PageSet, RamPage};
+use memory_agent::PageNumber;
 
 /// What a fault at the destination asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Missing {
     }
 
     /// These come later.
-    pub fn later(&mut self, pages: Range<u64>) {
+    pub fn later(&mut self, pages: Range<RamPage>) {
         self.missing.insert_range(pages);
     }
 
@@ -55,19 +56,19 @@ impl Missing {
     }
 
     /// The pages that the guest waits for, in order: to ask for them again.
-    pub fn requested_pages(&self) -> Vec<Range<u64>> {
+    pub fn requested_pages(&self) -> Vec<Range<RamPage>> {
         self.requested.runs().collect()
     }
 
     /// All pages that have not landed, in order.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub fn ranges(&self) -> impl Iterator<Item = Range<RamPage>> + '_ {
         self.missing.runs()
     }
 
     /// The guest has touched a page that is not mapped.
-    pub fn fault(&mut self, page: u64) -> Fault {
+    pub fn fault(&mut self, page: RamPage) -> Fault {
         if self.landing.contains(page) {
-            self.requested.insert_range(page..page + 1);
+            self.requested.insert_range(page.run(1));
             Fault::Wait
         } else if self.landed.contains(page) {
             Fault::Wake
@@ -76,29 +77,29 @@ impl Missing {
         } else if self.requested.contains(page) {
             Fault::Wait
         } else {
-            self.requested.insert_range(page..page + 1);
+            self.requested.insert_range(page.run(1));
             Fault::Ask
         }
     }
 
     /// A page has arrived. Whether it is to land: once, and never over what the guest has written since.
-    pub fn arrived(&mut self, page: u64) -> bool {
+    pub fn arrived(&mut self, page: RamPage) -> bool {
         let is_missing = self.missing.contains(page);
         if is_missing {
-            self.missing.remove_range(page..page + 1);
-            self.landing.insert_range(page..page + 1);
+            self.missing.remove_range(page.run(1));
+            self.landing.insert_range(page.run(1));
         }
         is_missing
     }
 
     /// These could not land: they are missing again.
-    pub fn failed(&mut self, pages: Range<u64>) {
+    pub fn failed(&mut self, pages: Range<RamPage>) {
         self.landing.remove_range(pages.clone());
         self.missing.insert_range(pages);
     }
 
     /// These have landed; whether the guest waits for any of them.
-    pub fn landed(&mut self, pages: Range<u64>) -> bool {
+    pub fn landed(&mut self, pages: Range<RamPage>) -> bool {
         let is_requested = self.requested.count_in(pages.clone()) > 0;
         self.landing.remove_range(pages.clone());
         self.landed.insert_range(pages.clone());
@@ -113,7 +114,7 @@ impl Missing {
     }
 
     /// What has landed since the last call: to be confirmed.
-    pub fn take_unconfirmed(&mut self) -> Vec<Range<u64>> {
+    pub fn take_unconfirmed(&mut self) -> Vec<Range<RamPage>> {
         let runs = self.unconfirmed.runs().collect();
         self.unconfirmed.clear();
         runs

@@ -14,20 +14,20 @@ pub use outstanding::{BLOCK, Outstanding};
 mod tests {
     use std::collections::VecDeque;
 
-    use memory_agent::PageRange;
+    use memory_agent::{PageNumber, PageRange};
     use proptest::prelude::*;
 
     use std::ops::Range;
 
     use super::*;
-    use crate::ram::PageSet;
+    use crate::ram::{PageSet, RamPage};
 
     const PAGES: u64 = 120;
 
     #[derive(Clone, Debug)]
     enum Event {
         /// The guest touches a page; whether it writes it, once it can.
-        Touch(u64, bool),
+        Touch(RamPage, bool),
         SendUnasked(u64),
         /// The next thing on the fault channel, or on the bulk channel, arrives.
         Deliver(bool),
@@ -42,7 +42,7 @@ mod tests {
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
-            4 => (0..PAGES, any::<bool>()).prop_map(|(page, writes)| Event::Touch(page, writes)),
+            4 => (0..PAGES, any::<bool>()).prop_map(|(page, writes)| Event::Touch(RamPage(page), writes)),
             3 => (1u64..20).prop_map(Event::SendUnasked),
             6 => any::<bool>().prop_map(Event::Deliver),
             4 => prop::option::weighted(0.2, 1usize..5).prop_map(Event::Land),
@@ -61,22 +61,22 @@ mod tests {
         here: [Option<u64>; PAGES as usize],
         /// What each page must read as.
         truth: [u64; PAGES as usize],
-        channels: [VecDeque<(u64, u64)>; 2],
-        landing: Vec<(u64, u64)>,
-        confirmations: VecDeque<Range<u64>>,
+        channels: [VecDeque<(RamPage, u64)>; 2],
+        landing: Vec<(RamPage, u64)>,
+        confirmations: VecDeque<Range<RamPage>>,
     }
 
     impl World {
-        fn send(&mut self, channel: usize, runs: &[Range<u64>]) {
-            for page in runs.iter().cloned().flatten() {
-                let content = self.source[page as usize].expect("a page is given back after it was confirmed");
+        fn send(&mut self, channel: usize, runs: &[Range<RamPage>]) {
+            for page in runs.iter().flat_map(PageRange::pages) {
+                let content = self.source[page.number() as usize].expect("a page is given back after it was confirmed");
                 self.channels[channel].push_back((page, content));
             }
         }
 
-        fn ask(&mut self, page: u64) {
+        fn ask(&mut self, page: RamPage) {
             if self.outstanding.requested(page) {
-                self.send(0, &[page..page + 1]);
+                self.send(0, &[page.run(1)]);
             }
             let neighbours = self.outstanding.neighbours(page);
             // Something else is wanted before all have gone.
@@ -85,10 +85,10 @@ mod tests {
             dropped.iter().for_each(|run| self.outstanding.not_sent(run.clone()));
         }
 
-        fn give_back(&mut self, runs: Vec<Range<u64>>) {
-            for page in runs.into_iter().flatten() {
-                assert!(self.here[page as usize].is_some(), "page {page} is given back and is not here");
-                assert!(self.source[page as usize].take().is_some(), "page {page} is given back twice");
+        fn give_back(&mut self, runs: Vec<Range<RamPage>>) {
+            for page in runs.into_iter().flat_map(|run| run.pages()) {
+                assert!(self.here[page.number() as usize].is_some(), "page {page} is given back and is not here");
+                assert!(self.source[page.number() as usize].take().is_some(), "page {page} is given back twice");
             }
         }
 
@@ -96,15 +96,15 @@ mod tests {
             if let Some((page, content)) = self.channels[channel].pop_front()
                 && self.missing.arrived(page)
             {
-                assert!(self.here[page as usize].is_none(), "page {page} lands twice");
+                assert!(self.here[page.number() as usize].is_none(), "page {page} lands twice");
                 self.landing.push((page, content));
             }
         }
 
         fn land(&mut self) {
             for (page, content) in std::mem::take(&mut self.landing) {
-                self.here[page as usize] = Some(content);
-                self.missing.landed(page..page + 1);
+                self.here[page.number() as usize] = Some(content);
+                self.missing.landed(page.run(1));
             }
         }
 
@@ -114,7 +114,7 @@ mod tests {
             self.landing = lands.into_iter().map(|(_, page)| page).collect();
             self.land();
             if !fails.is_empty() {
-                fails.into_iter().for_each(|(_, (page, _))| self.missing.failed(page..page + 1));
+                fails.into_iter().for_each(|(_, (page, _))| self.missing.failed(page.run(1)));
                 self.cut();
             }
         }
@@ -138,24 +138,24 @@ mod tests {
             self.missing.take_unconfirmed();
             let back = self.outstanding.resumed(&missing).expect("nothing that is missing was given back");
             self.give_back(back);
-            for page in self.missing.requested_pages().into_iter().flatten() {
+            for page in self.missing.requested_pages().into_iter().flat_map(|run| run.pages()) {
                 self.ask(page);
             }
         }
 
-        fn touch(&mut self, page: u64, writes: bool) {
-            if self.here[page as usize].is_none() {
+        fn touch(&mut self, page: RamPage, writes: bool) {
+            if self.here[page.number() as usize].is_none() {
                 match self.missing.fault(page) {
                     Fault::Ask => return self.ask(page),
                     Fault::Wait => return,
                     Fault::Wake => panic!("page {page} has landed and is not here"),
-                    Fault::Fill => self.here[page as usize] = Some(0),
+                    Fault::Fill => self.here[page.number() as usize] = Some(0),
                 }
             }
-            assert_eq!(self.here[page as usize], Some(self.truth[page as usize]), "page {page}");
+            assert_eq!(self.here[page.number() as usize], Some(self.truth[page.number() as usize]), "page {page}");
             if writes {
-                self.truth[page as usize] += 1000;
-                self.here[page as usize] = Some(self.truth[page as usize]);
+                self.truth[page.number() as usize] += 1000;
+                self.here[page.number() as usize] = Some(self.truth[page.number() as usize]);
             }
         }
     }
@@ -180,17 +180,17 @@ mod tests {
                 landing: Vec::new(),
                 confirmations: VecDeque::new(),
             };
-            for (page, kind) in (0..PAGES).zip(kinds) {
-                let i = page as usize;
-                world.truth[i] = if kind == 0 { 0 } else { page + 1 };
+            for (i, kind) in kinds.into_iter().enumerate() {
+                let (page, content) = (RamPage(i as u64), i as u64 + 1);
+                world.truth[i] = if kind == 0 { 0 } else { content };
                 match kind {
                     // A hole; sent by pre-copy; left over, warm and cold.
                     0 => {}
-                    1 => world.here[i] = Some(page + 1),
+                    1 => world.here[i] = Some(content),
                     _ => {
-                        if kind == 2 { &mut hot } else { &mut cold }.insert_range(page..page + 1);
-                        world.missing.later(page..page + 1);
-                        world.source[i] = Some(page + 1);
+                        if kind == 2 { &mut hot } else { &mut cold }.insert_range(page.run(1));
+                        world.missing.later(page.run(1));
+                        world.source[i] = Some(content);
                     }
                 }
             }
@@ -210,7 +210,7 @@ mod tests {
                     Event::Cut => world.cut(),
                     Event::Unreadable(most) => {
                         let left = world.outstanding.left();
-                        world.outstanding.next(most).into_iter().flatten().for_each(|page| world.outstanding.cannot_read(page));
+                        world.outstanding.next(most).into_iter().flat_map(|run| run.pages()).for_each(|page| world.outstanding.cannot_read(page));
                         prop_assert_eq!(world.outstanding.left(), left);
                     }
                     Event::TryUnreadable => world.outstanding.try_unreadable(),
@@ -233,7 +233,7 @@ mod tests {
             }
             prop_assert_eq!((world.missing.left(), world.missing.requested()), (0, 0));
             prop_assert!(world.source.iter().all(Option::is_none));
-            for page in 0..PAGES {
+            for page in RamPage(0).run(PAGES).pages() {
                 world.touch(page, false);
             }
         }

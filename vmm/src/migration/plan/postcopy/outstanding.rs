@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::ram::PageSet;
+use crate::ram::{PageSet, RamPage};
+use memory_agent::{PageNumber, PageRange};
 
 /// Neighbours that go along with a page that is wanted: those in the same block of so many pages. What other numbers cost is in
 /// `docs/kernel-facts.md`, "Waking".
@@ -38,7 +39,7 @@ impl Outstanding {
     }
 
     /// Whether the destination has not confirmed this page.
-    pub fn keeps(&self, page: u64) -> bool {
+    pub fn keeps(&self, page: RamPage) -> bool {
         self.hot.contains(page) || self.cold.contains(page)
     }
 
@@ -48,37 +49,37 @@ impl Outstanding {
     }
 
     /// All of them, in order.
-    pub fn ranges(&self) -> Vec<Range<u64>> {
+    pub fn ranges(&self) -> Vec<Range<RamPage>> {
         let mut all = self.hot.clone();
         all.insert_all(&self.cold);
         all.runs().collect()
     }
 
     /// Whether a page stays in memory at the destination, by itself.
-    pub fn is_hot(&self, page: u64) -> bool {
+    pub fn is_hot(&self, page: RamPage) -> bool {
         self.hot.contains(page)
     }
 
     /// The guest waits for `page`. Whether it is to be sent: also when it was sent unasked, since that may be far behind, but not
     /// when it is ahead of whatever would be, or was confirmed. It is on its way now.
-    pub fn requested(&mut self, page: u64) -> bool {
+    pub fn requested(&mut self, page: RamPage) -> bool {
         let send = self.keeps(page) && !self.ahead.contains(page);
         if send {
-            self.on_way.insert_range(page..page + 1);
-            self.ahead.insert_range(page..page + 1);
+            self.on_way.insert_range(page.run(1));
+            self.ahead.insert_range(page.run(1));
         }
         send
     }
 
     /// What may go along with a page that the guest waits for: those in its block that are cold and not on their way. They are
     /// now. None when the page was confirmed.
-    pub fn neighbours(&mut self, page: u64) -> Vec<Range<u64>> {
+    pub fn neighbours(&mut self, page: RamPage) -> Vec<Range<RamPage>> {
         if !self.keeps(page) {
             return Vec::new();
         }
-        let block = page / BLOCK * BLOCK;
+        let block = RamPage(page.number() / BLOCK * BLOCK).run(BLOCK);
         let mut neighbours = Vec::new();
-        for run in self.cold.runs_in(block..block + BLOCK) {
+        for run in self.cold.runs_in(block) {
             neighbours.extend(self.on_way.gaps_in(run).flat_map(|gap| self.unreadable.gaps_in(gap)));
         }
         for run in &neighbours {
@@ -89,14 +90,14 @@ impl Outstanding {
     }
 
     /// A page that was to be sent and cannot be read. It is kept, and left alone until [`Outstanding::try_unreadable`].
-    pub fn cannot_read(&mut self, page: u64) {
-        self.not_sent(page..page + 1);
+    pub fn cannot_read(&mut self, page: RamPage) {
+        self.not_sent(page.run(1));
         if self.hot.contains(page) {
             // What is in memory can be read: it is not warm, and keeps no other waiting.
-            self.hot.remove_range(page..page + 1);
-            self.cold.insert_range(page..page + 1);
+            self.hot.remove_range(page.run(1));
+            self.cold.insert_range(page.run(1));
         }
-        self.unreadable.insert_range(page..page + 1);
+        self.unreadable.insert_range(page.run(1));
     }
 
     /// Pages that could not be read and are still kept.
@@ -110,25 +111,25 @@ impl Outstanding {
     }
 
     /// Neighbours that were not sent after all.
-    pub fn not_sent(&mut self, pages: Range<u64>) {
+    pub fn not_sent(&mut self, pages: Range<RamPage>) {
         self.on_way.remove_range(pages.clone());
         self.ahead.remove_range(pages);
     }
 
     /// The next pages to send unasked: at most `most`, none that is on its way. They are now.
-    pub fn next(&mut self, most: u64) -> Vec<Range<u64>> {
+    pub fn next(&mut self, most: u64) -> Vec<Range<RamPage>> {
         let lane = if self.hot.is_empty() { &self.cold } else { &self.hot };
         let mut found = Vec::new();
         let mut room = most;
-        let mut from = 0;
+        let mut from = RamPage(0);
         while room > 0 {
             let Some(run) = lane.next_run(from, AT_A_TIME) else { break };
             from = run.end;
             for gap in self.on_way.gaps_in(run).flat_map(|gap| self.unreadable.gaps_in(gap)) {
-                let end = gap.end.min(gap.start + room);
-                room -= end - gap.start;
-                if gap.start < end {
-                    found.push(gap.start..end);
+                let some = gap.intersection(&gap.start.run(room));
+                room -= some.page_count();
+                if !some.is_empty() {
+                    found.push(some);
                 }
             }
         }
@@ -137,7 +138,7 @@ impl Outstanding {
     }
 
     /// The destination has these. Returns those that were still kept, which can be given back to the host.
-    pub fn confirmed(&mut self, pages: Range<u64>) -> Vec<Range<u64>> {
+    pub fn confirmed(&mut self, pages: Range<RamPage>) -> Vec<Range<RamPage>> {
         let kept = self.hot.runs_in(pages.clone()).chain(self.cold.runs_in(pages.clone())).collect();
         self.hot.remove_range(pages.clone());
         self.cold.remove_range(pages.clone());
@@ -147,7 +148,7 @@ impl Outstanding {
     }
 
     /// The connection has broken. Returns what was on its way.
-    pub fn cut(&mut self) -> Vec<Range<u64>> {
+    pub fn cut(&mut self) -> Vec<Range<RamPage>> {
         let lost = self.on_way.runs().collect();
         self.on_way.clear();
         self.ahead.clear();
@@ -158,11 +159,11 @@ impl Outstanding {
     ///
     /// # Errors
     /// The first page that it misses and that is not here: it was confirmed once.
-    pub fn resumed(&mut self, missing: &PageSet) -> Result<Vec<Range<u64>>, u64> {
+    pub fn resumed(&mut self, missing: &PageSet) -> Result<Vec<Range<RamPage>>, RamPage> {
         let mut gone = missing.clone();
         gone.remove_all(&self.hot);
         gone.remove_all(&self.cold);
-        if let Some(run) = gone.next_run(0, 1) {
+        if let Some(run) = gone.next_run(RamPage(0), 1) {
             return Err(run.start);
         }
         let mut confirmed = self.hot.clone();

@@ -14,7 +14,8 @@ use crate::migration::plan::BLOCK;
 use crate::migration::stoppable::Stoppable;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError};
-use memory_agent::PageRange;
+use crate::ram::RamPage;
+use memory_agent::{PageNumber, PageRange};
 
 /// Neighbours sent at a time.
 const PIECE: u64 = 4;
@@ -75,7 +76,7 @@ impl Shared {
             };
             check_ranges(&requested, self.ram.pages(), channel.reader.last_sequence())?;
             channel.adaptive_poll.keep_polling();
-            let mut requested = requested.into_iter().flatten().peekable();
+            let mut requested = requested.into_iter().flat_map(|run| run.pages()).peekable();
             while let Some(page) = requested.next() {
                 let neighbours = self.serve(page, &mut channel)?;
                 // A guest that goes through its memory in order wants the neighbours next; one that does not gets them
@@ -99,7 +100,7 @@ impl Shared {
     }
 
     /// Sends a page that the guest waits for, by itself and first, and returns its neighbours.
-    fn serve(&self, page: u64, channel: &mut FaultChannel) -> Result<Vec<Range<u64>>, WireError> {
+    fn serve(&self, page: RamPage, channel: &mut FaultChannel) -> Result<Vec<Range<RamPage>>, WireError> {
         self.fault_priority.take();
         let is_to_be_sent = {
             let mut state = self.lock();
@@ -108,7 +109,7 @@ impl Shared {
             is_to_be_sent
         };
         if is_to_be_sent {
-            self.send(&mut channel.writer, Lane::Hot, &[page..page + 1], &mut channel.payload)?;
+            self.send(&mut channel.writer, Lane::Hot, &[page.run(1)], &mut channel.payload)?;
         }
         Ok(self.lock().outstanding.neighbours(page))
     }
@@ -116,13 +117,13 @@ impl Shared {
     /// Sends neighbours a few at a time, for as long as the guest wants nothing else.
     fn send_neighbours(
         &self,
-        neighbours: Vec<Range<u64>>,
+        neighbours: Vec<Range<RamPage>>,
         mut goes_along: bool,
         channel: &mut FaultChannel,
     ) -> Result<(), WireError> {
         for run in neighbours {
-            for start in run.clone().step_by(PIECE as usize) {
-                let piece = start..run.end.min(start + PIECE);
+            for start in run.pages().step_by(PIECE as usize) {
+                let piece = run.intersection(&start.run(PIECE));
                 if goes_along {
                     self.lock().totals.neighbours += piece.page_count();
                     self.send(&mut channel.writer, Lane::Cold, &[piece], &mut channel.payload)?;

@@ -18,7 +18,7 @@ use crate::migration::progress::FaultFigures;
 use crate::migration::wire::frame::Kind;
 use crate::migration::wire::message::{check_ranges, receive_message};
 use crate::migration::wire::{FrameReader, FrameWriter, Lane, Message, WireError, pages};
-use crate::ram::{GuestRam, RamError, ReadPages};
+use crate::ram::{GuestRam, RamError, RamPage, ReadPages};
 
 /// Pages sent unasked at a time: what a page that is wanted may have to wait for.
 const BATCH: u64 = 16;
@@ -102,7 +102,7 @@ impl Shared {
         &self,
         writer: &mut FrameWriter<Link>,
         lane: Lane,
-        runs: &[Range<u64>],
+        runs: &[Range<RamPage>],
         payload: &mut Vec<u8>,
     ) -> Result<(), WireError> {
         let mut runs = Cow::Borrowed(runs);
@@ -127,7 +127,7 @@ impl Shared {
     }
 
     /// Leaves a page alone for a while, and says so now and then.
-    fn cannot_read(&self, page: u64, why: &RamError) {
+    fn cannot_read(&self, page: RamPage, why: &RamError) {
         let unreadable = {
             let mut state = self.lock();
             state.outstanding.cannot_read(page);
@@ -143,16 +143,16 @@ impl Shared {
     /// What was sent before switchover is nothing but memory here, too.
     pub(super) fn give_back_sent(&self) {
         let kept = self.lock().outstanding.ranges();
-        self.punch(&gaps(&kept, self.ram.pages()));
+        self.punch(&gaps(&kept, &self.ram.all_pages()));
     }
 
     /// All of it is the destination's. Of huge pages, parts that were given back one by one may have stayed.
     pub(super) fn give_back_all(&self) {
-        let all = 0..self.ram.pages();
+        let all = self.ram.all_pages();
         self.punch(std::slice::from_ref(&all));
     }
 
-    fn punch(&self, ranges: &[Range<u64>]) {
+    fn punch(&self, ranges: &[Range<RamPage>]) {
         for range in ranges {
             if let Err(e) = self.ram.punch(range.clone()) {
                 tracing::warn!("pages that are not needed here any more stay in memory: {e}");
@@ -194,7 +194,7 @@ impl Shared {
     }
 
     /// The destination has these: they are nothing but memory here.
-    pub(super) fn give_back(&self, ranges: &[Range<u64>]) {
+    pub(super) fn give_back(&self, ranges: &[Range<RamPage>]) {
         self.punch(ranges);
         let mut state = self.lock();
         state.totals.given_back += page_count(ranges) * PAGE_SIZE;
@@ -271,13 +271,13 @@ impl Rate {
     }
 }
 
-/// What lies between ranges in order, of so many pages.
-fn gaps(ranges: &[Range<u64>], pages: u64) -> Vec<Range<u64>> {
-    let starts = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
-    let ends = ranges.iter().map(|range| range.start).chain(std::iter::once(pages));
+/// What of `all` lies between ranges in order.
+fn gaps(ranges: &[Range<RamPage>], all: &Range<RamPage>) -> Vec<Range<RamPage>> {
+    let starts = std::iter::once(all.start).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start).chain(std::iter::once(all.end));
     starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect()
 }
 
-pub(super) fn page_count(runs: &[Range<u64>]) -> u64 {
+pub(super) fn page_count(runs: &[Range<RamPage>]) -> u64 {
     runs.iter().map(PageRange::page_count).sum()
 }
