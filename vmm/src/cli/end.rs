@@ -3,7 +3,7 @@
 use command_line::End;
 
 use crate::PROGRAM;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, DiskError};
 use crate::control::client::ClientError;
 use crate::control::{Failure, FailureKind, MigrationFailure};
 use crate::devices::StopReason;
@@ -46,6 +46,12 @@ fn hint(failure: &Failure) -> Option<&'static str> {
 impl From<ConfigError> for End {
     fn from(e: ConfigError) -> Self {
         Self::new(ExitCode::of_config(&e), e)
+    }
+}
+
+impl From<DiskError> for End {
+    fn from(e: DiskError) -> Self {
+        Self::new(ExitCode::Usage, e)
     }
 }
 

@@ -11,7 +11,7 @@ use memory_agent::ByteSize;
 
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::PROGRAM;
-use crate::config::check_socket;
+use crate::config::{DiskConfig, check_socket};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::exit::ExitCode;
@@ -28,6 +28,9 @@ pub(super) struct Arguments {
     listen: String,
     #[command(flatten)]
     consoles: ConsoleArguments,
+    /// The image of a disk that the guest has, as with `run`; `id=NAME` says which, `disk0`, `disk1` … when left out.
+    #[arg(long = "disk", value_name = "path=FILE[,…]")]
+    disks: Vec<DiskConfig>,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -53,12 +56,14 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
 
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut consoles = arguments.consoles.open()?;
+    let disks = DiskConfig::named(&arguments.disks).map_err(|e| usage(e.into()))?;
+    let disks = disks.into_iter().map(|(id, disk)| (id, disk.backend)).collect();
     let terms = Terms { source_timeout: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
     let limits = Limits { terms, ..Limits::default() };
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
     let incoming =
-        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs() }).context("no monitor")?;
+        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs(), disks }).context("no monitor")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let monitor = Monitor::new(controller, &mut consoles, arguments.api_socket.as_deref()).context("no monitor")?;
     PROGRAM.say(format_args!("waiting for a guest on {bound}"));

@@ -11,9 +11,10 @@ use memory_agent::ByteSize;
 
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::boot::Kernel;
-use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, VmConfig};
+use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
+use crate::devices::virtio::balloon::BalloonConfig;
 use crate::exit::ExitCode;
 use crate::machine::Builder;
 use crate::monitor::Monitor;
@@ -36,6 +37,14 @@ pub(super) struct Arguments {
     /// Give the guest the host's randomness, by virtio-rng.
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     rng: bool,
+    /// A disk on a raw image or a block device; may be repeated. `readonly`, `direct` (past the host's page cache), `id=NAME`,
+    /// `serial=TEXT` and `queues=N` may follow; a comma in a path is written twice.
+    #[arg(long = "disk", value_name = "path=FILE[,…]")]
+    disks: Vec<DiskConfig>,
+    /// A balloon, by which the guest gives memory back: what it has free by itself, and more when `ctl balloon` asks. `on`, or
+    /// `free-page-reporting=off`, `deflate-on-oom=off`.
+    #[arg(long, value_name = "on|KEY=…")]
+    balloon: Option<BalloonConfig>,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -51,13 +60,16 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         cpus: arguments.cpus,
         kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
         rng: arguments.rng,
+        disks: arguments.disks,
+        balloon: arguments.balloon,
+        console: arguments.consoles.has_virtio(),
         api_socket: arguments.api_socket,
     }
     .validate()?;
 
     let mut consoles = arguments.consoles.open()?;
-    let builder = Builder::new(Backends { consoles: consoles.take_outputs() });
-    let devices = config.devices().context("no machine")?;
+    let devices = config.devices()?;
+    let builder = Builder::new(Backends { consoles: consoles.take_outputs(), disks: config.disk_backends()? });
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
     machine.boot(&config.kernel).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
+use super::virtio::block::DiskBackend;
 use crate::ram::GuestRam;
 use crate::record::Name;
 
@@ -114,6 +115,8 @@ pub trait ConsolePort: Send + Sync + std::fmt::Debug {
 pub struct Backends {
     /// Where consoles' bytes go; nowhere for one that is not here.
     pub consoles: BTreeMap<Name, ConsoleOutput>,
+    /// The images of disks. They are opened, and locked, when a machine is made.
+    pub disks: BTreeMap<Name, DiskBackend>,
 }
 
 impl Backends {

@@ -6,7 +6,7 @@ use super::host::Host;
 use super::legacy::{reset, serial};
 use super::pci;
 use super::virtio::pci::SavedVirtio;
-use super::virtio::{self, VirtioDevice, rng};
+use super::virtio::{self, VirtioDevice, balloon, block, console, rng};
 use super::{Device, DeviceDescription, DeviceError};
 use crate::record::{Record, RecordError, Saved};
 
@@ -72,12 +72,17 @@ const KINDS: &[Kind] = &[
     Kind::of::<reset::SavedPowerControl>(reset::make_power_control),
     Kind::of::<pci::SavedHostBridge>(pci::make),
     Kind::virtio(rng::KIND, 1, rng::make),
+    Kind::virtio(block::KIND, 1, block::make),
+    Kind::virtio(balloon::KIND, 1, balloon::make),
+    Kind::virtio(console::KIND, 1, console::make),
 ];
 
 /// The serial port of every machine.
 pub const SERIAL: &str = "serial0";
 /// The virtio console of those that have one.
 pub const CONSOLE: &str = "console0";
+/// The balloon of those that have one.
+pub const BALLOON: &str = "balloon0";
 
 /// The devices of every machine, by id and kind.
 const STANDARD: &[(&str, &str)] = &[

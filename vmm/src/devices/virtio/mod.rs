@@ -10,10 +10,12 @@
 //! | randomness, the smallest device | `rng.rs` |
 //! | memory that the guest gives back | `balloon/` |
 //! | `hvc0` | `console/` |
+//! | disks | `block/` |
 //!
 //! A device trusts nothing in the guest's memory. What a chain says is checked once, by [`Chain`]; what it means, by the device.
 
 pub mod balloon;
+pub mod block;
 mod chain;
 pub mod console;
 mod device;

@@ -96,6 +96,11 @@ impl Virtqueue {
         let _ = self.kick.read();
     }
 
+    /// Whether the driver uses it.
+    pub fn is_ready(&self) -> bool {
+        self.ring().ready()
+    }
+
     /// The rings, for whoever sets them up, saves or restores them. Held for as short as can be.
     pub(crate) fn ring(&self) -> MutexGuard<'_, Queue> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)

@@ -18,10 +18,13 @@ pub use port::{BalloonPort, BalloonStatus};
 pub use stats::BalloonStats;
 
 use super::{Activation, DeviceFault, Notify, VirtioDevice, Worker, Workers};
+use crate::devices::host::Host;
 use crate::devices::{DeviceDescription, DeviceError};
 use serve::Serving;
 use stats::Statistics;
 
+/// What it is called in the table of devices.
+pub const KIND: &str = "virtio-balloon";
 /// Its type.
 const TYPE: u32 = 5;
 /// Unit of the balloon's size and of page numbers in its queues, whatever the guest's pages are.
@@ -87,6 +90,16 @@ pub struct Balloon {
     /// By what the driver is told of another target.
     notify: Mutex<Option<Arc<dyn Notify>>>,
     workers: Workers,
+}
+
+/// The device of this description, which is the machine's balloon for those outside.
+pub(in crate::devices) fn make(
+    description: &DeviceDescription,
+    host: &mut Host,
+) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
+    let balloon = Arc::new(Balloon::new(description)?);
+    host.ports.balloon = Some(Arc::clone(&balloon) as _);
+    Ok(balloon)
 }
 
 impl Balloon {

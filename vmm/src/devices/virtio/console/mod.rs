@@ -14,10 +14,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, DeviceFault, VirtioDevice, Worker, Workers};
 use crate::bounded::at_most;
-use crate::devices::host::{ConsoleOutput, ConsolePort};
+use crate::devices::host::{ConsoleOutput, ConsolePort, Host};
 use crate::devices::{DeviceDescription, DeviceError};
 use serve::Serving;
 
+/// What it is called in the table of devices.
+pub const KIND: &str = "virtio-console";
 /// Its type.
 const TYPE: u32 = 3;
 /// Receive, transmit.
@@ -90,6 +92,16 @@ impl std::fmt::Debug for VirtioConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("VirtioConsole").field(&self.description.id).finish()
     }
+}
+
+/// The device of this description.
+pub(in crate::devices) fn make(
+    description: &DeviceDescription,
+    host: &mut Host,
+) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
+    let console = Arc::new(VirtioConsole::new(description, host.backends.console(&description.id))?);
+    host.ports.consoles.insert(description.id.clone(), Arc::clone(&console) as _);
+    Ok(console)
 }
 
 impl VirtioConsole {

@@ -1,14 +1,23 @@
 //! A machine as the user describes it, checked once at the door.
 
+pub mod balloon;
+mod disk;
+
+pub use disk::{DiskConfig, DiskError};
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use memory_agent::{ByteSize, PAGE_SIZE};
 
 use crate::boot::Kernel;
-use crate::devices::virtio::rng;
+use crate::devices::virtio::balloon::BalloonConfig;
+use crate::devices::virtio::block::DiskBackend;
+use crate::devices::virtio::{console, rng};
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
 use crate::ram::layout::MAX_RAM;
+use crate::record::Name;
 
 /// Guest memory, where nobody says how much.
 pub const DEFAULT_MEMORY: ByteSize = ByteSize::mib(256);
@@ -78,6 +87,12 @@ pub struct VmConfig {
     pub kernel: Kernel,
     /// Whether the host gives its randomness.
     pub rng: bool,
+    /// Disks.
+    pub disks: Vec<DiskConfig>,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonConfig>,
+    /// Whether there is a virtio console.
+    pub console: bool,
     /// The control socket, if any.
     pub api_socket: Option<PathBuf>,
 }
@@ -118,13 +133,30 @@ impl VmConfig {
     /// What its guest sees of devices, in the order in which they come: those that every machine has, then what was asked for.
     ///
     /// # Errors
-    /// When one has a name that nothing can have, or too much is to be seen of it.
-    pub fn devices(&self) -> Result<Vec<DeviceDescription>, DeviceError> {
-        let mut devices = table::standard()?;
+    /// When one cannot be on this host, such as a disk whose image is missing.
+    pub fn devices(&self) -> Result<Vec<DeviceDescription>, DiskError> {
+        let mut devices = table::standard().map_err(DeviceError::from)?;
         if self.rng {
-            devices.push(table::describe("rng0", rng::KIND)?);
+            devices.push(table::describe("rng0", rng::KIND).map_err(DeviceError::from)?);
+        }
+        for (id, disk) in DiskConfig::named(&self.disks)? {
+            devices.push(disk.describe(&id)?);
+        }
+        if let Some(balloon) = &self.balloon {
+            devices.push(balloon::describe(balloon)?);
+        }
+        if self.console {
+            devices.push(table::describe(table::CONSOLE, console::KIND).map_err(DeviceError::from)?);
         }
         Ok(devices)
+    }
+
+    /// What this host gives for the disks.
+    ///
+    /// # Errors
+    /// When two have one id or one image.
+    pub fn disk_backends(&self) -> Result<BTreeMap<Name, DiskBackend>, DiskError> {
+        Ok(DiskConfig::named(&self.disks)?.into_iter().map(|(id, disk)| (id, disk.backend)).collect())
     }
 }
 
@@ -144,7 +176,16 @@ mod tests {
     use super::*;
 
     fn config(memory: ByteSize) -> VmConfig {
-        VmConfig { memory, cpus: 1, kernel: "workload".parse().unwrap(), rng: true, api_socket: None }
+        VmConfig {
+            memory,
+            cpus: 1,
+            kernel: "workload".parse().unwrap(),
+            rng: true,
+            disks: Vec::new(),
+            balloon: None,
+            console: false,
+            api_socket: None,
+        }
     }
 
     #[test]
