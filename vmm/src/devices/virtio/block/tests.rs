@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{Driver, LIMIT, Notified, activation};
 use super::*;
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, RamPage};
 
 const RAM: u64 = 4 << 20;
 const HEADER: u64 = 0x1_0000;
@@ -130,7 +130,7 @@ fn what_is_written_is_on_the_disk_and_what_is_read_is_logged() {
         assert_eq!(read, [&[0xd1; 512][..], &[0xa5; 1024], &[0xd1; 512]].concat());
         let logged = machine.driver.ram.take_own_writes();
         for page in [first >> 12, second >> 12, (second >> 12) + 1] {
-            assert!(logged.runs().any(|run| run.contains(&page)), "page {page:#x} was written by the kernel");
+            assert!(logged.runs().any(|run| run.contains(&RamPage(page))), "page {page:#x} was written by the kernel");
         }
     }
 }
