@@ -22,7 +22,7 @@ use crate::monitor::Monitor;
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Guest memory.
+    /// Guest memory: a number with K, M, G or T, also written KiB or KB and so on, always powers of 1024; or in bytes.
     #[arg(long, short = 'm', value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: ByteSize,
     /// Number of vCPUs.
