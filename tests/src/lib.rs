@@ -8,6 +8,7 @@
 //! | a process: output, signals, its end | `process.rs`, `stop.rs` |
 //! | what the guest says and is told | `console.rs` |
 //! | a machine: process, console, API socket | `machine.rs` |
+//! | a stock Linux guest, here or on QEMU | `linux.rs` |
 //! | `memory-agent` beside a machine | `agent.rs` |
 //! | one migration, as its command line shows it | `migration.rs` |
 //! | which side runs the guest | `owner.rs` |
@@ -22,6 +23,7 @@ pub mod console;
 pub mod cutter;
 pub mod group;
 pub mod host;
+pub mod linux;
 pub mod machine;
 pub mod migration;
 pub mod owner;

@@ -3,8 +3,12 @@
 
 mod apt;
 mod bench;
+mod cpio;
+mod debian;
 mod error_causes;
+mod guest;
 mod host;
+mod kvm;
 mod lab;
 mod lint;
 mod outcome;
@@ -34,6 +38,10 @@ enum Command {
     Lint,
     /// Build the project's kernel, and run the project on it in an emulated machine.
     Lab(lab::Arguments),
+    /// Let every user of this machine open /dev/kvm, by a udev rule: for machines that are thrown away afterwards.
+    Kvm,
+    /// Make a guest that is not embedded, and boot it.
+    Guest(guest::Arguments),
     /// Run a benchmark.
     Bench(bench::Arguments),
 }
@@ -46,6 +54,8 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::main(&arguments),
         Command::Lint => lint::main(),
         Command::Lab(arguments) => lab::main(&arguments),
+        Command::Kvm => kvm::main(),
+        Command::Guest(arguments) => guest::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
     };
     match result {

@@ -15,7 +15,6 @@ const NEEDED: &[(&str, &str)] = &[
     ("mkswap", "util-linux"),
     ("swapon", "mount"),
     ("losetup", "mount"),
-    ("iasl", "acpica-tools"),
 ];
 
 /// What the lab needs besides: programs, or files that a package brings.
@@ -34,6 +33,10 @@ const NEEDED_FOR_LAB: &[(&str, &str)] = &[
     ("depmod", "kmod"),
     ("busybox", "busybox-static"),
 ];
+
+/// What Linux guests are made with.
+const NEEDED_FOR_GUESTS: &[(&str, &str)] =
+    &[("busybox", "busybox-static"), ("cpio", "cpio"), ("depmod", "kmod"), ("mke2fs", "e2fsprogs"), ("xz", "xz-utils")];
 
 /// What a kernel of the older series is built from.
 const NEEDED_FOR_6_1: &[(&str, &str)] = &[("/usr/src/linux-source-6.1.tar.xz", "linux-source-6.1")];
@@ -60,6 +63,14 @@ pub(crate) fn ensure_installed() -> Result<()> {
 pub(crate) fn ensure_installed_for_lab() -> Result<()> {
     ensure_installed()?;
     ensure(NEEDED_FOR_LAB)
+}
+
+/// The same for Linux guests.
+///
+/// # Errors
+/// As [`ensure_installed`].
+pub(crate) fn ensure_installed_for_guests() -> Result<()> {
+    ensure(NEEDED_FOR_GUESTS)
 }
 
 /// The same for kernels of the older series.

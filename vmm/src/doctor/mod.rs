@@ -6,7 +6,6 @@
 mod kvm;
 mod memory;
 mod pages;
-mod paravirtual;
 mod rights;
 mod swap;
 mod sys;

@@ -4,7 +4,6 @@
 
 mod error;
 pub mod layout;
-mod load;
 mod missing;
 pub mod page_set;
 mod snapshot;

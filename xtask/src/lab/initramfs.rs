@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tempfile::{Builder, TempDir, TempPath};
 
-use super::{debian, kernel};
-use crate::host;
+use super::kernel;
+use crate::step::run;
+use crate::{cpio, debian, host};
 
 /// Programs that are called by their names, and whose options busybox's do not have.
-const PROGRAMS: [&str; 4] = ["mkswap", "swapon", "swapoff", "losetup"];
+const PROGRAMS: [&str; 5] = ["mkswap", "swapon", "swapoff", "losetup", "ip"];
 
 /// What the kernel starts.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -27,16 +28,17 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/shm /dev/pts
 mount -t devpts devpts /dev/pts 2>/dev/null
 for folder in /tmp /run /dev/shm; do mount -t tmpfs tmp $folder; done
+problem() { echo "LAB-PROBLEM $*" > /dev/ttyS1; }
 for module in /modules/*.ko; do
     [ -f "$module" ] || continue
-    insmod "$module" || echo "LAB-PROBLEM $module cannot be loaded"
+    insmod "$module" || problem "$module cannot be loaded"
 done
 mount -t cgroup2 cgroup /sys/fs/cgroup && echo +memory > /sys/fs/cgroup/cgroup.subtree_control
 if [ -d /programs ]; then
     # The root may be a tmpfs, which is shared memory and can be swapped: programs of a host are on neither.
-    mount -t ramfs lab /lab && mv /programs/* /lab || echo "LAB-PROBLEM no programs"
+    mount -t ramfs lab /lab && mv /programs/* /lab || problem "no programs"
 else
-    mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 lab /lab || echo "LAB-PROBLEM no shared folder"
+    mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 lab /lab || problem "no shared folder"
 fi
 ip link set lo up
 hostname lab
@@ -45,10 +47,11 @@ if grep -q lab-shell /proc/cmdline; then
     setsid cttyhack sh
     code=0
 else
-    sh /run.sh
+    # A console of its own: what is run may show the messages of another kernel, and this one's are looked at.
+    sh /run.sh > /dev/ttyS1 2>&1
     code=$?
 fi
-echo "LAB-DONE $code"
+echo "LAB-DONE $code" > /dev/ttyS1
 sync
 # isa-debug-exit ends QEMU with twice this and one.
 printf "\\$(printf %o $code)" | dd of=/dev/port bs=1 seek=244 2>/dev/null
@@ -80,9 +83,9 @@ pub(super) fn make(script: &str, contents: Contents<'_>) -> Result<TempPath> {
     symlink("busybox", folder.join("bin/sh"))?;
     let mut libraries = BTreeSet::new();
     for name in PROGRAMS {
-        let program =
-            host::find_program(name).with_context(|| format!("there is no {name}: install util-linux and mount"))?;
-        libraries.extend(libraries_of(&program)?);
+        let program = host::find_program(name)
+            .with_context(|| format!("there is no {name}: install util-linux, mount and iproute2"))?;
+        libraries.extend(libraries_of(Command::new("ldd").arg(&program))?);
         fs::copy(program, folder.join("sbin").join(name))?;
     }
     for library in libraries {
@@ -103,36 +106,25 @@ pub(super) fn make(script: &str, contents: Contents<'_>) -> Result<TempPath> {
     }
     if let Some(programs) = contents.programs {
         fs::create_dir(folder.join("programs"))?;
-        for entry in fs::read_dir(programs)? {
-            let entry = entry?;
-            fs::copy(entry.path(), folder.join("programs").join(entry.file_name()))?;
-        }
+        run(Command::new("cp").arg("--recursive").arg(programs.join(".")).arg(folder.join("programs")))?;
     }
     let archive = Builder::new().suffix(".cpio").tempfile_in(&cache)?.into_temp_path();
-    pack(folder, &archive)?;
+    cpio::pack(folder, &archive)?;
     Ok(archive)
 }
 
-/// The shared libraries that a program needs, its loader among them.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("ldd cannot be started")?;
+/// The shared libraries that a program needs, its loader among them; by `ldd`, which has been told the program.
+///
+/// # Errors
+/// When there is no `ldd`.
+pub(super) fn libraries_of(ldd: &mut Command) -> Result<Vec<PathBuf>> {
+    let output = ldd.output().context("ldd cannot be started")?;
     Ok(parse_ldd(&String::from_utf8_lossy(&output.stdout)))
 }
 
 fn parse_ldd(text: &str) -> Vec<PathBuf> {
     let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     paths.map(PathBuf::from).collect()
-}
-
-fn pack(folder: &Path, archive: &Path) -> Result<()> {
-    let mut find = Command::new("find").arg(".").current_dir(folder).stdout(Stdio::piped()).spawn()?;
-    let names = find.stdout.take().context("find has no output")?;
-    let mut cpio = Command::new("cpio");
-    cpio.args(["--create", "--format=newc", "--owner=0:0", "--quiet"]).current_dir(folder);
-    let packed = cpio.stdin(names).stdout(fs::File::create(archive)?).status();
-    let packed = packed.context("there is no cpio: install cpio")?;
-    ensure!(packed.success() && find.wait()?.success(), "the initramfs cannot be packed");
-    Ok(())
 }
 
 #[cfg(test)]

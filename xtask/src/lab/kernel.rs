@@ -90,7 +90,10 @@ impl fmt::Display for Flavour {
 }
 
 /// Where the lab keeps what takes long to make.
-pub(super) fn cache() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is no home folder, or it cannot be written to.
+pub(crate) fn cache() -> Result<PathBuf> {
     let folder = match (std::env::var_os("THERMOCLINE_LAB_CACHE"), std::env::var_os("XDG_CACHE_HOME")) {
         (Some(folder), _) => PathBuf::from(folder),
         (None, Some(folder)) => Path::new(&folder).join("thermocline-lab"),

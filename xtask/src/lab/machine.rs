@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -13,9 +13,11 @@ use command_line::{Output, note};
 use tempfile::NamedTempFile;
 
 use super::kernel;
+use super::qemu::Qemu;
 use crate::step::{root, shown};
 
-const NO_QEMU: &str = "there is no qemu-system-x86_64: install it with `apt-get install qemu-system-x86`";
+/// What the host's kernel says is in the log behind this, so that it cannot be taken for what a guest in it says.
+const KERNEL: &str = "kernel| ";
 const DISK_BYTES: u64 = 512 << 20;
 /// How many lines of the log are shown when the machine fails.
 const SHOWN: usize = 40;
@@ -29,7 +31,7 @@ pub(super) struct Trial {
 /// What came out of the machine.
 pub(super) struct Results {
     pub(super) trials: Vec<Trial>,
-    /// Everything that its console showed.
+    /// Everything that its two consoles showed: the trials' lines as they are, the kernel's behind a mark.
     pub(super) log: PathBuf,
 }
 
@@ -59,13 +61,15 @@ pub(super) struct LabMachine<'a> {
     pub(super) counts_instructions: bool,
     /// All that a trial says is shown, not only what it comes to.
     pub(super) shows_everything: bool,
+    /// What its kernel is told besides.
+    pub(super) parameters: &'a str,
     /// How long it may take.
     pub(super) limit: Duration,
 }
 
 impl LabMachine<'_> {
-    fn qemu(&self, disk: &Path, more: &str) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+    fn qemu(&self, disk: &Path, more: &str) -> Result<Command> {
+        let mut qemu = Qemu::get()?.command();
         if self.counts_instructions {
             qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
         } else {
@@ -81,8 +85,8 @@ impl LabMachine<'_> {
             .arg(self.kernel)
             .arg("-initrd")
             .arg(self.initramfs)
-            .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic loglevel=4 {more}")]);
-        qemu
+            .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic loglevel=4 {} {more}", self.parameters)]);
+        Ok(qemu)
     }
 }
 
@@ -115,8 +119,9 @@ impl Drop for Running {
 pub(super) fn run(machine: &LabMachine<'_>) -> Result<Results> {
     let disk = disk()?;
     let log = kernel::cache()?.join(format!("machine-{}.log", machine.name));
-    let mut command = machine.qemu(disk.path(), "");
-    command.args(["-serial", "stdio"]);
+    let mut command = machine.qemu(disk.path(), "")?;
+    // The kernel's console, where the emulator complains too; then that of what is run.
+    command.args(["-serial", "file:/dev/stderr", "-serial", "stdio"]);
     note(format_args!("$ {}", shown(&command)));
     let trials = watch(&mut command, &log, machine.limit, machine.shows_everything, || {
         // It has them open. Whatever ends this process from here on, they are gone with the machine.
@@ -126,8 +131,9 @@ pub(super) fn run(machine: &LabMachine<'_>) -> Result<Results> {
     Ok(Results { trials, log })
 }
 
-/// Starts a machine and listens to its console, which goes to the log, until it ends. `started` is called when the first
-/// line has come.
+/// Starts a machine and listens to its consoles, which go to the log, until it ends: to that of what is run on its standard
+/// output, to the kernel's on its standard error. `started` is called when the first line has come from
+/// inside.
 fn watch(
     command: &mut Command,
     log: &Path,
@@ -136,19 +142,11 @@ fn watch(
     started: impl FnOnce(),
 ) -> Result<Vec<Trial>> {
     let mut file = File::create(log).with_context(|| log.display().to_string())?;
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut running = Running(child.context(NO_QEMU)?);
-    let console = running.0.stdout.take().context("no console")?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut running = Running(child.context("the emulator cannot be started")?);
     let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(console).split(b'\n') {
-            let Ok(line) = line else { return };
-            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
+    hear(running.0.stdout.take().context("no console")?, "", sender.clone());
+    hear(running.0.stderr.take().context("no console")?, KERNEL, sender);
     let deadline = Instant::now() + limit;
     let mut started = Some(started);
     let mut said = LabConsole::default();
@@ -156,7 +154,9 @@ fn watch(
     let why = loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                if let Some(started) = started.take() {
+                // The emulator itself may complain before it has opened all its files.
+                let is_inside = line.strip_prefix(KERNEL).is_none_or(|said| said.starts_with('['));
+                if let Some(started) = started.take_if(|_| is_inside) {
                     started();
                 }
                 writeln!(file, "{line}")?;
@@ -182,6 +182,19 @@ fn watch(
         return Err(if said.ended_without_a_word() && !was_late { error.context(WithoutAWord) } else { error });
     }
     Ok(said.trials)
+}
+
+/// Sends each line of a console with this mark in front of it.
+fn hear(console: impl Read + Send + 'static, mark: &'static str, to: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n') {
+            let Ok(line) = line else { return };
+            let line = format!("{mark}{}", String::from_utf8_lossy(&line).trim_end_matches('\r'));
+            if to.send(line).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// How a process has ended that is about to.
@@ -210,16 +223,16 @@ impl fmt::Display for WithoutAWord {
 /// A prompt inside, on this terminal.
 ///
 /// # Errors
-/// When there is no QEMU.
+/// When there is no emulator.
 pub(super) fn shell(machine: &LabMachine<'_>) -> Result<()> {
     note(format_args!(
         "the project's programs are in /lab, an empty disk is /dev/vda; `exit` ends the machine, as does Ctrl-A X"
     ));
     let disk = disk()?;
-    let mut command = machine.qemu(disk.path(), "lab-shell");
+    let mut command = machine.qemu(disk.path(), "lab-shell")?;
     command.args(["-serial", "mon:stdio"]);
     // Its end is told by a code that is never 0.
-    command.status().context(NO_QEMU)?;
+    command.status().context("the emulator cannot be started")?;
     Ok(())
 }
 
@@ -235,7 +248,7 @@ struct LabConsole {
     done: bool,
 }
 
-/// What a kernel says when something is wrong with it.
+/// What the host's kernel says when something is wrong with it. Guests' kernels say the same, on another console.
 const TROUBLE: [&str; 8] = [
     "Kernel panic",
     "BUG:",
@@ -250,6 +263,13 @@ const TROUBLE: [&str; 8] = [
 impl LabConsole {
     /// Takes in a line; whether a person wants to see it.
     fn read(&mut self, line: &str) -> bool {
+        if let Some(said) = line.strip_prefix(KERNEL) {
+            let is_trouble = TROUBLE.iter().any(|trouble| said.contains(trouble));
+            if is_trouble {
+                self.has_trouble(said);
+            }
+            return is_trouble;
+        }
         if let Some(name) = line.strip_prefix("LAB-BEGIN ") {
             self.current = Some(name.to_owned());
             self.is_empty = false;
@@ -270,13 +290,18 @@ impl LabConsole {
             self.done = true;
             return false;
         }
-        if line.starts_with("LAB-PROBLEM ") || TROUBLE.iter().any(|trouble| line.contains(trouble)) {
-            self.trouble.get_or_insert_with(|| line.to_owned());
+        if line.starts_with("LAB-PROBLEM ") {
+            self.has_trouble(line);
             return true;
         }
         ["test ", "ok ", "not ok ", "# ", "uffd-marker, ", "marker, ", "exact, ", "skipped"]
             .iter()
             .any(|start| line.starts_with(start))
+    }
+
+    /// The first counts.
+    fn has_trouble(&mut self, line: &str) {
+        self.trouble.get_or_insert_with(|| line.to_owned());
     }
 
     fn ended_without_a_word(&self) -> bool {
@@ -314,7 +339,7 @@ mod tests {
         assert_eq!(console.what_is_wrong(), None);
     }
 
-    /// A machine whose console says what a shell script prints.
+    /// A machine whose consoles say what a shell script prints; its kernel's is standard error.
     fn play(script: &str, limit: Duration) -> Result<Vec<Trial>> {
         let log = NamedTempFile::new().unwrap();
         let mut command = Command::new("sh");
@@ -328,8 +353,10 @@ mod tests {
         let fails = |script, limit| format!("{:#}", play(script, limit).err().unwrap());
         let trials = play("echo LAB-BEGIN a; echo LAB-END 0 a; echo LAB-DONE 0", LONG).unwrap();
         assert_eq!(trials.len(), 1);
-        let panic = fails("echo LAB-BEGIN a; echo 'Kernel panic - not syncing: Fatal exception'", LONG);
+        let panic = fails("echo LAB-BEGIN a; echo 'Kernel panic - not syncing: Fatal exception' >&2", LONG);
         assert!(panic.contains("has said: Kernel panic") && panic.contains("LAB-BEGIN a"), "{panic}");
+        let guest = play("echo LAB-BEGIN a; echo '[ 1.0] WARNING: CPU: 0'; echo LAB-END 0 a; echo LAB-DONE 0", LONG);
+        assert_eq!(guest.unwrap().len(), 1, "a guest's trouble is its trial's affair");
         let begun = Instant::now();
         let hang = fails("echo LAB-BEGIN a; exec sleep 600", Duration::from_millis(300));
         assert!(hang.contains("was not done after 300ms, in a"), "{hang}");
@@ -340,11 +367,11 @@ mod tests {
         assert!(is_silent("echo LAB-BEGIN a; echo LAB-END 0 a; echo LAB-BEGIN b", LONG));
         assert!(!is_silent("echo LAB-BEGIN a; echo LAB-END 1 a; echo LAB-BEGIN b", LONG));
         assert!(!is_silent("echo LAB-BEGIN a; exec sleep 600", Duration::from_millis(300)));
-        assert!(!is_silent("echo LAB-BEGIN a; echo 'Kernel panic - not syncing: Fatal exception'", LONG));
+        assert!(!is_silent("echo LAB-BEGIN a; echo 'Kernel panic - not syncing: Fatal exception' >&2", LONG));
         assert!(!is_silent("echo boot", LONG));
         let log = NamedTempFile::new().unwrap();
         let none = watch(&mut Command::new("/nowhere/qemu"), log.path(), LONG, false, || {}).err().unwrap();
-        assert!(format!("{none:#}").contains("install"), "{none:#}");
+        assert!(format!("{none:#}").contains("cannot be started"), "{none:#}");
     }
 
     #[test]
@@ -364,7 +391,9 @@ mod tests {
     #[test]
     fn an_unhappy_kernel_is_noticed() {
         let wrong = |text| console(text).what_is_wrong().unwrap();
-        assert!(wrong("[ 1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nLAB-DONE 0").contains("mm/x.c"));
+        assert!(wrong("kernel| [ 1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nLAB-DONE 0").contains("mm/x.c"));
+        assert!(wrong("LAB-PROBLEM no programs\nLAB-DONE 0").contains("no programs"));
+        assert_eq!(console("[ 1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nLAB-DONE 0").what_is_wrong(), None);
         assert!(wrong("LAB-BEGIN a\n").contains("in the middle of a"));
         assert!(wrong("").contains("before it was done"));
     }

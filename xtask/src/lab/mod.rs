@@ -7,7 +7,7 @@
 //! | Debian's own kernels and their modules | `debian.rs` |
 //! | the project's programs, linked so that they run anywhere | `payload.rs` |
 //! | the first programs the kernel runs | `initramfs.rs` |
-//! | the emulated machine | `machine.rs` |
+//! | the emulated machine, and the emulator | `machine.rs`, `qemu.rs` |
 //! | what is run in it | `trials.rs` |
 //! | what the patches cost, in instructions | `cost.rs` |
 
@@ -17,6 +17,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod payload;
+mod qemu;
 mod source;
 mod trials;
 
@@ -30,8 +31,10 @@ use tempfile::TempPath;
 
 use crate::packages;
 use initramfs::Contents;
-use kernel::{Checks, Flavour, Series, Variant};
+use kernel::{Checks, Flavour, Variant};
+pub(crate) use kernel::{Series, cache};
 use machine::{LabMachine, WithoutAWord};
+pub(crate) use payload::static_program;
 
 const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
                        Debian ships, with modules (--debian, --debian=PACKAGE).";
@@ -78,6 +81,10 @@ struct Build {
     #[arg(long, value_name = "PACKAGE", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with_all = ["stock", "checks", "kernel"])]
     debian: Option<Option<String>>,
+    /// More for the kernel's command line. `tsc_early_khz=2594000` has it calibrate wrongly, which leaves guests without timers
+    /// unless the monitor minds.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    append: String,
 }
 
 #[derive(Debug, Args)]
@@ -113,18 +120,20 @@ impl Build {
     /// What is booted: fetched, built, or as it is.
     fn host(&self) -> Result<Host> {
         let variant = self.variant();
+        let parameters = self.append.clone();
         if let Some(package) = &self.debian {
             let debian = debian::get(package.as_deref(), self.series).context("Debian's kernel")?;
-            return Ok(Host { name: debian.name.clone(), variant, image: debian.image.clone(), debian: Some(debian) });
+            let (name, image) = (debian.name.clone(), debian.image.clone());
+            return Ok(Host { name, variant, image, parameters, debian: Some(debian) });
         }
         if let Some(image) = &self.kernel {
-            return Ok(Host { name: variant.to_string(), variant, image: image.clone(), debian: None });
+            return Ok(Host { name: variant.to_string(), variant, image: image.clone(), parameters, debian: None });
         }
         if self.series == Series::V6_1 {
             packages::ensure_installed_for_6_1()?;
         }
         let image = kernel::build(variant)?;
-        Ok(Host { name: variant.to_string(), variant, image, debian: None })
+        Ok(Host { name: variant.to_string(), variant, image, parameters, debian: None })
     }
 }
 
@@ -135,6 +144,8 @@ struct Host {
     /// What to expect of it.
     variant: Variant,
     image: PathBuf,
+    /// What its kernel is told besides.
+    parameters: String,
     /// Where it has modules.
     debian: Option<debian::Kernel>,
 }
@@ -143,6 +154,9 @@ impl Host {
     /// Builds the programs for it, and an initramfs that runs this script.
     fn initramfs(&self, script: &str) -> Result<TempPath> {
         let programs = payload::build().context("the lab's programs")?;
+        if trials::needs_linux(script) {
+            payload::add_linux(&programs).context("the lab's Linux guests")?;
+        }
         let contents = self.debian.as_ref().map_or_else(Contents::default, |debian| Contents {
             modules: &debian.modules,
             programs: (!debian.has_shared_folder).then_some(&programs),
@@ -151,7 +165,15 @@ impl Host {
     }
 
     fn machine<'a>(&'a self, name: &'a str, initramfs: &'a Path, limit: Duration) -> LabMachine<'a> {
-        LabMachine { name, kernel: &self.image, initramfs, counts_instructions: false, shows_everything: false, limit }
+        LabMachine {
+            name,
+            kernel: &self.image,
+            initramfs,
+            counts_instructions: false,
+            shows_everything: false,
+            parameters: &self.parameters,
+            limit,
+        }
     }
 }
 
@@ -201,7 +223,8 @@ pub(crate) fn missing() -> Option<String> {
 pub(crate) fn test_both() -> Result<()> {
     for (flavour, filter) in [(Flavour::Patched, &[][..]), (Flavour::Stock, trials::ON_STOCK_TOO)] {
         let variant = Variant { series: Series::V6_12, flavour, checks: Checks::Vm };
-        let host = Host { name: variant.to_string(), variant, image: kernel::build(variant)?, debian: None };
+        let (name, image) = (variant.to_string(), kernel::build(variant)?);
+        let host = Host { name, variant, image, parameters: String::new(), debian: None };
         let filter: Vec<_> = filter.iter().map(ToString::to_string).collect();
         run_tests(&host, &filter, LIMIT)?;
     }

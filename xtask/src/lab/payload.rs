@@ -8,6 +8,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use command_line::note;
 
+use super::kernel::Series;
+use super::qemu::Qemu;
+use crate::guest::linux;
 use crate::step::{cargo, root, shown};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -19,13 +22,26 @@ const PACKAGES: [&str; 3] = ["thermocline", "memory-agent", "thermocline-tests"]
 /// # Errors
 /// When something does not build.
 pub(super) fn build() -> Result<PathBuf> {
-    let target_dir = root().join("target/lab");
-    let folder = target_dir.join("payload");
+    let folder = root().join("target/lab/payload");
     fs::create_dir_all(&folder)?;
-    executables(&["build"], &target_dir, &folder)?;
-    executables(&["test", "--no-run"], &target_dir, &folder)?;
+    for command in [&["build"][..], &["test", "--no-run"]] {
+        for (name, path) in executables(command, &PACKAGES)? {
+            put(&path, &folder.join(name))?;
+        }
+    }
     selftests(&folder)?;
     Ok(folder)
+}
+
+/// Puts Linux guests beside them, and QEMU to compare with.
+///
+/// # Errors
+/// When a guest cannot be made.
+pub(super) fn add_linux(folder: &Path) -> Result<()> {
+    for series in [Series::V6_12, Series::V6_1] {
+        linux::Image::get(series, None)?.copy_to(&folder.join(format!("linux-{series}")))?;
+    }
+    Qemu::get()?.copy_to(&folder.join("qemu"))
 }
 
 /// Builds the kernel's selftests alone.
@@ -36,6 +52,15 @@ pub(super) fn build_selftests() -> Result<()> {
     let folder = root().join("target/lab/payload");
     fs::create_dir_all(&folder)?;
     selftests(&folder)
+}
+
+/// Builds one package alone, and gives its program of this name.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn static_program(package: &str, name: &str) -> Result<PathBuf> {
+    let found = executables(&["build"], &[package])?.into_iter().find(|(found, _)| found == name);
+    found.map(|(_, path)| path).with_context(|| format!("{package} has no {name}"))
 }
 
 /// Puts a program into the folder, whole: a machine that runs may have the old one open.
@@ -49,11 +74,11 @@ fn put(program: &Path, place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a cargo command, and puts what it made into the folder.
-fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()> {
+/// Runs a cargo command for these packages, and gives what it made: programs and tests by their names.
+fn executables(command: &[&str], packages: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = cargo();
-    cargo.args(command).args(["--release", "--target", TARGET, "--target-dir"]).arg(target_dir);
-    cargo.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    cargo.args(command).args(["--release", "--target", TARGET, "--target-dir"]).arg(root().join("target/lab"));
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     // With a target given these are for what runs there, not for build scripts.
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
     // Tests unwind, and so dependencies are compiled once for programs and tests.
@@ -78,10 +103,7 @@ fn executables(command: &[&str], target_dir: &Path, folder: &Path) -> Result<()>
         }
     }
     ensure!(child.wait()?.success(), "the build for the lab failed");
-    for (name, path) in found {
-        put(&path, &folder.join(name))?;
-    }
-    Ok(())
+    Ok(found)
 }
 
 /// The kernel's selftests, one program a C file.

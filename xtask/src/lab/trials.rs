@@ -42,10 +42,15 @@ const TRIALS: &[(&str, &str)] = &[
     ),
     ("idle pages of a guest", "./agent idle_pages_are_paged_out_or_it_says_why_not --show-output"),
     ("swap goes away while a cold guest moves", "./migrate swap_goes_away_while_cold_pages_move --show-output"),
+    ("linux 6.12 as a guest", "with_linux 6.12 ./linux the_same_files_work_on_qemu"),
+    ("linux 6.1 as a guest", "with_linux 6.1 ./linux the_same_files_work_on_qemu"),
 ];
 
+/// What is in the commands of trials that boot Linux guests.
+const LINUX: &str = "with_linux ";
+
 /// What a stock kernel answers otherwise than a patched one.
-pub(super) const ON_STOCK_TOO: &[&str] = &["kernel selftests", "hints against the truth", "cold guests move"];
+pub(super) const ON_STOCK_TOO: &[&str] = &["kernel selftests", "hints against the truth", "cold guests move", "linux"];
 
 /// What the trials' commands use.
 const FUNCTIONS: &str = r#"
@@ -96,6 +101,11 @@ under_each_huge_page_setting() {
         [ $code = 0 ] || return $code
     done
 }
+with_linux() {
+    series=$1
+    shift
+    THERMOCLINE_LINUX_GUEST=/lab/linux-$series THERMOCLINE_TESTS_QEMU=/lab/qemu/run "$@"
+}
 # Before, in the middle of, and behind each step of what is run.
 while_huge_pages_change() {
     while :; do
@@ -136,10 +146,7 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
         (Flavour::Stock, Series::V6_1) => "page-cache",
     };
     let mut script = format!("cd /lab\nfailed=0\n{FUNCTIONS}");
-    for (name, command) in TRIALS {
-        if !filter.is_empty() && !filter.iter().any(|part| name.contains(part.as_str())) {
-            continue;
-        }
+    for (name, command) in chosen(filter) {
         let command = command.replace("{expected}", expected).replace("{probes}", probes);
         // Writing to a String does not fail.
         let _ = writeln!(
@@ -148,6 +155,17 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
         );
     }
     script + "exit $failed\n"
+}
+
+fn chosen(filter: &[String]) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    let is_chosen = move |name: &str| filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str()));
+    TRIALS.iter().filter(move |(name, _)| is_chosen(name))
+}
+
+/// Whether a script boots Linux guests, whose files it needs then, and QEMU.
+pub(super) fn needs_linux(script: &str) -> bool {
+    // Behind the functions, one of which has that name.
+    script.lines().any(|line| line.contains(LINUX))
 }
 
 /// Tells when a filter would choose nothing, before a kernel is built for it.
@@ -174,6 +192,7 @@ mod tests {
         let some = script(variant(Flavour::Patched), &["hints".into(), "soak with swap".into()]);
         assert_eq!(some.matches("LAB-BEGIN").count(), 2);
         assert!(some.contains("--expect-marker --expect-exact --only none"));
+        assert!(needs_linux(&all) && !needs_linux(&some));
         assert!(check(&[]).is_ok() && check(&["hints".into(), "soak".into()]).is_ok());
         let e = check(&["hints".into(), "hint s".into()]).unwrap_err().to_string();
         assert!(e.starts_with("there is no trial with \"hint s\"") && e.contains("\n  kernel soak\n"), "{e}");

@@ -93,6 +93,7 @@ fn boot(name: &str, kernel: &Path) -> Result<Figures> {
         initramfs: &initramfs,
         counts_instructions: true,
         shows_everything: false,
+        parameters: "",
         limit: LIMIT,
     })?;
     let log = fs::read_to_string(&results.log)?;
