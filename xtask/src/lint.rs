@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use command_line::{Output, note};
 
 use crate::step::{cargo, program, root, run};
-use crate::{error_causes, host};
+use crate::{apt, error_causes, host};
 
 /// The guest's image: a crate of its own that its package's build script compiles, so that cargo knows nothing of it.
 const IMAGE: &str = "guest-images/workload/image/main.rs";
@@ -14,6 +14,11 @@ const IMAGE: &str = "guest-images/workload/image/main.rs";
 const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 /// What checks the dependencies. Newer ones may need a newer compiler.
 const CARGO_DENY: &str = "0.20.2";
+
+/// What CI's machines read.
+const WORKFLOWS: &str = ".github/workflows";
+/// What checks the workflows: it brings their schema along.
+const CHECK_JSONSCHEMA: &str = "0.39.0";
 
 pub(crate) fn main() -> Result<()> {
     let missing = ["rustfmt", "clippy"].into_iter().filter(|component| !has(component)).collect::<Vec<_>>();
@@ -30,6 +35,7 @@ pub(crate) fn main() -> Result<()> {
     steps[3].args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
     steps.extend(oldest_compiler()?);
     steps.extend(dependencies()?);
+    steps.extend(workflows()?);
     // All of them, so that one run tells everything.
     let mut failed: Vec<String> =
         steps.iter_mut().filter_map(|step| run(step).err()).map(|e| format!("{e:#}")).collect();
@@ -114,6 +120,38 @@ fn dependencies() -> Result<Option<Command>> {
     let mut check = program(deny);
     check.args(["check", "bans", "licenses", "sources"]);
     Ok(Some(check))
+}
+
+/// Checks what CI's machines read, which cannot be run here, by its schema.
+///
+/// # Errors
+/// In CI, when the checker cannot be installed.
+fn workflows() -> Result<Option<Command>> {
+    let folder = root().join(format!("target/tools/check-jsonschema-{CHECK_JSONSCHEMA}"));
+    let check = folder.join("bin/check-jsonschema");
+    if !check.is_file() {
+        let install = || {
+            let make = || run(program("python3").args(["-m", "venv"]).arg(&folder));
+            if make().is_err() && host::is_root() {
+                // Debian's Python leaves that out.
+                apt::install(&["python3-venv"])?;
+                make()?;
+            }
+            let package = format!("check-jsonschema=={CHECK_JSONSCHEMA}");
+            run(program(folder.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", &package]))
+        };
+        if let Err(e) = install() {
+            if host::is_ci() {
+                return Err(e);
+            }
+            note(format_args!("{e:#}; the workflows are not checked."));
+            return Ok(None);
+        }
+    }
+    let files = std::fs::read_dir(root().join(WORKFLOWS))?.flatten().map(|entry| entry.path());
+    let mut command = program(check);
+    command.args(["--builtin-schema", "vendor.github-workflows"]).args(files);
+    Ok(Some(command))
 }
 
 #[cfg(test)]
