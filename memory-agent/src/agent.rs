@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::memory::Target;
-use crate::page_range::{PageRange, PageRanges};
-use crate::page_state::{Counts, PAGE_SIZE, PageState};
+use crate::page_range::PageRanges;
+use crate::page_state::{Counts, PageState};
 use crate::probe::{ChosenProbe, ProbeChoice, ProbeError, mapped};
 use crate::residency::Residency;
 use crate::swap;
@@ -344,12 +344,12 @@ impl Pace {
 /// Pages out again what readers have swapped in: pages that are in memory and that the owner does not map. How many.
 fn restore(target: &dyn Target, swapped_in: &PageRanges) -> u64 {
     let mut unwanted = PageRanges::new();
-    let first = target.mapping().offset(0) / PAGE_SIZE;
+    let mapping = target.mapping();
     for range in swapped_in {
         // Where that cannot be told, nobody's page is touched.
         let Ok(mapped) = mapped(target, range) else { return 0 };
         let others = mapped.runs().filter(|run| run.state != PageState::Resident);
-        unwanted.extend(others.map(|run| run.pages.renumbered(0, first)));
+        unwanted.extend(others.map(|run| mapping.in_file(&run.pages)));
     }
     if unwanted.is_empty() {
         return 0;

@@ -29,7 +29,7 @@ pub use memory::{FileView, LeftOut, Mapping, PageTables, Process, ProcessMemory,
 pub use memory_group::{MemoryGroup, SwapLimit};
 pub use metrics::Metrics;
 pub use missing::{FaultError, LandingView, MissingFaults, NotFilled, Registered};
-pub use page_number::{Page, PageNumber};
+pub use page_number::{FilePage, Page, PageNumber};
 pub use page_out::{PageOutError, PageOutOptions, PageOutReport, no_room, page_out, page_out_with};
 pub use page_range::{PageRange, PageRanges};
 pub use page_state::{Counts, PAGE_SIZE, PageState, is_zero};

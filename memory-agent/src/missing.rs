@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::memory::Mapping;
+use crate::page_number::{FilePage, Page, PageNumber};
 use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::{SharedMap, no_huge_pages, uffd};
@@ -95,7 +96,7 @@ impl MissingFaults {
     /// When the kernel refuses.
     pub fn landing_view(&self, mapping: &Mapping<'_>) -> Result<LandingView, FaultError> {
         let pages = 0..mapping.pages();
-        let first = mapping.offset(0) / PAGE_SIZE;
+        let first = mapping.in_file(&pages).start;
         let length = (mapping.offset(0) + mapping.length()) as usize;
         let map = SharedMap::new(mapping.fd(), length).map_err(|cause| FaultError::System {
             call: "mmap",
@@ -134,7 +135,7 @@ impl MissingFaults {
     /// # Panics
     /// When `bytes` is not as long as the pages.
     pub fn fill(&self, mapping: &Registered, pages: &Range<u64>, bytes: &[u8]) -> Result<(), NotFilled> {
-        let count = pages.end.saturating_sub(pages.start);
+        let count = pages.page_count();
         let mut filled = 0;
         let mut busy = 0;
         let stopped = |filled, cause| NotFilled { filled, cause };
@@ -171,7 +172,7 @@ impl MissingFaults {
     pub fn land(&self, view: &LandingView, pages: &Range<u64>, bytes: &[u8]) -> Result<(), NotFilled> {
         let result = self.fill(&view.registered, pages, bytes);
         let filled = result.as_ref().map_or_else(|e| e.filled, |()| pages.page_count());
-        let landed = view.first + pages.start..view.first + pages.start + filled;
+        let landed = pages.start.run(filled).renumbered(Page::default(), view.first);
         if let Err(e) = view.map.unmap(&landed) {
             // They are where they should be, and stay in memory.
             return result.and(Err(NotFilled { filled, cause: failed("madvise(MADV_DONTNEED)", pages)(e) }));
@@ -215,7 +216,7 @@ pub struct LandingView {
     map: SharedMap,
     registered: Registered,
     /// The page of the map that is page 0 of the mapping it stands for.
-    first: u64,
+    first: FilePage,
 }
 
 /// A mapping whose faults are heard of, until it is unregistered: where it is, so that nothing has to be asked while somebody

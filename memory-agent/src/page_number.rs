@@ -122,6 +122,11 @@ macro_rules! page_number {
     };
 }
 
+page_number! {
+    /// A page of a shared memory file: page 0 is the file's first. [`Mapping`](crate::Mapping) knows which page of a mapping it is.
+    pub struct FilePage;
+}
+
 /// A page of a target: page 0 is the first of its mapping.
 pub type Page = u64;
 

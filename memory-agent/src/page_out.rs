@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::memory::{FileView, Target, TargetError};
 use crate::memory_group::{MemoryGroup, SwapLimit};
+use crate::page_number::FilePage;
 use crate::page_range::PageRanges;
 use crate::page_state::PAGE_SIZE;
 use crate::probe::{ProbeError, check_range, resident_runs, take_swap_cache};
@@ -145,8 +146,10 @@ impl FileView {
     ///
     /// # Errors
     /// As [`page_out`], and when the pages cannot be mapped for it.
-    pub fn page_out(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, PageOutError> {
-        let report = page_out_by(&self.mapping(), ranges, Way::MapFirst);
+    pub fn page_out(&self, ranges: &[Range<FilePage>]) -> Result<PageOutReport, PageOutError> {
+        let mapping = self.mapping();
+        let own: Vec<_> = ranges.iter().map(|range| mapping.of_file(range)).collect();
+        let report = page_out_by(&mapping, &own, Way::MapFirst);
         if !matches!(report, Err(PageOutError::Probe(ProbeError::OutOfRange { .. }))) {
             // What stays, because the owner wants it, is the owner's alone again.
             self.unmap(ranges)?;

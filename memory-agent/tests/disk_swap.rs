@@ -60,7 +60,8 @@ fn what_was_read_ahead_is_left_where_it_is() {
 
         // Whoever pages out, by whichever way, leaves them to the kernel: an agent, a guard and a scan come this way. Some may
         // leave memory by themselves.
-        for report in [view.page_out(&ahead).unwrap(), page_out(&mapping, &ahead).unwrap()] {
+        let in_file: Vec<_> = ahead.iter().map(|range| mapping.in_file(range)).collect();
+        for report in [view.page_out(&in_file).unwrap(), page_out(&mapping, &ahead).unwrap()] {
             assert!(report.asked > ahead.page_count() / 2, "{report:?}");
             assert_eq!((report.queued, report.attempts), (report.asked, 0), "they were written again: {report:?}");
         }

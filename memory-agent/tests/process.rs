@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memory_agent::{
-    Agent, AgentOptions, ContentHash, Counts, FileView, HintProbe, Marker, PAGE_SIZE, PageCache, PageOutError,
-    PageState, Probe, ProbeError, Process, ProcessMemory, Residency, ResidencyGuard, ScanProgress, SparseDump, Target,
-    TargetError, ZeroFinder, counts_of, page_out, scan,
+    Agent, AgentOptions, ContentHash, Counts, FilePage, FileView, HintProbe, Marker, PAGE_SIZE, PageCache, PageNumber,
+    PageOutError, PageState, Probe, ProbeError, Process, ProcessMemory, Residency, ResidencyGuard, ScanProgress,
+    SparseDump, Target, TargetError, ZeroFinder, counts_of, page_out, scan,
 };
 use support::{Memory, with_swap};
 
@@ -140,7 +140,7 @@ fn what_another_process_has_is_seen_and_paged_out() {
         assert!((10..20).all(|page| residency(&memory).get(page) == Some(PageState::Resident)));
         // Brought in by another way and not mapped there: it is mapped first, and goes.
         let mut page = vec![0; PAGE_SIZE as usize];
-        memory.file().read(&(100..101), &mut page).unwrap();
+        memory.file().read(&FilePage(100).run(1), &mut page).unwrap();
         assert_eq!(residency(&memory).get(100), Some(PageState::Resident));
         let report = page_out(&memory, &[0..PAGES / 2]).unwrap();
         assert!(report.asked >= 11 && report.left == 0, "{report:?}");
@@ -158,7 +158,7 @@ fn a_scan_leaves_another_process_as_it_was() {
         let mut most = 0;
         let mut hash = ContentHash::default();
         let view = memory.file();
-        let report = scan(&view, 0..PAGES, WINDOW, &mut hash, &mut |_| {
+        let report = scan(&view, FilePage(0).run(PAGES), WINDOW, &mut hash, &mut |_| {
             most = most.max(counts_of(&memory.mapping()).unwrap().resident);
             ControlFlow::Continue(())
         });
@@ -170,19 +170,19 @@ fn a_scan_leaves_another_process_as_it_was() {
         assert!(changed(&before, &after) * 100 <= PAGES, "{before:?} became {after:?}");
 
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut dump = SparseDump::new(file.reopen().unwrap(), &(0..PAGES)).unwrap();
-        scan(&view, 0..PAGES, WINDOW, &mut dump, go_on).unwrap();
+        let mut dump = SparseDump::new(file.reopen().unwrap(), &FilePage(0).run(PAGES)).unwrap();
+        scan(&view, FilePage(0).run(PAGES), WINDOW, &mut dump, go_on).unwrap();
         assert_eq!(dump.written(), PAGES / 4 * 3);
         assert_eq!(blake3::hash(&std::fs::read(file.path()).unwrap()).to_hex().to_string(), hash.hex());
         let mut zeros = ZeroFinder::default();
         other.tell("write 5 9 0");
-        scan(&view, 0..PAGES, WINDOW, &mut zeros, go_on).unwrap();
-        assert_eq!(zeros.ranges(), [5..9]);
+        scan(&view, FilePage(0).run(PAGES), WINDOW, &mut zeros, go_on).unwrap();
+        assert_eq!(zeros.ranges(), [FilePage(5).run(4)]);
 
         // Ended early, it has paged out again what it swapped in.
         let before = residency(&memory);
         let mut batches = 0;
-        let report = scan(&view, 0..PAGES, WINDOW, &mut ContentHash::default(), &mut |_| {
+        let report = scan(&view, FilePage(0).run(PAGES), WINDOW, &mut ContentHash::default(), &mut |_| {
             batches += 1;
             if batches == 11 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -197,7 +197,7 @@ fn what_the_owner_touches_during_a_scan_stays() {
     with_swap("what_the_owner_touches_during_a_scan_stays", || {
         let (mut other, memory) = half_cold();
         let mut told = false;
-        let report = scan(&memory.file(), 0..PAGES, 512, &mut ContentHash::default(), &mut |progress| {
+        let report = scan(&memory.file(), FilePage(0).run(PAGES), 512, &mut ContentHash::default(), &mut |progress| {
             if !told && progress.done >= 256 {
                 told = true;
                 other.tell("write 100 116 8");
@@ -227,7 +227,7 @@ fn a_guard_restores_what_readers_swap_in() {
                     let stamp = if first < PAGES / 4 * 3 { 7 } else { 0 };
                     other.tell(&format!("touch {first} {} {stamp}", first + 128));
                 } else {
-                    (first..first + 128).for_each(|n| memory.file().read(&(n..n + 1), &mut page).unwrap());
+                    (first..first + 128).for_each(|n| memory.file().read(&FilePage(n).run(1), &mut page).unwrap());
                 }
                 most = most.max(counts_of(&memory.mapping()).unwrap().resident);
                 guard.step().unwrap();
@@ -317,7 +317,7 @@ fn an_agent_keeps_a_map_and_restores_what_readers_swap_in() {
             assert_eq!(agent.map().unwrap().maps[0].counts_in(0..32).resident, 32);
             // By somebody else: it is paged out again.
             let mut pages = vec![0; 512 * PAGE_SIZE as usize];
-            memory.file().read(&(512..1024), &mut pages).unwrap();
+            memory.file().read(&FilePage(512).run(512), &mut pages).unwrap();
             let swapped_in = residency(&memory).counts_in(512..1024).resident;
             wait(4);
             let after = residency(&memory);

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use memory_agent::{ContentHash, PAGE_SIZE, Reader, is_zero};
+use memory_agent::{ContentHash, FilePage, PAGE_SIZE, PageNumber, Reader, is_zero};
 use rustix::process::Signal;
 use serde_json::Value;
 use thermocline_tests::agent::{ColdGuest, fails, prints, sentence, start};
@@ -36,7 +36,7 @@ fn scans_read_what_is_there_and_leave_it_as_it_was() -> Result<()> {
         let content = std::fs::read(&dump)?;
         let pages = content.len() as u64 / PAGE_SIZE;
         let mut expected = ContentHash::default();
-        expected.content(0..pages, &content)?;
+        expected.content(FilePage(0).run(pages), &content)?;
         let line = format!("{}  /memfd:thermocline-guest-ram", expected.hex());
         ensure!(hash == [line], "{hash:?}, and the dump's is {}", expected.hex());
         // Sparse: no more than what is not zero, and not less.

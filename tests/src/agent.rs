@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use memory_agent::{Counts, FileView, PageCache, Probe, Residency};
+use memory_agent::{Counts, FileView, PageCache, PageNumber, PageRange, Probe, Residency};
 use thermocline::control::Request;
 
 use crate::binary;
@@ -165,8 +165,8 @@ impl ColdGuest {
     pub fn read(&self) -> Result<Vec<u8>> {
         let mut content = Vec::new();
         let mut bytes = vec![0; (BATCH * memory_agent::PAGE_SIZE) as usize];
-        for start in (0..self.pages()).step_by(BATCH as usize) {
-            self.view.read(&(start..start + BATCH), &mut bytes)?;
+        for first in self.view.mapping().all_in_file().pages().step_by(BATCH as usize) {
+            self.view.read(&first.run(BATCH), &mut bytes)?;
             content.extend_from_slice(&bytes);
         }
         Ok(content)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use command_line::{End, Output};
 use memory_agent::{
-    PAGE_SIZE, PageOutError, PageOutOptions, PageOutReport, PageRange, PageRanges, ProcessMemory, Target, no_room,
-    page_out_with,
+    FilePage, PAGE_SIZE, PageNumber, PageOutError, PageOutOptions, PageOutReport, PageRange, PageRanges, ProcessMemory,
+    Target, no_room, page_out_with,
 };
 
 use super::exit::{ExitCode, end_of};
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
 struct What {
     /// This part of the memory file, as START+LENGTH in bytes, decimal or 0x…, whole pages; may be repeated.
     #[arg(long, value_name = "START+LENGTH", value_parser = range)]
-    range: Vec<Range<u64>>,
+    range: Vec<Range<FilePage>>,
     /// All pages.
     #[arg(long)]
     all: bool,
@@ -49,7 +49,7 @@ struct What {
 }
 
 /// Pages of a file.
-fn range(text: &str) -> Result<Range<u64>, String> {
+fn range(text: &str) -> Result<Range<FilePage>, String> {
     let number = |text: &str| {
         let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
         parsed.map_err(|e| format!("'{text}': {e}"))
@@ -60,7 +60,7 @@ fn range(text: &str) -> Result<Range<u64>, String> {
     if start % PAGE_SIZE != 0 || length % PAGE_SIZE != 0 || length == 0 {
         return Err(format!("start and length must be whole pages of {PAGE_SIZE} bytes"));
     }
-    Ok(start / PAGE_SIZE..end / PAGE_SIZE)
+    Ok(FilePage::range(start / PAGE_SIZE..end / PAGE_SIZE))
 }
 
 pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
@@ -109,7 +109,7 @@ fn page_out_all(memories: &[ProcessMemory], chosen: &[PageRanges], reclaim: bool
 }
 
 /// Which pages of each memory the pages of the file are that they are all of.
-fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<PageRanges>, End> {
+fn by_memory(memories: &[ProcessMemory], ranges: &[Range<FilePage>]) -> Result<Vec<PageRanges>, End> {
     if memories.windows(2).any(|two| !Arc::ptr_eq(&two[0].file(), &two[1].file())) {
         let names: Vec<_> = memories.iter().map(ProcessMemory::name).collect();
         let text = format!("a range is of one memory file and there are several, {}: use --name", names.join(" and "));
@@ -124,21 +124,19 @@ fn by_memory(memories: &[ProcessMemory], ranges: &[Range<u64>]) -> Result<Vec<Pa
             return Err(End::text(ExitCode::Usage, text));
         }
     }
-    let of_memory = |offsets: &Range<u64>| {
-        let own = ranges.iter().map(|range| range.intersection(offsets));
-        own.map(|range| range.renumbered(offsets.start, 0)).collect()
+    let of_memory = |(memory, offsets): (&ProcessMemory, &Range<FilePage>)| {
+        ranges.iter().map(|range| memory.mapping().of_file(&range.intersection(offsets))).collect()
     };
-    Ok(offsets.iter().map(of_memory).collect())
+    Ok(memories.iter().zip(&offsets).map(of_memory).collect())
 }
 
 /// The pages of the file that a memory is.
-pub(super) fn pages_in_file(memory: &ProcessMemory) -> Range<u64> {
-    let first = memory.file_offset() / PAGE_SIZE;
-    first..first + memory.mapping().pages()
+pub(super) fn pages_in_file(memory: &ProcessMemory) -> Range<FilePage> {
+    memory.mapping().all_in_file()
 }
 
-fn bytes(pages: &Range<u64>) -> String {
-    format!("{:#x}+{:#x}", pages.start * PAGE_SIZE, pages.byte_count())
+fn bytes(pages: &Range<FilePage>) -> String {
+    format!("{:#x}+{:#x}", pages.start.number() * PAGE_SIZE, pages.byte_count())
 }
 
 fn idle_pages(memories: &[ProcessMemory], time: Duration) -> Result<Vec<PageRanges>, End> {
@@ -178,8 +176,8 @@ mod tests {
 
     #[test]
     fn ranges_are_whole_pages() {
-        assert_eq!(range("0x2000+4096"), Ok(2..3));
-        assert_eq!(range("0+0x10000"), Ok(0..16));
+        assert_eq!(range("0x2000+4096"), Ok(FilePage(2).run(1)));
+        assert_eq!(range("0+0x10000"), Ok(FilePage(0).run(16)));
         for text in ["", "1", "4096", "1+4096", "4096+1", "0+0", "0x+4096", "-4096+4096", "18446744073709547520+8192"] {
             assert!(range(text).is_err(), "{text}");
         }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 
 use super::{Mapping, Target, TargetError, io_error};
+use crate::page_number::{FilePage, PageNumber};
 use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::SharedMap;
@@ -66,11 +67,11 @@ impl FileView {
     ///
     /// # Errors
     /// [`TargetError::Io`] when not all pages are in the file, or the buffer is of another size.
-    pub fn read(&self, pages: &Range<u64>, buffer: &mut [u8]) -> Result<(), TargetError> {
+    pub fn read(&self, pages: &Range<FilePage>, buffer: &mut [u8]) -> Result<(), TargetError> {
         if pages.byte_count() != buffer.len() as u64 {
             return Err(io_error("read", "the shared memory file")(std::io::ErrorKind::InvalidInput.into()));
         }
-        let read = self.file.read_exact_at(buffer, pages.start.saturating_mul(PAGE_SIZE));
+        let read = self.file.read_exact_at(buffer, pages.start.number().saturating_mul(PAGE_SIZE));
         read.map_err(io_error("read", "the shared memory file"))
     }
 
@@ -83,7 +84,7 @@ impl FileView {
     /// then keeps (`folio_maybe_dma_pinned`). What is unmapped goes by this view, without interrupting anybody.
     pub(crate) fn page_out_of(
         &self,
-        ranges: &[Range<u64>],
+        ranges: &[Range<FilePage>],
         unmap: impl FnOnce() -> Result<(), TargetError>,
     ) -> Result<(), TargetError> {
         let length = self.map.length();
@@ -99,8 +100,9 @@ impl FileView {
         drop(pins);
         unmapped?;
         let mapping = self.mapping();
-        let mapped = ranges.iter().try_for_each(|range| mapping.map_pages(range));
-        let advised = mapped.and_then(|()| mapping.advise_page_out(ranges));
+        let own: Vec<_> = ranges.iter().map(|range| mapping.of_file(range)).collect();
+        let mapped = own.iter().try_for_each(|range| mapping.map_pages(range));
+        let advised = mapped.and_then(|()| mapping.advise_page_out(&own));
         // In any case: what this view went on mapping, nobody could page out any more.
         self.unmap(ranges)?;
         advised
@@ -108,12 +110,15 @@ impl FileView {
 
     /// Takes pages out of this view's page tables, so that nobody but the owner maps them; and neighbours that the kernel has
     /// mapped with them (mm/memory.c `do_fault_around`: 64 KiB, aligned).
-    pub(crate) fn unmap(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
+    pub(crate) fn unmap(&self, ranges: &[Range<FilePage>]) -> Result<(), TargetError> {
         const AROUND: u64 = 16;
-        let pages = self.mapping().pages();
+        let all = self.mapping().all_in_file();
         for range in ranges.iter().filter(|range| !range.is_empty()) {
-            let around = range.start / AROUND * AROUND..range.end.next_multiple_of(AROUND).min(pages);
-            self.map.unmap(&around).map_err(|e| io_error("unmap", "the shared memory file")(e.into()))?;
+            let pages = range.numbers();
+            let around = FilePage::range(pages.start / AROUND * AROUND..pages.end.next_multiple_of(AROUND));
+            self.map
+                .unmap(&around.intersection(&all))
+                .map_err(|e| io_error("unmap", "the shared memory file")(e.into()))?;
         }
         Ok(())
     }

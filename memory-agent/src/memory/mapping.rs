@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{fstat, fstatfs};
 
 use super::{FileView, PageTables, Target, TargetError, io_error};
+use crate::page_number::{FilePage, Page, PageNumber};
 use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 use crate::sys::{self, SharedMap};
@@ -105,6 +106,21 @@ impl<'fd> Mapping<'fd> {
     /// Offset in the file, in bytes, of the first byte of `page`, or `None` beyond the end.
     pub fn file_offset_of(&self, page: u64) -> Option<u64> {
         (page < self.pages()).then(|| self.file_offset + page * PAGE_SIZE)
+    }
+
+    /// The pages of the file that pages of the mapping are.
+    pub fn in_file(&self, pages: &Range<Page>) -> Range<FilePage> {
+        pages.renumbered(Page::default(), FilePage(self.file_offset / PAGE_SIZE))
+    }
+
+    /// The pages of the mapping that pages of the file are; those before its first are left out.
+    pub fn of_file(&self, pages: &Range<FilePage>) -> Range<Page> {
+        pages.renumbered(FilePage(self.file_offset / PAGE_SIZE), Page::default())
+    }
+
+    /// All pages, as those of the file.
+    pub fn all_in_file(&self) -> Range<FilePage> {
+        self.in_file(&Page::default().run(self.pages()))
     }
 
     /// Whether all pages of the range exist.

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::maps::SharedFileMapping;
 use super::{FileView, Mapping, PageTables, Process, Target, TargetError, io_error};
-use crate::page_range::PageRange;
+use crate::page_number::{FilePage, PageNumber};
 use crate::page_state::PAGE_SIZE;
 use crate::sys;
 use crate::sys::pins::MOST_RANGES;
@@ -99,9 +99,9 @@ impl ProcessMemory {
 
 impl Target for ProcessMemory {
     fn mapping(&self) -> Mapping<'_> {
-        let first = self.mapped.offset / PAGE_SIZE;
-        let pages = self.mapped.length() / PAGE_SIZE;
-        self.view.mapping().part(&(first..first + pages))
+        let pages = FilePage(self.mapped.offset / PAGE_SIZE).run(self.mapped.length() / PAGE_SIZE);
+        let whole = self.view.mapping();
+        whole.part(&whole.of_file(&pages))
     }
 
     fn view(&self) -> Result<Arc<FileView>, TargetError> {
@@ -145,9 +145,9 @@ impl Target for ProcessMemory {
     }
 
     fn advise_restore(&self, ranges: &[Range<u64>]) -> Result<(), TargetError> {
-        let first = self.mapped.offset / PAGE_SIZE;
+        let mapping = self.mapping();
         for ranges in ranges.chunks(MOST_RANGES) {
-            let in_file: Vec<_> = ranges.iter().map(|pages| pages.renumbered(0, first)).collect();
+            let in_file: Vec<_> = ranges.iter().map(|pages| mapping.in_file(pages)).collect();
             match self.view.page_out_of(&in_file, || self.advise_page_out(ranges)) {
                 // Not permitted, too many, or no io_uring: as for pages that nothing is known of.
                 Err(TargetError::Io { .. }) => self.advise_page_out(ranges)?,

@@ -127,8 +127,8 @@ impl Pages {
     /// Takes the pages out of the page table that are to be in none: the kernel maps neighbours together
     /// (mm/memory.c `do_fault_around`).
     fn unmap(&self) -> Option<()> {
-        self.map.unmap(&Self::NOT_MAPPED).ok()?;
-        self.map.unmap(&Self::BROUGHT_IN).ok()
+        self.map.unmap(&self.mapping().in_file(&Self::NOT_MAPPED)).ok()?;
+        self.map.unmap(&self.mapping().in_file(&Self::BROUGHT_IN)).ok()
     }
 
     fn mapping(&self) -> Mapping<'_> {

@@ -151,7 +151,10 @@ impl ResidencySnapshot<'_> {
         }
         let swapped: Vec<_> = self.runs().filter(|run| run.state == PageState::Swapped).map(|run| run.pages).collect();
         Ok(match self.view {
-            Some(view) => view.page_out(&swapped)?,
+            Some(view) => {
+                let in_file: Vec<_> = swapped.iter().map(|range| self.mapping.in_file(range)).collect();
+                view.page_out(&in_file)?
+            }
             None => page_out(&self.mapping, &swapped)?,
         })
     }

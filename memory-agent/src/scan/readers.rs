@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::Reader;
+use crate::page_number::{FilePage, PageNumber};
 use crate::page_range::{PageRange, PageRanges};
 use crate::page_state::{PAGE_SIZE, is_zero};
 
@@ -23,7 +24,7 @@ impl ContentHash {
 }
 
 impl Reader for ContentHash {
-    fn hole(&mut self, pages: Range<u64>) -> io::Result<()> {
+    fn hole(&mut self, pages: Range<FilePage>) -> io::Result<()> {
         let mut left = pages.byte_count();
         while left > 0 {
             let length = left.min(ZEROS.len() as u64);
@@ -33,7 +34,7 @@ impl Reader for ContentHash {
         Ok(())
     }
 
-    fn content(&mut self, _pages: Range<u64>, bytes: &[u8]) -> io::Result<()> {
+    fn content(&mut self, _pages: Range<FilePage>, bytes: &[u8]) -> io::Result<()> {
         self.0.update(bytes);
         Ok(())
     }
@@ -42,12 +43,12 @@ impl Reader for ContentHash {
 /// Finds pages that take memory or swap and hold nothing but zeros: discarding them would change nothing.
 #[derive(Clone, Debug, Default)]
 pub struct ZeroFinder {
-    ranges: PageRanges,
+    ranges: PageRanges<FilePage>,
 }
 
 impl ZeroFinder {
     /// The zero pages, in order and as few ranges as possible.
-    pub fn ranges(&self) -> &[Range<u64>] {
+    pub fn ranges(&self) -> &[Range<FilePage>] {
         &self.ranges
     }
 
@@ -58,14 +59,14 @@ impl ZeroFinder {
 }
 
 impl Reader for ZeroFinder {
-    fn hole(&mut self, _pages: Range<u64>) -> io::Result<()> {
+    fn hole(&mut self, _pages: Range<FilePage>) -> io::Result<()> {
         Ok(())
     }
 
-    fn content(&mut self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()> {
-        for (page, bytes) in pages.zip(bytes.chunks(PAGE_SIZE as usize)) {
+    fn content(&mut self, pages: Range<FilePage>, bytes: &[u8]) -> io::Result<()> {
+        for (page, bytes) in pages.pages().zip(bytes.chunks(PAGE_SIZE as usize)) {
             if is_zero(bytes) {
-                self.ranges.push(page..page + 1);
+                self.ranges.push(page.run(1));
             }
         }
         Ok(())
@@ -76,7 +77,7 @@ impl Reader for ZeroFinder {
 #[derive(Debug)]
 pub struct SparseDump {
     file: File,
-    first: u64,
+    first: FilePage,
     written: u64,
 }
 
@@ -85,7 +86,7 @@ impl SparseDump {
     ///
     /// # Errors
     /// When the file cannot get that size.
-    pub fn new(file: File, pages: &Range<u64>) -> io::Result<Self> {
+    pub fn new(file: File, pages: &Range<FilePage>) -> io::Result<Self> {
         file.set_len(0)?;
         file.set_len(pages.byte_count())?;
         Ok(Self { file, first: pages.start, written: 0 })
@@ -98,11 +99,11 @@ impl SparseDump {
 }
 
 impl Reader for SparseDump {
-    fn hole(&mut self, _pages: Range<u64>) -> io::Result<()> {
+    fn hole(&mut self, _pages: Range<FilePage>) -> io::Result<()> {
         Ok(())
     }
 
-    fn content(&mut self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()> {
+    fn content(&mut self, pages: Range<FilePage>, bytes: &[u8]) -> io::Result<()> {
         const PAGE: usize = PAGE_SIZE as usize;
         let mut page = pages.start;
         for run in bytes.chunks(PAGE).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
@@ -129,9 +130,9 @@ mod tests {
         let mut bytes = vec![0; 6 * PAGE];
         bytes[PAGE] = 1;
         bytes[2 * PAGE + 4095] = 1;
-        reader.content(10..16, &bytes).unwrap();
-        reader.hole(16..18).unwrap();
-        reader.content(18..19, &[7; PAGE]).unwrap();
+        reader.content(FilePage::range(10..16), &bytes).unwrap();
+        reader.hole(FilePage::range(16..18)).unwrap();
+        reader.content(FilePage::range(18..19), &[7; PAGE]).unwrap();
         bytes.extend([0; 2 * PAGE]);
         bytes.extend([7; PAGE]);
         bytes
@@ -148,13 +149,13 @@ mod tests {
     fn zero_pages_are_found() {
         let mut finder = ZeroFinder::default();
         feed(&mut finder);
-        assert_eq!((finder.ranges(), finder.pages()), (&[10..11, 13..16][..], 4));
+        assert_eq!((finder.ranges(), finder.pages()), (&[FilePage::range(10..11), FilePage::range(13..16)][..], 4));
     }
 
     #[test]
     fn a_dump_is_the_content_and_sparse() {
         let mut file = tempfile::tempfile().unwrap();
-        let mut dump = SparseDump::new(file.try_clone().unwrap(), &(10..19)).unwrap();
+        let mut dump = SparseDump::new(file.try_clone().unwrap(), &FilePage::range(10..19)).unwrap();
         let all = feed(&mut dump);
         assert_eq!(dump.written(), 3);
         let mut content = Vec::new();

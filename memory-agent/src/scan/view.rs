@@ -16,7 +16,7 @@ pub struct ScanView(FileView);
 
 impl ScanView {
     /// Maps the first `length` bytes of a shared memory file that is sealed against shrinking. The view's pages are
-    /// the file's.
+    /// the file's: both are counted from the file's first.
     ///
     /// # Errors
     /// When it is not sealed, not shared memory, or cannot be mapped.
@@ -41,7 +41,7 @@ impl ScanView {
         if pages.byte_count() != buffer.len() as u64 || !self.0.mapping().contains(pages) {
             return Err(ScanError::OutOfRange(pages.clone()));
         }
-        self.0.map().read(pages, buffer);
+        self.0.map().read(&self.0.mapping().in_file(pages), buffer);
         Ok(())
     }
 
@@ -50,6 +50,8 @@ impl ScanView {
     /// # Errors
     /// As [`page_out`](crate::page_out), and when the pages cannot be mapped for it.
     pub fn page_out(&self, ranges: &[Range<u64>]) -> Result<PageOutReport, ScanError> {
-        Ok(self.0.page_out(ranges)?)
+        let mapping = self.0.mapping();
+        let in_file: Vec<_> = ranges.iter().map(|range| mapping.in_file(range)).collect();
+        Ok(self.0.page_out(&in_file)?)
     }
 }

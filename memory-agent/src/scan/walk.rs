@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{ScanError, ScanGuard};
 use crate::memory::FileView;
+use crate::page_number::{FilePage, PageNumber};
 use crate::page_out::{PageOutError, PageOutReport};
 use crate::page_range::PageRange;
 use crate::page_state::{Counts, PAGE_SIZE, PageState};
+use crate::residency::Run;
 
 /// Pages read at a time.
 const BATCH: u64 = 64;
@@ -20,13 +22,13 @@ pub trait Reader {
     ///
     /// # Errors
     /// Ends the scan.
-    fn hole(&mut self, pages: Range<u64>) -> io::Result<()>;
+    fn hole(&mut self, pages: Range<FilePage>) -> io::Result<()>;
 
     /// These pages come next; `bytes` is what they held when they were read.
     ///
     /// # Errors
     /// Ends the scan.
-    fn content(&mut self, pages: Range<u64>, bytes: &[u8]) -> io::Result<()>;
+    fn content(&mut self, pages: Range<FilePage>, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// How far a scan is.
@@ -59,28 +61,29 @@ pub struct ScanReport {
 /// When the memory cannot be read or the reader fails. What was swapped is paged out again then too, as well as possible.
 pub fn scan(
     view: &FileView,
-    pages: Range<u64>,
+    pages: Range<FilePage>,
     window_pages: u64,
     reader: &mut dyn Reader,
     show: &mut dyn FnMut(ScanProgress) -> ControlFlow<()>,
 ) -> Result<ScanReport, ScanError> {
-    let guard = ScanGuard::of_view(view);
+    let (guard, mapping) = (ScanGuard::of_view(view), view.mapping());
     let mut report = ScanReport { complete: true, ..ScanReport::default() };
     let mut buffer = vec![0; (BATCH * PAGE_SIZE) as usize];
     let window_pages = window_pages.max(1);
     let mut start = pages.start;
     while start < pages.end {
-        let window = start..pages.end.min(start.saturating_add(window_pages));
-        let snapshot = guard.snapshot(std::slice::from_ref(&window))?;
+        let window = pages.intersection(&start.run(window_pages));
+        let snapshot = guard.snapshot(&[mapping.of_file(&window)])?;
         let mut read_up_to = window.start;
         'window: for run in snapshot.runs() {
+            let run = Run { pages: mapping.in_file(&run.pages), state: run.state };
             let mut page = run.pages.start;
             while page < run.pages.end {
                 if run.state == PageState::Hole {
                     reader.hole(run.pages.clone()).map_err(ScanError::Reader)?;
                     page = run.pages.end;
                 } else {
-                    let batch = page..run.pages.end.min(page + BATCH);
+                    let batch = run.pages.intersection(&page.run(BATCH));
                     let bytes = &mut buffer[..batch.byte_count() as usize];
                     view.read(&batch, bytes)?;
                     reader.content(batch.clone(), bytes).map_err(ScanError::Reader)?;
@@ -94,7 +97,8 @@ pub fn scan(
             }
         }
         for run in snapshot.runs() {
-            report.pages.count(run.state, run.pages.end.min(read_up_to).saturating_sub(run.pages.start));
+            let read = mapping.in_file(&run.pages).intersection(&(pages.start..read_up_to));
+            report.pages.count(run.state, read.page_count());
         }
         match snapshot.restore() {
             Ok(restored) => report.restored = report.restored.merge(restored),

@@ -8,6 +8,7 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::page_number::{FilePage, PageNumber};
 use crate::page_range::PageRange;
 use crate::page_state::PAGE_SIZE;
 
@@ -77,7 +78,7 @@ impl SharedMap {
     /// Copies what the pages hold now; `buffer` has exactly their size. Panics unless they are all in the mapping.
     ///
     /// The file must not get shorter meanwhile: the kernel ends a process that reads behind the end with SIGBUS.
-    pub(crate) fn read(&self, pages: &Range<u64>, buffer: &mut [u8]) {
+    pub(crate) fn read(&self, pages: &Range<FilePage>, buffer: &mut [u8]) {
         let (offset, length) = self.bytes(pages);
         assert_eq!(length, buffer.len());
         for (i, word) in buffer.chunks_exact_mut(size_of::<u64>()).enumerate() {
@@ -90,7 +91,7 @@ impl SharedMap {
 
     /// Takes the pages out of this mapping's page tables (`MADV_DONTNEED`); the file keeps them. Panics unless they are
     /// all in the mapping.
-    pub(crate) fn unmap(&self, pages: &Range<u64>) -> rustix::io::Result<()> {
+    pub(crate) fn unmap(&self, pages: &Range<FilePage>) -> rustix::io::Result<()> {
         let (offset, length) = self.bytes(pages);
         // SAFETY: of a shared file mapping this drops page-table entries only (mm/madvise.c, `madvise_dontneed_single_vma`):
         // what the memory reads as stays what the file holds. The range was checked, and this is `new`'s mapping.
@@ -98,17 +99,17 @@ impl SharedMap {
     }
 
     /// Address and length in bytes of pages. Panics unless they are all in the mapping.
-    pub(super) fn at(&self, pages: &Range<u64>) -> (NonNull<c_void>, usize) {
+    pub(super) fn at(&self, pages: &Range<FilePage>) -> (NonNull<c_void>, usize) {
         let (offset, length) = self.bytes(pages);
         // SAFETY: `bytes` has checked that it is within the mapping.
         (unsafe { self.base.byte_add(offset) }, length)
     }
 
     /// Offset and length in bytes of pages that must be in the mapping.
-    fn bytes(&self, pages: &Range<u64>) -> (usize, usize) {
-        let whole = self.length as u64 / PAGE_SIZE;
+    fn bytes(&self, pages: &Range<FilePage>) -> (usize, usize) {
+        let whole = FilePage(self.length as u64 / PAGE_SIZE);
         assert!(pages.start <= pages.end && pages.end <= whole, "pages {pages:?} of {whole}");
-        ((pages.start * PAGE_SIZE) as usize, pages.byte_count() as usize)
+        ((pages.start.number() * PAGE_SIZE) as usize, pages.byte_count() as usize)
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use io_uring::IoUring;
 
 use super::SharedMap;
+use crate::page_number::FilePage;
 
 /// Ranges that one ring takes (`IORING_MAX_REG_BUFFERS` of older kernels, io_uring/rsrc.c).
 pub(crate) const MOST_RANGES: usize = 1024;
@@ -18,9 +19,9 @@ pub(crate) struct Pins<'m> {
 
 impl<'m> Pins<'m> {
     /// Pins pages of a writable mapping, at most [`MOST_RANGES`] ranges. Panics unless they are all in it.
-    pub(crate) fn take(map: &'m SharedMap, ranges: &[Range<u64>]) -> std::io::Result<Self> {
+    pub(crate) fn take(map: &'m SharedMap, ranges: &[Range<FilePage>]) -> std::io::Result<Self> {
         let ring = IoUring::new(1)?;
-        let buffer = |pages: &Range<u64>| {
+        let buffer = |pages: &Range<FilePage>| {
             let (address, length) = map.at(pages);
             libc::iovec { iov_base: address.as_ptr(), iov_len: length }
         };
