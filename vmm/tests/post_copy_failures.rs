@@ -17,7 +17,7 @@ use support::{Fake, PAGE, PAGES, Receiving, receive_with};
 use thermocline::migration::cancel::Cancel;
 use thermocline::migration::channels::Channels;
 use thermocline::migration::destination::Terms;
-use thermocline::migration::link::{Address, Link, Listener};
+use thermocline::migration::link::{Address, Link, Listener, SILENCE_LIMIT};
 use thermocline::migration::progress::{Progress, Report};
 use thermocline::migration::source::{self, Options, PostCopyControl, SourceError};
 use thermocline::migration::wire::MigrationId;
@@ -207,10 +207,14 @@ impl Moving {
 
     /// The guest goes on at the source, as if nothing had been.
     fn must_be_given_up(self) {
+        self.must_be_given_up_within(FOR_EVER);
+    }
+
+    fn must_be_given_up_within(self, limit: Duration) {
         let started = Instant::now();
         self.receiving.arrives().unwrap_err();
         self.migration.join().unwrap().unwrap_err();
-        assert!(started.elapsed() < FOR_EVER, "{:?}", started.elapsed());
+        assert!(started.elapsed() < limit, "{:?}", started.elapsed());
         assert!(self.source.runs() && !self.destination.runs());
         assert!(self.source.content() == self.content);
     }
@@ -327,6 +331,60 @@ fn the_fault_channel_may_go_before_anybody_receives() {
     resume.send(()).unwrap();
     moving.until_it_runs();
     moving.must_arrive_whole();
+}
+
+/// The same where the destination alone knows that the channel has gone: it gives up the other one too, so that the source makes
+/// both anew. Else nobody would be asked for what the guest waits for.
+#[test]
+fn a_fault_channel_that_only_the_destination_has_lost_is_made_anew() {
+    if !can_handle_faults() {
+        return;
+    }
+    let destination = Fake::new();
+    let (resume, may_go) = std::sync::mpsc::channel();
+    destination.hooks.lock().unwrap().resuming = Some(Box::new(move |_| may_go.recv().unwrap()));
+    let moving = Moving::start(destination, Vec::new(), 1, FOR_EVER);
+    eventually(|| moving.destination.state.lock().unwrap().is_some());
+    thread::sleep(Duration::from_millis(100));
+    moving.middle.cut_at_destination(1);
+    thread::sleep(Duration::from_millis(100));
+    resume.send(()).unwrap();
+    moving.until_it_runs();
+    let waits = moving.read(FOLLOWS);
+    eventually(|| waits.is_finished());
+    assert_eq!(moving.middle.connections(), 4);
+    moving.must_arrive_whole();
+}
+
+/// What the host waits for while it restores does not come, and no end of a connection says so: half a minute is enough.
+#[test]
+fn a_silent_source_keeps_nobody_waiting_who_restores() {
+    /// What names the fault channel, and less than a page behind it.
+    const HALF: u64 = 1000;
+    if !can_handle_faults() {
+        return;
+    }
+    let destination = Fake::new();
+    let touched = Arc::new(Mutex::new(None));
+    destination.hooks.lock().unwrap().restoring = Some(Box::new({
+        let touched = Arc::clone(&touched);
+        move |machine| {
+            *touched.lock().unwrap() = Some(Instant::now());
+            read(machine, FOLLOWS);
+        }
+    }));
+    let moving = Moving::start(destination, vec![Fate::Cut(u64::MAX), Fate::Stall(HALF)], 1, FOR_EVER);
+    // The source gives up by itself; the destination does not see that.
+    moving.middle.keep(1);
+    let arrives = thread::spawn(move || moving.must_be_given_up_within(SILENCE_LIMIT * 2));
+    eventually(|| touched.lock().unwrap().is_some());
+    let touched = touched.lock().unwrap().unwrap();
+    while !arrives.is_finished() {
+        assert!(touched.elapsed() < SILENCE_LIMIT * 2, "whoever restores waits for ever");
+        thread::sleep(Duration::from_millis(50));
+    }
+    arrives.join().unwrap();
+    assert!(touched.elapsed() >= SILENCE_LIMIT, "{:?}", touched.elapsed());
 }
 
 /// A vCPU for which the host waits for a page cannot stop. The source is taken for lost, and comes back: the page comes.

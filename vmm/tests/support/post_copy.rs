@@ -66,6 +66,8 @@ pub(crate) struct Middle {
     open: Arc<Mutex<Vec<UnixStream>>>,
     refuses: Arc<AtomicBool>,
     connections: Arc<AtomicUsize>,
+    /// The connection of which each side keeps its end, whatever becomes of the other's.
+    kept: Arc<AtomicUsize>,
 }
 
 impl Middle {
@@ -75,7 +77,8 @@ impl Middle {
         let open = Arc::new(Mutex::new(Vec::new()));
         let refuses = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&connections);
+        let kept = Arc::new(AtomicUsize::new(usize::MAX));
+        let (counter, keeping) = (Arc::clone(&connections), Arc::clone(&kept));
         let (there, passing, refusing) = (there.to_owned(), Arc::clone(&open), Arc::clone(&refuses));
         thread::spawn(move || {
             for (number, from) in listener.incoming().map_while(Result::ok).enumerate() {
@@ -89,6 +92,7 @@ impl Middle {
                     (from.try_clone().unwrap(), to.try_clone().unwrap(), fate),
                     (to.try_clone().unwrap(), from.try_clone().unwrap(), Fate::Cut(u64::MAX)),
                 ] {
+                    let keeping = Arc::clone(&keeping);
                     thread::spawn(move || {
                         let (Fate::Cut(limit) | Fate::Stall(limit)) = fate;
                         let _ = std::io::copy(&mut (&from).take(limit), &mut to);
@@ -96,14 +100,16 @@ impl Middle {
                             // Until somebody cuts it.
                             let _ = std::io::copy(&mut &from, &mut std::io::sink());
                         }
-                        let _ = to.shutdown(Shutdown::Both);
-                        let _ = from.shutdown(Shutdown::Both);
+                        if keeping.load(Ordering::SeqCst) != number {
+                            let _ = to.shutdown(Shutdown::Both);
+                            let _ = from.shutdown(Shutdown::Both);
+                        }
                     });
                 }
                 passing.lock().unwrap().extend([from, to]);
             }
         });
-        Self { open, refuses, connections }
+        Self { open, refuses, connections, kept }
     }
 
     /// How many connections there have been so far.
@@ -120,6 +126,18 @@ impl Middle {
     pub(crate) fn cut_one(&self, number: usize) {
         let open = self.open.lock().unwrap();
         open.iter().skip(2 * number).take(2).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+    }
+
+    /// What becomes of one end of this connection, counted from the first, is not seen at the other.
+    pub(crate) fn keep(&self, number: usize) {
+        self.kept.store(number, Ordering::SeqCst);
+    }
+
+    /// Cuts one of the connections that there are where the destination has it, and there alone.
+    pub(crate) fn cut_at_destination(&self, number: usize) {
+        self.keep(number);
+        let open = self.open.lock().unwrap();
+        open.iter().skip(2 * number + 1).take(1).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
     }
 
     pub(crate) fn cut(&self) {
