@@ -1,14 +1,15 @@
 //! Sizes as people write them.
 
 use std::fmt;
-use std::num::ParseIntError;
+use std::num::{IntErrorKind, ParseIntError};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 /// A number of bytes, written like `512MiB` or `1GiB`.
 ///
-/// `K`, `M`, `G` and `T` with or without `iB` are powers of 1024, as in QEMU's `-m`.
+/// `K`, `M`, `G` and `T`, alone or with `B` or `iB`, in either case, are powers of 1024: memory comes in no others, and the options
+/// of QEMU, Cloud Hypervisor and Firecracker mean them, too. A number alone is bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
@@ -24,8 +25,14 @@ pub enum ByteSizeError {
         /// What the number parser said.
         source: ParseIntError,
     },
+    /// The number is no whole one.
+    #[error("'{text}' is not a whole number: write it in a smaller unit, such as 1536MiB for 1.5 GiB")]
+    Fraction {
+        /// What was given.
+        text: String,
+    },
     /// The unit is none of those known.
-    #[error("'{unit}' is not a unit: use B, KiB, MiB, GiB or TiB")]
+    #[error("'{unit}' is not a unit of memory: use K, M, G or T (KiB, MiB, GiB or TiB, powers of 1024), or B")]
     Unit {
         /// What was given.
         unit: String,
@@ -62,13 +69,17 @@ impl FromStr for ByteSize {
         let text = text.trim();
         let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
-        let number: u64 = number.parse().map_err(|source| ByteSizeError::Number { text: text.into(), source })?;
+        let number: u64 = number.parse().map_err(|source: ParseIntError| match source.kind() {
+            IntErrorKind::PosOverflow => ByteSizeError::TooLarge { text: text.into() },
+            _ => ByteSizeError::Number { text: text.into(), source },
+        })?;
         let shift = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 0,
-            "k" | "kib" => 10,
-            "m" | "mib" => 20,
-            "g" | "gib" => 30,
-            "t" | "tib" => 40,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            unit if unit.starts_with('.') => return Err(ByteSizeError::Fraction { text: text.into() }),
             _ => return Err(ByteSizeError::Unit { unit: unit.trim().into() }),
         };
         number.checked_mul(1 << shift).map(Self).ok_or_else(|| ByteSizeError::TooLarge { text: text.into() })
@@ -95,6 +106,8 @@ impl fmt::Display for ByteSize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -106,11 +119,53 @@ mod tests {
     }
 
     #[test]
+    fn every_usual_spelling_is_one_size() {
+        for text in
+            ["1G", "1g", "1GB", "1gb", "1GiB", "1 GiB", " 1024M ", "1024MB", "1048576k", "1073741824", "1073741824B"]
+        {
+            assert_eq!(text.parse(), Ok(ByteSize(1 << 30)), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(number in 0_u64..1 << 24, unit in 0_usize..5, spelling in 0_usize..3, lower: bool) {
+            let unit = [["", "B", " b"], ["K", "KB", " KiB"], ["M", "MB", " MiB"], ["G", "GB", " GiB"], ["T", "TB", " TiB"]]
+                .map(|spellings| spellings[spelling])
+                .into_iter()
+                .zip([0, 10, 20, 30, 40])
+                .nth(unit);
+            let (unit, shift) = unit.unwrap();
+            let text = format!("{number}{unit}");
+            let text = if lower { text.to_lowercase() } else { text };
+            prop_assert_eq!(text.parse(), Ok(ByteSize(number << shift)));
+        }
+
+        #[test]
+        fn what_is_shown_without_a_fraction_is_read_as_the_same(bytes: u64, shift in 0_u32..64) {
+            let size = ByteSize(bytes >> shift << (shift / 2));
+            let shown = size.to_string();
+            if !shown.contains('.') {
+                prop_assert_eq!(shown.parse(), Ok(size));
+            }
+        }
+
+        #[test]
+        fn no_text_is_a_panic(text in ".{0,24}") {
+            if let Err(e) = text.parse::<ByteSize>() {
+                prop_assert!(!e.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_size_is_refused() {
         assert!(matches!("".parse::<ByteSize>(), Err(ByteSizeError::Number { .. })));
         assert!(matches!("-1M".parse::<ByteSize>(), Err(ByteSizeError::Number { .. })));
         assert!(matches!("1 parsec".parse::<ByteSize>(), Err(ByteSizeError::Unit { .. })));
+        assert!(matches!("1.5G".parse::<ByteSize>(), Err(ByteSizeError::Fraction { .. })));
         assert!(matches!("99999999999T".parse::<ByteSize>(), Err(ByteSizeError::TooLarge { .. })));
+        assert!(matches!("99999999999999999999".parse::<ByteSize>(), Err(ByteSizeError::TooLarge { .. })));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [], options_that_cannot_be);
     trial!(trials, [], addresses_that_cannot_be);
     trial!(trials, [Kvm], kernels_that_cannot_be);
+    trial!(trials, [Kvm], what_comes_along_with_a_kernel);
     trial!(trials, [], an_api_socket_that_exists);
     trial!(trials, [], a_monitor_that_is_not_there);
     trial!(trials, [Kvm], ranges_that_are_no_ram);
@@ -66,14 +67,36 @@ fn kernels_that_cannot_be() -> Result<()> {
     let mut bz_image = vec![0; 4096];
     bz_image[0x202..0x206].copy_from_slice(b"HdrS");
     let bz_image = write("bzImage", &bz_image)?;
-    refused(&sandbox, &["run", "--kernel", &bz_image], 1, &[&bz_image, "bzImage", "vmlinux"])?;
+    refused(&sandbox, &["run", "--kernel", &bz_image], 1, &[&bz_image, "boot protocol 0.00", "2.12"])?;
     let text = write("notes", b"not a kernel at all, but longer than the magic of any format\n")?;
-    refused(&sandbox, &["run", "--kernel", &text], 1, &["kernel"])?;
+    refused(&sandbox, &["run", "--kernel", &text], 1, &["kernel", "neither a bzImage", "nor an ELF", "vmlinuz"])?;
+    let archive = write("initrd.img", b"070701 and so on")?;
+    refused(&sandbox, &["run", "--kernel", &archive], 1, &["cpio", "--initramfs"])?;
     let empty = write("empty", b"")?;
-    refused(&sandbox, &["run", "--kernel", &empty], 1, &["kernel"])?;
+    refused(&sandbox, &["run", "--kernel", &empty], 1, &["kernel", "empty"])?;
     // An ELF like any other, without a PVH note.
-    refused(&sandbox, &["run", "--kernel", "/bin/true"], 1, &["kernel"])?;
+    refused(&sandbox, &["run", "--kernel", "/bin/true"], 1, &["kernel", "PVH"])?;
+    refused(&sandbox, &["run", "--kernel", "/dev/zero"], 1, &["/dev/zero", "a device"])?;
     refused(&sandbox, &["run", "--kernel", "/no/such/kernel"], 1, &["/no/such/kernel"])
+}
+
+fn what_comes_along_with_a_kernel() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let (kernel, archive, empty) = (sandbox.path("kernel"), sandbox.path("archive"), sandbox.path("empty"));
+    std::fs::write(&kernel, workload_guest::ELF)?;
+    std::fs::File::create(&archive)?.set_len(100 << 20)?;
+    std::fs::write(&empty, "")?;
+    let [kernel, archive, empty] = [kernel, archive, empty].map(|path| path.to_string_lossy().into_owned());
+    let run = |more: &[&str], parts: &[&str]| {
+        let arguments = [&["run", "--memory", "64MiB", "--kernel", &kernel], more].concat();
+        refused(&sandbox, &arguments, 1, parts)
+    };
+    run(&["--initramfs", &archive], &["100 MiB", "free beside the kernel", "--memory"])?;
+    run(&["--initramfs", &empty], &[&empty, "is empty"])?;
+    run(&["--initramfs", "/no/such/archive"], &["initramfs /no/such/archive"])?;
+    run(&["--initramfs", "/proc"], &["a folder"])?;
+    run(&["--cmdline", &"x".repeat(5000)], &["5000 bytes", "--cmdline"])?;
+    refused(&sandbox, &["run", "--cmdline", "quiet"], 1, &["--kernel workload:OPTIONS"])
 }
 
 fn an_api_socket_that_exists() -> Result<()> {

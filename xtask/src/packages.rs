@@ -15,6 +15,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("mkswap", "util-linux"),
     ("swapon", "mount"),
     ("losetup", "mount"),
+    ("iasl", "acpica-tools"),
 ];
 
 /// What the lab needs besides: programs, or files that a package brings.

@@ -10,7 +10,7 @@ use command_line::End;
 use memory_agent::ByteSize;
 
 use super::{AgentArguments, ConsoleArguments, end};
-use crate::boot::Kernel;
+use crate::boot::{Bootable, Kernel, Payload};
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
@@ -22,16 +22,23 @@ use crate::monitor::Monitor;
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Guest memory.
+    /// Guest memory: a number with K, M, G or T, also written KiB or KB and so on, always powers of 1024; or in bytes.
     #[arg(long, short = 'm', value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: ByteSize,
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CPUS)]
     cpus: u8,
     /// What to boot: `workload`, the embedded guest, with its options, such as
-    /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of an ELF with a PVH entry point.
+    /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of a Linux bzImage (a distribution's vmlinuz), or of
+    /// an ELF with a PVH entry point (a vmlinux, a firmware).
     #[arg(long, value_name = "KERNEL", default_value = DEFAULT_KERNEL)]
     kernel: String,
+    /// An initramfs for the kernel.
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// The kernel's command line, as it is: nothing is added to it. `console=ttyS0` when it is left out.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
     #[command(flatten)]
     consoles: ConsoleArguments,
     /// Give the guest the host's randomness, by virtio-rng.
@@ -58,7 +65,11 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let config = VmConfig {
         memory: arguments.memory,
         cpus: arguments.cpus,
-        kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
+        payload: Payload {
+            kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
+            initramfs: arguments.initramfs,
+            command_line: arguments.cmdline,
+        },
         rng: arguments.rng,
         disks: arguments.disks,
         balloon: arguments.balloon,
@@ -67,11 +78,12 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     }
     .validate()?;
 
+    let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     let mut consoles = arguments.consoles.open()?;
     let devices = config.devices()?;
     let builder = Builder::new(Backends { consoles: consoles.take_outputs(), disks: config.disk_backends()? });
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
-    machine.boot(&config.kernel).context("the guest cannot boot")?;
+    machine.boot(&bootable).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
     controller.set_machine(Arc::clone(&machine), None).context("no monitor")?;

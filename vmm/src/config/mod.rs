@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use memory_agent::{ByteSize, PAGE_SIZE};
 
-use crate::boot::Kernel;
+use crate::boot::{Kernel, Payload};
 use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::DiskBackend;
 use crate::devices::virtio::{console, rng};
@@ -28,8 +28,8 @@ pub const DEFAULT_KERNEL: &str = "workload";
 
 /// The least memory: what the boot structures and a small kernel need.
 const MIN_RAM: ByteSize = ByteSize::mib(16);
-/// The most vCPUs.
-pub const MAX_CPUS: u8 = 16;
+/// The most vCPUs: each needs an APIC id below 255.
+pub const MAX_CPUS: u8 = 255;
 /// The most vCPUs that the embedded workload uses.
 const WORKLOAD_CPUS: u8 = 2;
 
@@ -84,7 +84,7 @@ pub struct VmConfig {
     /// Number of vCPUs.
     pub cpus: u8,
     /// What boots.
-    pub kernel: Kernel,
+    pub payload: Payload,
     /// Whether the host gives its randomness.
     pub rng: bool,
     /// Disks.
@@ -116,11 +116,11 @@ impl VmConfig {
         if let Some(host) = host::memory_and_swap().filter(|host| self.memory > *host) {
             return Err(ConfigError::LargerThanHost { asked: self.memory, host });
         }
-        let most = if matches!(self.kernel, Kernel::Workload(_)) { WORKLOAD_CPUS } else { MAX_CPUS };
+        let most = if matches!(self.payload.kernel, Kernel::Workload(_)) { WORKLOAD_CPUS } else { MAX_CPUS };
         if !(1..=most).contains(&self.cpus) {
             return Err(ConfigError::Cpus { asked: self.cpus, most });
         }
-        if let Kernel::Workload(options) = &self.kernel {
+        if let Kernel::Workload(options) = &self.payload.kernel {
             let needs = ByteSize(options.working_set.saturating_add(options.cold));
             if needs.bytes().saturating_add(4 << 20) > bytes {
                 return Err(ConfigError::Workload { needs, memory: self.memory });
@@ -175,11 +175,15 @@ pub fn check_socket(path: Option<&Path>) -> Result<(), ConfigError> {
 mod tests {
     use super::*;
 
+    fn payload(kernel: &str) -> Payload {
+        Payload { kernel: kernel.parse().unwrap(), initramfs: None, command_line: None }
+    }
+
     fn config(memory: ByteSize) -> VmConfig {
         VmConfig {
             memory,
             cpus: 1,
-            kernel: "workload".parse().unwrap(),
+            payload: payload("workload"),
             rng: true,
             disks: Vec::new(),
             balloon: None,
@@ -201,8 +205,7 @@ mod tests {
         assert!(matches!(config(ByteSize(2 << 40)).validate(), Err(ConfigError::TooLarge(_))));
         let cpus = VmConfig { cpus: 0, ..config(ByteSize::mib(64)) };
         assert!(matches!(cpus.validate(), Err(ConfigError::Cpus { .. })));
-        let kernel = "workload:cold=1GiB".parse().unwrap();
-        let workload = VmConfig { kernel, ..config(ByteSize::mib(64)) };
+        let workload = VmConfig { payload: payload("workload:cold=1GiB"), ..config(ByteSize::mib(64)) };
         assert!(matches!(workload.validate(), Err(ConfigError::Workload { .. })));
         let socket = VmConfig { api_socket: Some("/dev/null".into()), ..config(ByteSize::mib(64)) };
         assert!(matches!(socket.validate(), Err(ConfigError::SocketExists(_))));

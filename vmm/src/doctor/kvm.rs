@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{Area, Findings, State};
+use super::{Area, Findings, State, paravirtual};
 use crate::config::MAX_CPUS;
 use crate::host::text;
 use crate::kvm::Vm;
@@ -52,6 +52,7 @@ pub(super) fn examine(found: &mut Findings) {
             nature(found, back_end, flags);
             machine(found);
             capabilities(found, &kvm);
+            paravirtual::examine(found, &kvm);
         }
         Err(e) => {
             let (value, consequence) = why_not(&io::Error::from_raw_os_error(e.errno()), back_end, flags);

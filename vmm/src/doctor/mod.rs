@@ -6,6 +6,7 @@
 mod kvm;
 mod memory;
 mod pages;
+mod paravirtual;
 mod rights;
 mod swap;
 mod sys;

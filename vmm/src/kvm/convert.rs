@@ -285,7 +285,7 @@ pub(super) fn io_apic_to_kvm(from: &IoApic) -> kvm_irqchip {
 }
 
 /// The entries as KVM wants them.
-pub(super) fn cpuid_to_kvm(entries: &[CpuidEntry]) -> Result<CpuId, KvmError> {
+pub(crate) fn cpuid_to_kvm(entries: &[CpuidEntry]) -> Result<CpuId, KvmError> {
     let entries: Vec<kvm_cpuid_entry2> = entries.iter().map(Into::into).collect();
     CpuId::from_entries(&entries)
         .map_err(|_| KvmError::Call { call: "KVM_SET_CPUID2", cause: kvm_ioctls::Error::new(libc::E2BIG) })

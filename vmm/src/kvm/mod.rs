@@ -8,15 +8,16 @@ mod time;
 pub mod vcpu;
 pub mod vm;
 
+pub(crate) use convert::cpuid_to_kvm;
 pub use vcpu::Vcpus;
 pub use vm::Vm;
 
 use std::time::Duration;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 
-use crate::arch::x86_64::cpuid::CpuidEntry;
+use crate::arch::x86_64::cpuid::{self, CpuidEntry};
 use crate::arch::x86_64::msrs::MsrError;
 
 /// What can go wrong between us and KVM.
@@ -90,7 +91,14 @@ pub enum KvmError {
 /// When KVM refuses.
 pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, KvmError> {
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
-    Ok(cpuid.as_slice().iter().map(Into::into).collect())
+    let mut entries: Vec<CpuidEntry> = cpuid.as_slice().iter().map(Into::into).collect();
+    // Left out of the answer, as they depend on user space (Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID): that
+    // there is a hypervisor, without which a guest looks for no kvmclock; and the local APIC's deadline timer.
+    let deadline = if kvm.check_extension(Cap::TscDeadlineTimer) { cpuid::TSC_DEADLINE } else { 0 };
+    for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= cpuid::HYPERVISOR | deadline;
+    }
+    Ok(entries)
 }
 
 impl KvmError {

@@ -106,6 +106,10 @@ impl Vcpus {
         let mut all = Self { vcpus: Vec::new(), processor: processor_here, end };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+            // As the host runs, which is what it does anyway. Without it, where the host's own measurement of its frequency has
+            // not been confirmed, KVM takes a vCPU's deadlines for ones of another frequency, and they never come (seen on
+            // 6.12, nested, with a host under load).
+            let _ = fd.set_tsc_khz(0);
             let cpuid = cpuid::for_vcpu(&told, index, count);
             fd.set_cpuid2(&convert::cpuid_to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
             // Written back as it is: until then an INIT for a vCPU other than the first is lost (seen on Linux 6.18 with

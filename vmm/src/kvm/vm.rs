@@ -12,13 +12,13 @@ use memory_agent::PageRange;
 use super::irq::MessageRoutes;
 use super::sys::VmWithRam;
 use super::{KvmError, convert};
+use crate::arch::x86_64::layout::KVM_PAGES;
 use crate::arch::x86_64::state::VmState;
 use crate::ram::{GuestRam, PageSet};
 
-/// Three pages that Intel processors need for real mode, below the BIOS area and out of RAM's way.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One page for the same purpose.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// `KVM_SET_IDENTITY_MAP_ADDR` and `KVM_SET_TSS_ADDR` (Documentation/virt/kvm/api.rst): one page, and the three behind it.
+const IDENTITY_MAP_ADDRESS: u64 = KVM_PAGES.start;
+const TSS_ADDRESS: usize = KVM_PAGES.start as usize + 0x1000;
 
 /// A VM with its RAM.
 #[derive(Clone, Debug)]

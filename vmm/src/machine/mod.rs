@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::Processor;
 use crate::arch::x86_64::state::{VcpuState, VmState};
-use crate::boot::{self, BootError, Kernel, pvh};
+use crate::boot::{BootError, Bootable};
 use crate::devices::host::{Backends, Host, Ports};
 use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
 use crate::kvm::{KvmError, Vcpus, Vm};
@@ -98,12 +98,12 @@ impl Machine {
     ///
     /// # Errors
     /// When the kernel cannot be loaded.
-    pub fn boot(&self, kernel: &Kernel) -> Result<(), MachineError> {
-        let entry = boot::load(kernel, self.ram(), self.cpus())?;
+    pub fn boot(&self, bootable: &Bootable) -> Result<(), MachineError> {
+        let entry = bootable.load(self.ram(), self.cpus())?;
         self.vcpus.with_fd(0, |fd| {
             let mut sregs = fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
             let mut regs = fd.get_regs().map_err(KvmError::call("KVM_GET_REGS"))?;
-            pvh::set_entry_registers(entry, &mut regs, &mut sregs);
+            entry.set_registers(&mut regs, &mut sregs);
             fd.set_sregs(&sregs).map_err(KvmError::call("KVM_SET_SREGS"))?;
             fd.set_regs(&regs).map_err(KvmError::call("KVM_SET_REGS"))
         })?;

@@ -35,6 +35,9 @@ pub enum RamError {
         /// The first behind.
         end: u64,
     },
+    /// What is to be put into RAM cannot be read.
+    #[error("it cannot be read: {0}")]
+    Source(io::Error),
     /// Reading or writing a page failed.
     #[error("guest RAM page {page} could not be {what}: {cause}")]
     Access {

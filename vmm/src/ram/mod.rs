@@ -4,6 +4,7 @@
 
 mod error;
 pub mod layout;
+mod load;
 mod missing;
 pub mod page_set;
 mod snapshot;

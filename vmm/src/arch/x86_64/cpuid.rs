@@ -20,35 +20,90 @@ pub struct CpuidEntry {
     pub edx: u32,
 }
 
-/// The entries for vCPU `index` of `count`: the supported ones with this vCPU's own APIC id and topology.
+/// The entries for vCPU `index` of `count`: the supported ones with this vCPU's own APIC id, which is its number, and the
+/// machine's topology: one package, of `count` cores with one thread each, that share the last cache.
 ///
-/// Sources: Intel SDM volume 2, CPUID leaves 1, 4, 0xb and 0x1f; AMD APM volume 3, leaves 0x8000_0008 and 0x8000_001e.
+/// Sources: Intel SDM volume 2, CPUID leaves 1, 4, 0xb and 0x1f; AMD APM volume 3, leaves 0x8000_0001, 0x8000_0008,
+/// 0x8000_001d and 0x8000_001e.
 pub fn for_vcpu(supported: &[CpuidEntry], index: u8, count: u8) -> Vec<CpuidEntry> {
-    let id = u32::from(index);
-    let shift = u32::from(count).next_power_of_two().trailing_zeros();
-    let mut entries = supported.to_vec();
+    let (id, count) = (u32::from(index), u32::from(count.max(1)));
+    let shift = id_bits(count);
+    let has_extended_topology = supported.iter().any(|entry| entry.function == 0x8000_001e);
+    let mut entries: Vec<_> = supported.iter().filter(|entry| !is_topology(entry.function)).copied().collect();
+    for leaf in [0xb, 0x1f].into_iter().filter(|leaf| supported.iter().any(|entry| entry.function == *leaf)) {
+        entries.extend(topology(leaf, id, count));
+    }
     for entry in &mut entries {
         match entry.function {
-            0x1 => entry.ebx = (entry.ebx & 0x0000_ffff) | u32::from(count) << 16 | id << 24,
-            0x4 => entry.eax = (entry.eax & !(0x3f << 26)) | (u32::from(count).saturating_sub(1) & 0x3f) << 26,
-            0xb | 0x1f => {
-                entry.edx = id;
-                match entry.index {
-                    0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 1 << 8),
-                    1 => (entry.eax, entry.ebx, entry.ecx) = (shift, u32::from(count), 2 << 8 | 1),
-                    level => (entry.eax, entry.ebx, entry.ecx) = (0, 0, level),
-                }
+            0x1 => {
+                entry.ebx = (entry.ebx & 0x0000_ffff) | count.min(0xff) << 16 | id << 24;
+                entry.edx = with_bit(entry.edx, HTT, count > 1);
             }
-            0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | shift << 12 | u32::from(count).saturating_sub(1),
-            0x8000_001e => {
-                entry.eax = id;
-                entry.ebx = id;
-                entry.ecx = 0;
-            }
+            0x4 => entry.eax = shared_by(entry.eax, count) & !(0x3f << 26) | (count - 1).min(0x3f) << 26,
+            0x8000_0001 => entry.ecx = with_bit(entry.ecx, CMP_LEGACY, count > 1 && has_extended_topology),
+            0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | shift << 12 | (count - 1),
+            0x8000_001d => entry.eax = shared_by(entry.eax, count),
+            // Core and node: one thread a core, one node.
+            0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
             _ => {}
         }
     }
     entries
+}
+
+/// Bits of 1.ecx: there is a hypervisor; the local APIC's timer takes a TSC deadline.
+pub const HYPERVISOR: u32 = 1 << 31;
+/// As [`HYPERVISOR`].
+pub const TSC_DEADLINE: u32 = 1 << 24;
+/// The leaf whose eax says what KVM offers (Linux, Documentation/virt/kvm/x86/cpuid.rst), and bits of it: the clock.
+pub const KVM_FEATURES: u32 = 0x4000_0001;
+/// As [`KVM_FEATURES`].
+pub const KVM_CLOCKSOURCE2: u32 = 1 << 3;
+/// Page faults that a guest need not wait for.
+pub const KVM_ASYNC_PF: u32 = 1 << 4;
+/// The time for which a vCPU had no CPU.
+pub const KVM_STEAL_TIME: u32 = 1 << 5;
+/// That a page is there is told by an interrupt: Linux guests from 5.9 on know no other way.
+pub const KVM_ASYNC_PF_INT: u32 = 1 << 14;
+/// `HTT` in 1.edx: the count of processors in 1.ebx means something.
+const HTT: u32 = 1 << 28;
+/// `CmpLegacy` in 0x8000_0001.ecx, of AMD: they are cores and not threads.
+const CMP_LEGACY: u32 = 1 << 1;
+/// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX` (Linux, `arch/x86/include/uapi/asm/kvm.h`): the subleaf counts.
+const SUBLEAF: u32 = 1;
+
+fn with_bit(register: u32, bit: u32, set: bool) -> u32 {
+    if set { register | bit } else { register & !bit }
+}
+
+/// Whether a leaf says nothing but where a processor is.
+fn is_topology(leaf: u32) -> bool {
+    matches!(leaf, 0xb | 0x1f)
+}
+
+/// How many bits of an APIC id tell cores apart.
+fn id_bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+/// Leaf 0xb or 0x1f: threads, of which a core has one, then cores, then the end.
+fn topology(leaf: u32, id: u32, count: u32) -> [CpuidEntry; 3] {
+    let level = |index, eax, ebx, kind: u32| CpuidEntry {
+        function: leaf,
+        index,
+        flags: SUBLEAF,
+        eax,
+        ebx,
+        ecx: kind << 8 | index,
+        edx: id,
+    };
+    [level(0, 0, 1, 1), level(1, id_bits(count), count, 2), level(2, 0, 0, 0)]
+}
+
+/// Leaf 4 or 0x8000_001d, eax, of a cache: the third level is everybody's, the others a core's own.
+fn shared_by(eax: u32, count: u32) -> u32 {
+    let sharing = if eax >> 5 & 7 >= 3 { (1 << id_bits(count)) - 1 } else { 0 };
+    eax & !(0xfff << 14) | sharing << 14
 }
 
 /// Registers that are sets of features: a guest that was told of one may use it, so the other host must have it.
@@ -61,16 +116,17 @@ const FEATURE_REGISTERS: &[(u32, u32, Register, &str)] = &[
     (0x7, 1, Register::Eax, "7.1.eax"),
     (0xd, 0, Register::Eax, "0xd.0.eax"),
     (0xd, 1, Register::Eax, "0xd.1.eax"),
-    (0x4000_0001, 0, Register::Eax, "0x40000001.eax"),
+    (KVM_FEATURES, 0, Register::Eax, "0x40000001.eax"),
     (0x8000_0001, 0, Register::Ecx, "0x80000001.ecx"),
     (0x8000_0001, 0, Register::Edx, "0x80000001.edx"),
     (0x8000_0008, 0, Register::Ebx, "0x80000008.ebx"),
 ];
 
-/// Bits of 1.ecx that say what the guest has done (OSXSAVE) or that any KVM can offer (TSC deadline, hypervisor).
-const NOT_HOST_FEATURES: u32 = 1 << 27 | 1 << 24 | 1 << 31;
+/// Bits that say nothing of the host: what the guest has done (OSXSAVE), and how many processors it has (HTT, CmpLegacy).
+const NOT_HOST_FEATURES: &[(u32, u32, Register, u32)] =
+    &[(0x1, 0, Register::Ecx, 1 << 27), (0x1, 0, Register::Edx, HTT), (0x8000_0001, 0, Register::Ecx, CMP_LEGACY)];
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Register {
     Eax,
     Ebx,
@@ -102,10 +158,8 @@ pub fn incompatibilities(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<Strin
     }
     for &(function, index, register, name) in FEATURE_REGISTERS {
         let has = |of: &BTreeMap<(u32, u32), &CpuidEntry>| of.get(&(function, index)).map_or(0, |e| register.of(e));
-        let mut missing = has(&guest) & !has(&host);
-        if function == 1 && matches!(register, Register::Ecx) {
-            missing &= !NOT_HOST_FEATURES;
-        }
+        let not_features = NOT_HOST_FEATURES.iter().filter(|(f, i, r, _)| (*f, *i, *r) == (function, index, register));
+        let missing = not_features.fold(has(&guest) & !has(&host), |missing, (.., bits)| missing & !bits);
         if missing != 0 {
             reasons.push(format!("it uses CPU features {missing:#010x} of CPUID {name}, which this host lacks"));
         }
@@ -158,6 +212,57 @@ mod tests {
         (intel[0].ebx, intel[0].edx, intel[0].ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
         let reasons = incompatibilities(&intel, &host());
         assert!(reasons[0].contains("GenuineIntel") && reasons[0].contains("AuthenticAMD"), "{reasons:?}");
+    }
+
+    /// A host with all leaves of topology, as KVM gives them: one subleaf each of 0xb and 0x1f.
+    fn rich_host() -> Vec<CpuidEntry> {
+        let leaf = |function, index, eax| CpuidEntry { function, index, eax, flags: SUBLEAF, ..Default::default() };
+        let caches =
+            [(0, 0x21), (1, 0x43), (2, 0x63)].map(|(index, eax)| [leaf(4, index, eax), leaf(0x8000_001d, index, eax)]);
+        let others = [0xb, 0x1f, 0x8000_0001, 0x8000_0008, 0x8000_001e].map(|function| leaf(function, 0, 0));
+        [&host()[..], caches.as_flattened(), &others].concat()
+    }
+
+    fn find(entries: &[CpuidEntry], function: u32, index: u32) -> CpuidEntry {
+        let mut all = entries.iter().filter(|entry| (entry.function, entry.index) == (function, index));
+        let found = *all.next().unwrap_or_else(|| panic!("no leaf {function:#x}.{index}"));
+        assert!(all.next().is_none(), "leaf {function:#x}.{index} twice");
+        found
+    }
+
+    /// What a kernel computes from each leaf must be the same: Linux, `arch/x86/kernel/cpu/topology*.c`.
+    #[test]
+    fn every_leaf_tells_the_same_topology() {
+        for count in [1, 2, 3, 4, 5, 8, 16, 17, 64, 128, 255_u8] {
+            let bits = u32::from(count).next_power_of_two().trailing_zeros();
+            for index in [0, count / 2, count - 1] {
+                let entries = for_vcpu(&rich_host(), index, count);
+                assert_eq!(for_vcpu(&entries, index, count), entries, "it changes what it has made");
+                let (id, all) = (u32::from(index), u32::from(count));
+                let leaf1 = find(&entries, 1, 0);
+                assert_eq!((leaf1.ebx >> 24, leaf1.ebx >> 16 & 0xff), (id, all));
+                assert_eq!(leaf1.edx & HTT != 0, count > 1);
+                for leaf in [0xb, 0x1f] {
+                    let [threads, cores, end] = [0, 1, 2].map(|level| find(&entries, leaf, level));
+                    assert_eq!((threads.eax, threads.ebx, threads.ecx), (0, 1, 0x100));
+                    assert_eq!((cores.eax, cores.ebx, cores.ecx), (bits, all, 0x201));
+                    assert_eq!((end.eax, end.ebx, end.ecx), (0, 0, 2));
+                    assert!([threads, cores, end].iter().all(|level| level.edx == id));
+                }
+                let extended = find(&entries, 0x8000_0008, 0).ecx;
+                assert_eq!((extended >> 12 & 0xf, extended & 0xff), (bits, all - 1));
+                assert_eq!(find(&entries, 0x8000_001e, 0).ebx >> 8 & 0xff, 0, "more than a thread a core");
+                for leaf in [4, 0x8000_001d] {
+                    let sharing = |index| (find(&entries, leaf, index).eax >> 14 & 0xfff) + 1;
+                    assert_eq!((sharing(0), sharing(1), sharing(2)), (1, 1, 1 << bits));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn how_many_vcpus_there_are_is_no_feature() {
+        assert_eq!(incompatibilities(&for_vcpu(&rich_host(), 0, 4), &rich_host()), Vec::<String>::new());
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const IO_APIC: Range<u64> = 0xfec0_0000..0xfec0_1000;
 /// Every processor's local APIC, where MSIs go too.
 pub const LOCAL_APIC: Range<u64> = 0xfee0_0000..0xfee0_1000;
 
+/// Four pages that KVM needs on Intel processors for real mode: one for the identity map, three for a task state segment.
+pub const KVM_PAGES: Range<u64> = 0xfffb_c000..0xfffc_0000;
+
 /// Interrupt lines of the PICs and the I/O APIC: the GSIs below this, line `n` at pin `n`. MSIs have routes from here on.
 pub const IRQCHIP_LINES: u32 = 24;
 /// Interrupt line of the first serial port.
@@ -41,3 +44,7 @@ pub const PM1A_CONTROL_PORTS: Range<u64> = 0x604..0x606;
 pub const SLEEP_PORTS: Range<u64> = 0x608..0x60a;
 /// ACPI's reset register, a byte (ACPI 6.5, section 4.8.4.6).
 pub const RESET_PORTS: Range<u64> = 0x60a..0x60b;
+/// What is written there for a reset.
+pub const RESET_VALUE: u8 = 1;
+/// `SLP_TYP` in the sleep control register for S5, off.
+pub const SLEEP_TYPE_OFF: u8 = 5;
