@@ -14,6 +14,9 @@ pub mod devices;
 pub mod doctor;
 pub mod dump;
 pub mod exit;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod incoming;
 pub mod key_value;

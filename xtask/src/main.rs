@@ -6,6 +6,7 @@ mod bench;
 mod cpio;
 mod debian;
 mod error_causes;
+mod fuzz;
 mod guest;
 mod host;
 mod kvm;
@@ -42,6 +43,8 @@ enum Command {
     Kvm,
     /// Make a guest that is not embedded, and boot it.
     Guest(guest::Arguments),
+    /// Drive devices with guests that do whatever breaks them, made of random bytes.
+    Fuzz(fuzz::Arguments),
     /// Run a benchmark.
     Bench(bench::Arguments),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::main(&arguments),
         Command::Kvm => kvm::main(),
         Command::Guest(arguments) => guest::main(&arguments),
+        Command::Fuzz(arguments) => fuzz::main(&arguments),
         Command::Bench(arguments) => bench::main(&arguments),
     };
     match result {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 use command_line::End;
 use memory_agent::ByteSize;
@@ -42,7 +41,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     consoles: ConsoleArguments,
     /// Give the guest the host's randomness, by virtio-rng.
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_or_off)]
     rng: bool,
     /// A disk on a raw image or a block device; may be repeated. `readonly`, `direct` (past the host's page cache), `id=NAME`,
     /// `serial=TEXT` and `queues=N` may follow; a comma in a path is written twice.
@@ -57,6 +56,15 @@ pub(super) struct Arguments {
     api_socket: Option<PathBuf>,
     #[command(flatten)]
     agent: AgentArguments,
+}
+
+/// A switch as the guest's own options have them.
+fn on_or_off(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is on or off"),
+    }
 }
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {

@@ -18,7 +18,7 @@ pub mod pci;
 mod set;
 mod stop_reason;
 pub mod table;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 pub mod virtio;
 

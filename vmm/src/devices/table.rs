@@ -100,6 +100,18 @@ pub(super) fn kind_of(device: &DeviceDescription) -> Result<&'static Kind, Devic
     known.ok_or_else(unknown)
 }
 
+/// A virtio device without its transport.
+///
+/// # Errors
+/// When there is no such kind of virtio device, or it cannot be made.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn make_virtio(device: &DeviceDescription, host: &mut Host) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
+    match kind_of(device)?.made {
+        Made::OverPci(make) => make(device, host),
+        Made::Alone(_) => Err(device.refused(std::io::ErrorKind::Unsupported.into())),
+    }
+}
+
 /// A device of this id and kind, with nothing else to be seen of it.
 ///
 /// # Errors

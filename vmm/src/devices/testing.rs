@@ -1,4 +1,6 @@
 //! A VM for tests of devices, which writes down what they ask of it.
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzzing looks at nothing of it"))]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop with what it saw")]
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -25,6 +27,7 @@ impl FakeVm {
         Self::default().make_host(&Arc::new(GuestRam::new(RAM).unwrap()))
     }
 
+    /// What a device of this VM with this RAM is made with.
     pub(crate) fn make_host(&self, ram: &Arc<GuestRam>) -> Host {
         Host::new(Arc::new(self.clone()), Arc::clone(ram), &Backends::default())
     }

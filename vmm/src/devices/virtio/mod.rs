@@ -19,6 +19,8 @@ pub mod block;
 mod chain;
 pub mod console;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod inline;
 pub mod pci;
 mod queue;
 pub mod rng;

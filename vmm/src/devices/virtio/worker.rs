@@ -109,9 +109,16 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     control: EventFd,
+    /// There is no thread: it does nothing but when it is told to, and rests in between.
+    is_inline: bool,
 }
 
 impl Shared {
+    fn new(control: EventFd, is_inline: bool) -> Self {
+        let state = State { order: Order::Pause, is_at_rest: is_inline, has_ended: false };
+        Self { state: Mutex::new(state), changed: Condvar::new(), control, is_inline }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,6 +128,7 @@ impl Shared {
         if state.order != Order::End {
             state.order = order;
         }
+        state.has_ended |= self.is_inline && order == Order::End;
         self.changed.notify_all();
         // Fails only where the event is set already.
         let _ = self.control.write(1);
@@ -169,8 +177,11 @@ impl Worker {
         for (number, queue) in queues.iter().enumerate() {
             add(queue.kick().as_raw_fd(), QUEUE | number as u64).map_err(host("epoll_ctl"))?;
         }
-        let state = State { order: Order::Pause, is_at_rest: false, has_ended: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), control });
+        #[cfg(feature = "fuzzing")]
+        let is_inline = super::inline::is_on();
+        #[cfg(not(feature = "fuzzing"))]
+        let is_inline = false;
+        let shared = Arc::new(Shared::new(control, is_inline));
         let serving = Serving {
             shared: Arc::clone(&shared),
             events,
@@ -178,6 +189,11 @@ impl Worker {
             notify: Arc::clone(&activation.notify),
             handler,
         };
+        #[cfg(feature = "fuzzing")]
+        if is_inline {
+            super::inline::add(Box::new(Inline { serving, result: None }));
+            return Ok(Self { shared, thread: None });
+        }
         let thread = crate::host::thread(name).and_then(|builder| builder.spawn(move || serving.run()));
         Ok(Self { shared, thread: Some(thread.map_err(host("a thread"))?) })
     }
@@ -266,38 +282,100 @@ impl<H: Handler> Serving<H> {
 
     /// Works until another order comes.
     fn serve(&mut self) -> Result<(), DeviceFault> {
-        for number in 0..self.queues.len() {
-            self.handler.queue(self.queues[number].index(), &self.events)?;
-        }
-        let mut events = [EpollEvent::default(); EVENTS];
-        loop {
-            let count = self.wait(&mut events)?;
-            for event in &events[..count] {
-                match event.data() {
-                    CONTROL => {
-                        let _ = self.shared.control.read();
-                        if self.shared.lock().order != Order::Run {
-                            return Ok(());
-                        }
-                    }
-                    token if token & QUEUE != 0 => {
-                        let Some(queue) = self.queues.get((token & !QUEUE) as usize) else { continue };
-                        let _ = queue.kick().read();
-                        self.handler.queue(queue.index(), &self.events)?;
-                    }
-                    token => self.handler.event(token, event.event_set(), &self.events)?,
-                }
-            }
-        }
+        self.serve_queues()?;
+        while self.take_events(-1)? != Taken::Order {}
+        Ok(())
     }
 
-    fn wait(&self, events: &mut [EpollEvent]) -> Result<usize, DeviceFault> {
+    /// Looks at every queue.
+    fn serve_queues(&mut self) -> Result<(), DeviceFault> {
+        (0..self.queues.len()).try_for_each(|number| self.handler.queue(self.queues[number].index(), &self.events))
+    }
+
+    /// Waits for events so many milliseconds, or for ever with -1, and takes them.
+    fn take_events(&mut self, milliseconds: i32) -> Result<Taken, DeviceFault> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = self.wait(milliseconds, &mut events)?;
+        for event in &events[..count] {
+            match event.data() {
+                CONTROL => {
+                    let _ = self.shared.control.read();
+                    if self.shared.lock().order != Order::Run {
+                        return Ok(Taken::Order);
+                    }
+                }
+                token if token & QUEUE != 0 => {
+                    let Some(queue) = self.queues.get((token & !QUEUE) as usize) else { continue };
+                    let _ = queue.kick().read();
+                    self.handler.queue(queue.index(), &self.events)?;
+                }
+                token => self.handler.event(token, event.event_set(), &self.events)?,
+            }
+        }
+        Ok(if count == 0 { Taken::Nothing } else { Taken::Some })
+    }
+
+    fn wait(&self, milliseconds: i32, events: &mut [EpollEvent]) -> Result<usize, DeviceFault> {
         loop {
-            match self.events.epoll.wait(-1, events) {
+            match self.events.epoll.wait(milliseconds, events) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 waited => return waited.map_err(|cause| DeviceFault::Host { what: "epoll_wait", cause }),
             }
         }
+    }
+}
+
+/// What came of a wait for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Nothing,
+    Some,
+    /// The worker is to do something else.
+    Order,
+}
+
+/// What would be a thread's.
+#[cfg(feature = "fuzzing")]
+struct Inline<H> {
+    serving: Serving<H>,
+    /// How it went so far, once it has started.
+    result: Option<Result<(), DeviceFault>>,
+}
+
+#[cfg(feature = "fuzzing")]
+impl<H: Handler> Inline<H> {
+    fn told<T>(&self, result: &Result<T, DeviceFault>) {
+        if let Err(fault) = result {
+            self.serving.notify.needs_reset(fault);
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), DeviceFault> {
+        self.serving.serve_queues()?;
+        while self.serving.take_events(0)? == Taken::Some {}
+        Ok(())
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+impl<H: Handler> super::inline::Step for Inline<H> {
+    fn step(&mut self) -> bool {
+        let order = self.serving.shared.lock().order;
+        if order == Order::End {
+            return false;
+        }
+        if self.result.is_none() {
+            let result = self.serving.handler.start(&self.serving.events);
+            self.told(&result);
+            self.result = Some(result);
+        }
+        if order == Order::Run && matches!(self.result, Some(Ok(()))) {
+            let result = self.serve();
+            self.told(&result);
+            self.result = Some(result);
+        }
+        self.serving.handler.quiesce();
+        true
     }
 }
 
