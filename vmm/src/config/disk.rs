@@ -9,7 +9,7 @@ use crate::key_value::{KeyValueError, KeyValues};
 use crate::record::{Name, RecordError};
 
 /// What may be said of a disk.
-const KEYS: [&str; 6] = ["path", "readonly", "direct", "id", "serial", "queues"];
+const KEYS: [&str; 7] = ["path", "readonly", "direct", "format", "id", "serial", "queues"];
 /// Most bytes of a serial number (`VIRTIO_BLK_ID_BYTES`).
 const MAX_SERIAL: usize = 20;
 
@@ -28,6 +28,9 @@ pub enum DiskError {
     /// Its serial number.
     #[error("--disk: the serial number {0:?} is not possible: at most {MAX_SERIAL} bytes of ASCII")]
     Serial(String),
+    /// Its format.
+    #[error("--disk: format={0} is not possible; make a raw image with `qemu-img convert -O raw IMAGE FILE`")]
+    Format(String),
     /// Two are one.
     #[error("--disk: two disks are {0}")]
     Twice(String),
@@ -65,10 +68,15 @@ impl FromStr for DiskConfig {
         if let Some(serial) = serial.as_ref().filter(|text| text.len() > MAX_SERIAL || !text.is_ascii()) {
             return Err(DiskError::Serial(serial.clone()));
         }
+        let format = list.text("format")?;
+        if let Some(format) = format.filter(|format| *format != "raw") {
+            return Err(DiskError::Format(format.to_owned()));
+        }
         let backend = DiskBackend {
             path: PathBuf::from(list.required("path")?),
             readonly: list.switch("readonly")?.unwrap_or(false),
             direct: list.switch("direct")?.unwrap_or(false),
+            is_raw: format.is_some(),
         };
         Ok(Self { id: list.text("id")?.map(Name::try_from).transpose()?, backend, serial, queues })
     }
@@ -86,7 +94,7 @@ impl DiskConfig {
             if named.iter().any(|(other, _)| *other == id) {
                 return Err(DiskError::Twice(format!("named '{id}'")));
             }
-            if named.iter().any(|(_, other)| other.backend.path == disk.backend.path) {
+            if named.iter().any(|(_, other)| other.backend.is_same_image(&disk.backend)) {
                 return Err(DiskError::Twice(format!("the image {}", disk.backend.path.display())));
             }
             named.push((id, disk.clone()));
@@ -112,7 +120,7 @@ mod tests {
     #[test]
     fn disks_are_read_as_written() {
         let disk: DiskConfig = "path=/a,,b.img,readonly,id=root,serial=S1,queues=2".parse().unwrap();
-        let backend = DiskBackend { path: "/a,b.img".into(), readonly: true, direct: false };
+        let backend = DiskBackend { path: "/a,b.img".into(), readonly: true, direct: false, is_raw: false };
         let id = Some("root".try_into().unwrap());
         assert_eq!(disk, DiskConfig { id, backend, serial: Some("S1".into()), queues: 2 });
         for (text, words) in [
@@ -120,6 +128,7 @@ mod tests {
             ("path=x,queues=0", "0 queues"),
             ("path=x,serial=123456789012345678901", "at most 20 bytes"),
             ("path=x,id=No", "no name"),
+            ("path=x,format=qcow2", "qemu-img convert"),
             ("path=x,ro", "no 'ro' here; there are path, readonly"),
         ] {
             let why = text.parse::<DiskConfig>().unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! What the host has, as far as the monitor must know it to say no in time.
 
+pub(crate) mod adaptive_poll;
 pub(crate) mod text;
 mod thread;
 

@@ -14,7 +14,6 @@
 //! A machine is seen through [`SourceMachine`] and [`DestinationMachine`], so that all of this runs in tests without
 //! KVM.
 
-mod adaptive_poll;
 pub mod cancel;
 pub mod channels;
 pub mod destination;

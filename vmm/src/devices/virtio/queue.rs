@@ -144,6 +144,23 @@ impl QueueLock<'_> {
         }
     }
 
+    /// As [`QueueLock::pop`], of a driver that goes on not notifying: whoever looks again by itself.
+    ///
+    /// # Errors
+    /// When ring or chain are not what they must be.
+    pub fn pop_quietly(&mut self) -> Result<Option<Chain>, DeviceFault> {
+        self.try_pop()
+    }
+
+    /// Whether the driver offers one more.
+    ///
+    /// # Errors
+    /// When the ring is not in RAM.
+    pub fn has_more(&self) -> Result<bool, DeviceFault> {
+        let next = self.ring.avail_idx(self.ram.memory(), Ordering::Acquire).map_err(fault(self.index))?;
+        Ok(next.0 != self.ring.next_avail())
+    }
+
     fn try_pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
         let memory = self.ram.memory();
         let mut offered = self.ring.iter(memory).map_err(fault(self.index))?;

@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::image::Image;
 use super::sys::{self, Aligned};
@@ -50,6 +49,9 @@ pub(super) trait Engine: Send {
     /// When it does not take them.
     fn submit(&mut self) -> io::Result<()>;
 
+    /// Whether one has ended.
+    fn has_ended(&mut self) -> bool;
+
     /// One that has ended.
     fn ended(&mut self) -> Option<Ended>;
 
@@ -62,8 +64,8 @@ pub(super) trait Engine: Send {
     /// When the kernel does not let wait.
     fn wait(&mut self) -> io::Result<()>;
 
-    /// Set when one has ended, if it can be later than [`Engine::submit`].
-    fn event(&self) -> Option<&EventFd>;
+    /// Readable as long as there is one that has ended, if that can be later than [`Engine::submit`].
+    fn event(&self) -> Option<RawFd>;
 }
 
 /// Carries each out when it begins, where io_uring is not to be had.
@@ -92,6 +94,10 @@ impl Engine for Plain {
         Ok(())
     }
 
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty()
+    }
+
     fn ended(&mut self) -> Option<Ended> {
         self.ended.pop_front()
     }
@@ -104,7 +110,7 @@ impl Engine for Plain {
         Ok(())
     }
 
-    fn event(&self) -> Option<&EventFd> {
+    fn event(&self) -> Option<RawFd> {
         None
     }
 }

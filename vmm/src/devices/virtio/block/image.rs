@@ -2,8 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
 
 use super::SECTOR;
 use super::sys::{self, Lock};
@@ -20,6 +20,8 @@ pub struct DiskBackend {
     pub readonly: bool,
     /// Whether it is read and written past this host's page cache.
     pub direct: bool,
+    /// Whether it is a raw image whatever it begins with, which is the guest's to write.
+    pub is_raw: bool,
 }
 
 /// Why an image cannot be a disk.
@@ -53,7 +55,7 @@ pub enum ImageError {
     #[error("disk {path} is empty; give it a size with `truncate --size 1G FILE`", path = .0.display())]
     Empty(PathBuf),
     /// It is in a format of its own.
-    #[error("disk {path} is a qcow2 image; make a raw one of it with `qemu-img convert -O raw {path} FILE`", path = .0.display())]
+    #[error("disk {path} is a qcow2 image; make a raw one of it with `qemu-img convert -O raw {path} FILE`; if it is a raw image into which a guest has written such a header, give format=raw", path = .0.display())]
     Qcow2(PathBuf),
 }
 
@@ -96,7 +98,7 @@ impl DiskBackend {
         }
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
         (&file).rewind().map_err(failed)?;
-        check(&self.path, &file, bytes).map_err(|e| e.unwrap_or_else(failed))?;
+        self.check(&file, bytes).map_err(|e| e.unwrap_or_else(failed))?;
         let (mut logical_block, physical_block) = if kind.is_block_device() {
             let physical = rustix::fs::ioctl_blkpbszget(&file).map_err(|e| failed(e.into()))?;
             (rustix::fs::ioctl_blksszget(&file).map_err(|e| failed(e.into()))?, physical)
@@ -107,6 +109,33 @@ impl DiskBackend {
         logical_block = logical_block.max(if self.direct { alignment } else { 1 });
         let backend = self.clone();
         Ok(Image { file, backend, bytes, logical_block, physical_block, alignment })
+    }
+
+    /// Whether both are one image, as far as can be told: by one path or another.
+    pub fn is_same_image(&self, other: &Self) -> bool {
+        let identity = |backend: &Self| {
+            let file = backend.path.metadata().ok()?;
+            // Block devices have many files.
+            Some(if file.rdev() == 0 { (file.dev(), file.ino(), 0) } else { (0, 0, file.rdev()) })
+        };
+        self.path == other.path || identity(self).is_some_and(|image| identity(other) == Some(image))
+    }
+
+    /// Why what was opened is no disk: something of its own, or what the host said.
+    fn check(&self, file: &File, bytes: u64) -> Result<(), Result<ImageError, io::Error>> {
+        let path = || self.path.clone();
+        if bytes == 0 {
+            return Err(Ok(ImageError::Empty(path())));
+        }
+        let mut magic = Vec::new();
+        file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic).map_err(Err)?;
+        if magic == QCOW2_MAGIC && !self.is_raw {
+            return Err(Ok(ImageError::Qcow2(path())));
+        }
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(Ok(ImageError::PartialSector { path: path(), bytes }));
+        }
+        Ok(())
     }
 
     fn open_file(&self, flags: i32) -> io::Result<File> {
@@ -126,23 +155,6 @@ impl DiskBackend {
         }
         Err(io::Error::other("it cannot be read with direct I/O"))
     }
-}
-
-/// Why what was opened is no disk: something of its own, or what the host said.
-fn check(path: &Path, file: &File, bytes: u64) -> Result<(), Result<ImageError, io::Error>> {
-    let path = || path.to_path_buf();
-    if bytes == 0 {
-        return Err(Ok(ImageError::Empty(path())));
-    }
-    let mut magic = Vec::new();
-    file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic).map_err(Err)?;
-    if magic == QCOW2_MAGIC {
-        return Err(Ok(ImageError::Qcow2(path())));
-    }
-    if !bytes.is_multiple_of(SECTOR) {
-        return Err(Ok(ImageError::PartialSector { path: path(), bytes }));
-    }
-    Ok(())
 }
 
 fn hint(cause: &io::Error, readonly: bool) -> &'static str {

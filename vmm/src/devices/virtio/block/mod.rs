@@ -104,7 +104,8 @@ pub(in crate::devices) fn make(
     host: &mut Host,
 ) -> Result<Arc<dyn VirtioDevice>, DeviceError> {
     let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
-    let missing = || refused(io::Error::new(io::ErrorKind::NotFound, "no image is given for it here"));
+    let why = || format!("no image is given for it here; give it with --disk path=FILE,id={}", description.id);
+    let missing = || refused(io::Error::new(io::ErrorKind::NotFound, why()));
     let backend = host.backends.disks.get(&description.id).ok_or_else(missing)?;
     let image = backend.open().map_err(|e| refused(io::Error::other(e.to_string())))?;
     Ok(Arc::new(Block::new(description, image)?))
@@ -145,6 +146,13 @@ impl Block {
         if image.backend.readonly && !config.readonly {
             let path = image.backend.path.display();
             return Err(wrong(format!("the guest may write to its disk, and {path} is opened for reading alone")));
+        }
+        if image.alignment > config.logical_block {
+            let (path, here, block) = (image.backend.path.display(), image.alignment, config.logical_block);
+            let why = format!(
+                "the guest's blocks have {block} bytes, and {path} takes {here} at once with direct I/O; leave out direct"
+            );
+            return Err(wrong(why));
         }
         Ok(Self {
             description: description.clone(),

@@ -55,8 +55,8 @@ impl Request {
     /// # Errors
     /// When it has no header, or no place for the status.
     pub(super) fn new(queue: u16, chain: Chain, ram: &GuestRam, config: &BlockConfig) -> Result<Self, DeviceFault> {
-        let wrong = |why: &str| DeviceFault::Queue { queue, why: format!("the request at {}: {why}", chain.head) };
-        let (mut readable, mut writable) = (chain.readable.clone(), chain.writable.clone());
+        let Chain { head, mut readable, mut writable } = chain;
+        let wrong = |why: &str| DeviceFault::Queue { queue, why: format!("the request at {head}: {why}") };
         let mut header = [0; HEADER as usize];
         let read = readable.split_to(HEADER).read(ram, &mut header).map_err(|e| wrong(&e.to_string()))?;
         if read < header.len() {
@@ -65,7 +65,7 @@ impl Request {
         let Some(data) = writable.len().checked_sub(1) else { return Err(wrong("it has no place for a status")) };
         let data = writable.split_to(data);
         let work = work(&header, readable, data, ram, config);
-        Ok(Self { head: chain.head, status: writable, work: work.unwrap_or_else(Work::Refuse) })
+        Ok(Self { head, status: writable, work: work.unwrap_or_else(Work::Refuse) })
     }
 }
 

@@ -2,22 +2,32 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use vmm_sys_util::epoll::EventSet;
 
-use super::BlockConfig;
 use super::engine::{Data, Ended, Engine, Operation};
 use super::image::Image;
 use super::request::{Request, Work};
 use super::sys::{self, Aligned};
+use super::{BlockConfig, QUEUE_SIZE};
 use crate::devices::virtio::{Activation, Buffers, DeviceFault, Events, Handler, QueueLock, Virtqueue};
+use crate::host::adaptive_poll::AdaptivePoll;
 use crate::log_limit::LogLimit;
 
 /// By which the worker learns that operations have ended.
 const ENDED: u64 = 0;
 /// Most bytes of zeros that are written at once, where the image cannot have holes.
 const ZEROS: u64 = 1 << 20;
+/// Most requests under way at a time: what a driver that is right can have.
+const MOST_UNDER_WAY: usize = QUEUE_SIZE as usize;
+/// Most bytes between the guest's memory and the kernel, besides those of the request that exceeds it.
+const MOST_BETWEEN: u64 = 32 << 20;
+/// So long is looked for more after something has come.
+const POLL: Duration = Duration::from_micros(50);
+/// How often is looked before whoever has something to tell the worker is heard.
+const TURNS: u32 = 64;
 /// Modes of `fallocate` that make zeros, the one that gives room back first.
 const HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -32,6 +42,8 @@ struct Begun {
     status: Buffers,
     /// Bytes that have been read into the guest's memory.
     read: u64,
+    /// Bytes of memory in between that it had at first.
+    between: u64,
     /// The guest's memory, while the kernel works with other memory in between.
     behind: Option<Buffers>,
     /// What is still to become holes or zeros.
@@ -49,7 +61,12 @@ pub(super) struct Serving {
     /// Whether the driver never asks for writes to last: then each does.
     writes_last: bool,
     begun: HashMap<u64, Begun>,
+    /// Bytes of memory in between.
+    between: u64,
     next: u64,
+    /// Whether something has been given back of which the driver has not been told.
+    has_answered: bool,
+    adaptive_poll: AdaptivePoll,
     log: LogLimit,
 }
 
@@ -69,30 +86,71 @@ impl Serving {
             engine,
             writes_last: !activation.has(VIRTIO_BLK_F_FLUSH),
             begun: HashMap::new(),
+            between: 0,
             next: 0,
+            has_answered: false,
+            adaptive_poll: AdaptivePoll::new(POLL),
             log: LogLimit::default(),
         }
     }
 
-    /// Begins what the driver has asked for, and answers what has ended already.
+    /// Begins what the driver has asked for and answers what has ended, for as long as more comes soon. Meanwhile the driver need not
+    /// notify, and is told of all that has ended at once.
     fn serve(&mut self) -> Result<(), DeviceFault> {
         let (queue, activation) = (Arc::clone(&self.queue), self.activation.clone());
         let mut queue = queue.lock(&activation.ram, activation.notify.as_ref());
         if !queue.is_ready() {
             return Ok(());
         }
-        loop {
-            queue.disable_kicks()?;
-            while let Some(chain) = queue.pop()? {
-                let request = Request::new(self.queue.index(), chain, &activation.ram, &self.config)?;
-                self.begin(request, &mut queue)?;
-            }
-            self.submit(&mut queue)?;
+        queue.disable_kicks()?;
+        for _ in 0..TURNS {
+            self.take(&mut queue)?;
             self.answer(&mut queue)?;
-            if !queue.enable_kicks()? {
-                return queue.notify();
+            self.tell(&mut queue)?;
+            if self.is_more_coming(&mut queue)? {
+                continue;
             }
+            // With as much as can be under way, an end is what is waited for.
+            if self.is_full() || !queue.enable_kicks()? {
+                return Ok(());
+            }
+            queue.disable_kicks()?;
         }
+        // Somebody else is heard, and then it goes on here. Fails only where the event is set already.
+        let _ = self.queue.kick().write(1);
+        Ok(())
+    }
+
+    /// Begins what the driver has asked for.
+    fn take(&mut self, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
+        let mut has_begun = false;
+        while !self.is_full() {
+            let Some(chain) = queue.pop_quietly()? else { break };
+            has_begun = true;
+            let request = Request::new(self.queue.index(), chain, &self.activation.ram, &self.config)?;
+            self.begin(request, queue)?;
+        }
+        if has_begun {
+            self.adaptive_poll.keep_polling();
+            self.submit(queue)?;
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.engine.flying() >= MOST_UNDER_WAY || self.between > MOST_BETWEEN
+    }
+
+    /// Looks for a short time whether something has ended, or more is asked for.
+    fn is_more_coming(&mut self, queue: &mut QueueLock<'_>) -> Result<bool, DeviceFault> {
+        let is_full = self.is_full();
+        let engine = &mut self.engine;
+        self.adaptive_poll.look_with(None, || Ok(engine.has_ended() || !is_full && queue.has_more()?))
+    }
+
+    /// Tells the driver, if it has not been told of all.
+    fn tell(&mut self, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
+        if std::mem::take(&mut self.has_answered) { queue.notify() } else { Ok(()) }
     }
 
     fn submit(&mut self, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
@@ -111,6 +169,7 @@ impl Serving {
     fn answer(&mut self, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
         let mut goes_on = false;
         while let Some((number, operation, result)) = self.engine.ended() {
+            self.adaptive_poll.keep_polling();
             goes_on |= self.end((number, operation, result), queue)?;
         }
         if goes_on { self.submit(queue) } else { Ok(()) }
@@ -119,7 +178,7 @@ impl Serving {
     fn begin(&mut self, request: Request, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
         let Request { head, status, work } = request;
         let (behind, ranges) = (None, VecDeque::new());
-        let mut begun = Begun { head, status, read: 0, behind, ranges, must_be_zeros: false };
+        let mut begun = Begun { head, status, read: 0, between: 0, behind, ranges, must_be_zeros: false };
         let operation = match work {
             Work::Refuse(status) => return self.finish(&begun, status, queue),
             Work::Identify(place) => {
@@ -148,7 +207,7 @@ impl Serving {
     }
 
     /// The memory of a request: the guest's own, or some in between where direct I/O cannot take that.
-    fn data(&self, buffers: Buffers, begun: &mut Begun, is_written: bool) -> Result<Data, DeviceFault> {
+    fn data(&mut self, buffers: Buffers, begun: &mut Begun, is_written: bool) -> Result<Data, DeviceFault> {
         let alignment = u64::from(self.image.alignment);
         // RAM is mapped at whole pages: what is aligned in the guest is aligned here.
         let is_aligned = |(address, length): &(vm_memory::GuestAddress, u32)| {
@@ -158,6 +217,8 @@ impl Serving {
             return Ok(Data::Guest(buffers));
         }
         let mut between = Aligned::new(buffers.len() as usize, alignment as usize);
+        self.between += buffers.len();
+        begun.between = buffers.len();
         if is_written {
             let queue = self.queue.index();
             let wrong = |e: vm_memory::GuestMemoryError| DeviceFault::Queue { queue, why: e.to_string() };
@@ -196,6 +257,10 @@ impl Serving {
     /// What follows from an operation's end; whether another has begun.
     fn end(&mut self, (number, operation, result): Ended, queue: &mut QueueLock<'_>) -> Result<bool, DeviceFault> {
         let Some(mut begun) = self.begun.remove(&number) else { return Ok(false) };
+        if let Operation::Read(_, Data::Guest(buffers)) = &operation {
+            // All of them: what failed, or was short, may have been begun.
+            sys::mark_written(&self.activation.ram, buffers);
+        }
         match (operation, result) {
             (Operation::Allocate(mode, start, length), r) if r == -libc::EOPNOTSUPP || r == -libc::ENOSYS => {
                 self.without_holes(begun, mode, start, length, queue)
@@ -240,11 +305,10 @@ impl Serving {
         }
     }
 
-    /// What has been read reaches the guest and the log of writes; what is left to read.
+    /// What has been read reaches the guest; what is left to read.
     fn rest_of_read(&self, data: Data, begun: &mut Begun, bytes: u64) -> Option<Data> {
         match data {
             Data::Guest(mut buffers) => {
-                sys::mark_written(&self.activation.ram, &buffers, bytes);
                 let _ = buffers.split_to(bytes);
                 (!buffers.is_empty()).then_some(Data::Guest(buffers))
             }
@@ -285,7 +349,9 @@ impl Serving {
     }
 
     /// Answers a request.
-    fn finish(&self, begun: &Begun, status: u8, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
+    fn finish(&mut self, begun: &Begun, status: u8, queue: &mut QueueLock<'_>) -> Result<(), DeviceFault> {
+        self.between -= begun.between;
+        self.has_answered = true;
         let wrong =
             |e: vm_memory::GuestMemoryError| DeviceFault::Queue { queue: self.queue.index(), why: e.to_string() };
         begun.status.write(&self.activation.ram, &[status]).map_err(wrong)?;
@@ -322,7 +388,7 @@ fn rest_of_write(data: Data, bytes: u64) -> Option<Data> {
 impl Handler for Serving {
     fn start(&mut self, events: &Events) -> Result<(), DeviceFault> {
         let host = |cause| DeviceFault::Host { what: "epoll_ctl", cause };
-        self.engine.event().map_or(Ok(()), |event| events.add(event, EventSet::IN, ENDED).map_err(host))
+        self.engine.event().map_or(Ok(()), |event| events.add(&event, EventSet::IN, ENDED).map_err(host))
     }
 
     fn queue(&mut self, _: u16, _: &Events) -> Result<(), DeviceFault> {
@@ -330,22 +396,26 @@ impl Handler for Serving {
     }
 
     fn event(&mut self, _: u64, _: EventSet, _: &Events) -> Result<(), DeviceFault> {
-        if let Some(event) = self.engine.event() {
-            let _ = event.read();
-        }
         self.serve()
     }
 
     fn quiesce(&mut self) {
         let (queue, activation) = (Arc::clone(&self.queue), self.activation.clone());
         let mut queue = queue.lock(&activation.ram, activation.notify.as_ref());
+        let mut result = Ok(());
         while self.engine.flying() > 0 {
-            let done = self.engine.wait().map_err(|cause| DeviceFault::Host { what: "io_uring_enter", cause });
-            if let Err(e) = done.and_then(|()| self.answer(&mut queue)) {
-                tracing::warn!("disk {}: {e}", self.image.backend.path.display());
+            if let Err(e) = self.engine.wait() {
+                tracing::error!("disk {}: io_uring_enter: {e}", self.image.backend.path.display());
                 break;
             }
+            match result {
+                Ok(()) => result = self.answer(&mut queue),
+                // What cannot be answered is waited for all the same.
+                Err(_) => while self.engine.ended().is_some() {},
+            }
         }
-        let _ = queue.notify();
+        if let Err(e) = result.and_then(|()| self.tell(&mut queue)) {
+            tracing::warn!("disk {}: {e}", self.image.backend.path.display());
+        }
     }
 }

@@ -8,11 +8,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::engine::{Data, Ended, Engine, Operation};
 use super::image::Image;
@@ -151,7 +150,6 @@ pub(super) struct Ring {
     image: Arc<Image>,
     ram: Arc<GuestRam>,
     flights: HashMap<u64, Flight>,
-    event: EventFd,
 }
 
 impl Ring {
@@ -161,9 +159,7 @@ impl Ring {
     /// When the kernel has no io_uring for this process.
     pub(super) fn new(image: &Arc<Image>, ram: &Arc<GuestRam>, operations: u16) -> io::Result<Self> {
         let ring = IoUring::builder().setup_clamp().build(operations.into())?;
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(Self { ring, image: Arc::clone(image), ram: Arc::clone(ram), flights: HashMap::new(), event })
+        Ok(Self { ring, image: Arc::clone(image), ram: Arc::clone(ram), flights: HashMap::new() })
     }
 }
 
@@ -204,6 +200,10 @@ impl Engine for Ring {
         self.ring.submit().map(drop)
     }
 
+    fn has_ended(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     fn ended(&mut self) -> Option<Ended> {
         let entry = self.ring.completion().next()?;
         let flight = self.flights.remove(&entry.user_data())?;
@@ -221,8 +221,10 @@ impl Engine for Ring {
         }
     }
 
-    fn event(&self) -> Option<&EventFd> {
-        Some(&self.event)
+    fn event(&self) -> Option<RawFd> {
+        // The ring's own descriptor is readable as long as something has ended that nobody has taken: whoever takes it before
+        // sleeping is not woken for it, as an event registered with the ring would do.
+        Some(self.ring.as_raw_fd())
     }
 }
 
@@ -239,11 +241,10 @@ impl Drop for Ring {
     }
 }
 
-/// Logs what the kernel has written into the first `bytes` bytes of these buffers as the monitor's own writing.
-pub(super) fn mark_written(ram: &GuestRam, buffers: &Buffers, bytes: u64) {
+/// Logs these buffers, which the kernel had to write into, as the monitor's own writing.
+pub(super) fn mark_written(ram: &GuestRam, buffers: &Buffers) {
     use vm_memory::bitmap::Bitmap;
-    let mut written = buffers.clone();
-    for slice in written.split_to(bytes).slices(ram).flatten() {
+    for slice in buffers.slices(ram).flatten() {
         slice.bitmap().mark_dirty(0, slice.len());
     }
 }

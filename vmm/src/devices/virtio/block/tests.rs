@@ -1,5 +1,7 @@
 //! Disks with a driver that is right, and with some that are not.
 
+mod engines;
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -37,7 +39,7 @@ fn image(sectors: u64) -> (TempDir, PathBuf) {
 }
 
 fn backend(path: &Path) -> DiskBackend {
-    DiskBackend { path: path.into(), readonly: false, direct: false }
+    DiskBackend { path: path.into(), readonly: false, direct: false, is_raw: false }
 }
 
 fn config(readonly: bool) -> BlockConfig {
@@ -61,7 +63,11 @@ fn machine(kind: Kind) -> Machine {
     let (folder, path) = image(SECTORS);
     let Kind { readonly, direct, plain } = kind;
     let opened = DiskBackend { readonly, direct, ..backend(&path) }.open().unwrap();
-    let block = Block { plain, ..Block::new(&describe(&config(readonly)), opened).unwrap() };
+    on(Block { plain, ..Block::new(&describe(&config(readonly)), opened).unwrap() }, path, folder)
+}
+
+/// A machine whose driver uses this disk.
+fn on(block: Block, path: PathBuf, folder: TempDir) -> Machine {
     let driver = Driver::new(&Arc::new(GuestRam::new(RAM).unwrap()), 0, 128, 0);
     let (activation, notified) = activation(&[&driver], block.features());
     block.activate(activation).unwrap();
@@ -69,12 +75,16 @@ fn machine(kind: Kind) -> Machine {
     Machine { block, driver, notified, path, _folder: folder }
 }
 
+fn write_header(driver: &Driver, kind: u32, sector: u64) {
+    let memory = driver.ram.memory();
+    memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
+    memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
+    memory.write_obj(0xff_u8, GuestAddress(STATUS)).unwrap();
+}
+
 impl Machine {
     fn write_header(&self, kind: u32, sector: u64) {
-        let memory = self.driver.ram.memory();
-        memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
-        memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
-        memory.write_obj(0xff_u8, GuestAddress(STATUS)).unwrap();
+        write_header(&self.driver, kind, sector);
     }
 
     fn offer(&mut self, kind: u32, sector: u64, readable: &[(u64, u32)], writable: &[(u64, u32)]) -> (u8, u32) {
@@ -234,7 +244,10 @@ fn requests_are_answered_before_a_disk_rests_and_go_on_afterwards() {
 
 #[test]
 fn an_image_is_one_processs() {
-    let (_folder, path) = image(8);
+    let (folder, path) = image(8);
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(backend(&path).is_same_image(&backend(&link)) && !backend(&path).is_same_image(&backend(Path::new("x"))));
     let first = backend(&path).open().unwrap();
     let refused = backend(&path).open().unwrap_err().to_string();
     assert!(refused.contains("in use"), "{refused}");
@@ -260,6 +273,7 @@ fn images_that_are_no_disks_are_refused_with_what_to_do() {
     says(&path, "is empty");
     std::fs::write(&path, [&b"QFI\xfb"[..], &[0; 508]].concat()).unwrap();
     says(&path, "qemu-img convert");
+    DiskBackend { is_raw: true, ..backend(&path) }.open().unwrap();
 }
 
 #[test]
@@ -267,6 +281,9 @@ fn an_image_of_another_size_is_another_disk() {
     let (_folder, path) = image(8);
     let refused = Block::new(&describe(&config(false)), backend(&path).open().unwrap()).unwrap_err().to_string();
     assert!(refused.contains("has 256 sectors") && refused.contains("has 8"), "{refused}");
+    let coarse = Image { alignment: 4096, ..backend(&image(SECTORS).1).open().unwrap() };
+    let refused = Block::new(&describe(&config(false)), coarse).unwrap_err().to_string();
+    assert!(refused.contains("leave out direct"), "{refused}");
     let zero = BlockConfig { queues: 0, ..config(false) };
     assert!(Block::new(&describe(&zero), backend(&path).open().unwrap()).is_err());
 }

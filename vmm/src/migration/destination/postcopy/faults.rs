@@ -14,8 +14,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 
 use super::landing::Unlanded;
 use super::{AGAIN_AFTER, PostCopy, Stage};
+use crate::host::adaptive_poll::{AdaptivePoll, sleep};
 use crate::log_limit::LogLimit;
-use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
 use crate::migration::destination::DestinationError;
 use crate::migration::fault_priority::BURST;
 use crate::migration::link::{Link, SILENCE_LIMIT};

@@ -12,8 +12,8 @@ use memory_agent::{PAGE_SIZE, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags};
 
 use super::{AGAIN_AFTER, LONGEST_US, PostCopy, State};
+use crate::host::adaptive_poll::sleep;
 use crate::log_limit::LogLimit;
-use crate::migration::adaptive_poll::sleep;
 use crate::migration::destination::DestinationError;
 use crate::migration::link::Link;
 use crate::migration::plan::Fault;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 
 use super::sender::{ConnectionEnd, Shared};
-use crate::migration::adaptive_poll::{AdaptivePoll, sleep};
+use crate::host::adaptive_poll::{AdaptivePoll, sleep};
 use crate::migration::fault_priority::BURST;
 use crate::migration::link::Link;
 use crate::migration::plan::BLOCK;
