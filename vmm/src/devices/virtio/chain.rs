@@ -92,6 +92,11 @@ impl Buffers {
         Ok(done)
     }
 
+    fn clear(&mut self) {
+        self.parts.clear();
+        self.bytes = 0;
+    }
+
     fn push(&mut self, address: GuestAddress, length: u32) {
         if length > 0 {
             self.parts.push((address, length));
@@ -101,7 +106,7 @@ impl Buffers {
 }
 
 /// What a driver offers at once: buffers the device reads, then buffers it writes (VIRTIO 1.2, 2.7.4.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     /// Index of its first descriptor, by which it is given back.
     pub head: u16,
@@ -112,17 +117,19 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Walks the descriptors and checks each.
+    /// Becomes the one of these descriptors: walks them and checks each. Takes no memory where the chain before was no shorter.
     ///
     /// # Errors
     /// When the chain does not end, leaves RAM, has 2^32 bytes or more, or a buffer to read behind one to write.
-    pub(super) fn new<M>(queue: u16, ram: &GuestRam, descriptors: DescriptorChain<M>) -> Result<Self, DeviceFault>
+    pub(super) fn walk<M>(&mut self, queue: u16, ram: &GuestRam, descriptors: DescriptorChain<M>) -> Result<(), DeviceFault>
     where
         M: Deref<Target = GuestMemory>,
     {
         let head = descriptors.head_index();
         let wrong = |why: String| DeviceFault::Queue { queue, why: format!("the chain at descriptor {head} {why}") };
-        let mut chain = Self { head, readable: Buffers::default(), writable: Buffers::default() };
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
         // virtio-queue ends a walk that cannot go on without a word; the last descriptor then says that another follows.
         let mut goes_on = true;
         for (number, descriptor) in descriptors.enumerate() {
@@ -135,14 +142,14 @@ impl Chain {
                 return Err(wrong(format!("has {length} bytes at {:#x}, which are not all RAM", address.0)));
             }
             if descriptor.is_write_only() {
-                chain.writable.push(address, length);
-            } else if chain.writable.is_empty() {
-                chain.readable.push(address, length);
+                self.writable.push(address, length);
+            } else if self.writable.is_empty() {
+                self.readable.push(address, length);
             } else {
                 return Err(wrong("has a buffer to read behind one to write".into()));
             }
         }
-        if goes_on { Err(wrong("does not end, or leads nowhere".into())) } else { Ok(chain) }
+        if goes_on { Err(wrong("does not end, or leads nowhere".into())) } else { Ok(()) }
     }
 }
 

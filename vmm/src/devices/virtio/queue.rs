@@ -138,8 +138,17 @@ impl QueueLock<'_> {
     /// # Errors
     /// When ring or chain are not what they must be.
     pub fn pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
-        match self.try_pop()? {
-            None if self.enable_kicks()? => self.try_pop(),
+        let mut chain = Chain::default();
+        Ok(self.pop_into(&mut chain)?.then_some(chain))
+    }
+
+    /// As [`QueueLock::pop`], into a chain that has been used up, whose memory is used again; whether there is one.
+    ///
+    /// # Errors
+    /// As [`QueueLock::pop`].
+    pub fn pop_into(&mut self, chain: &mut Chain) -> Result<bool, DeviceFault> {
+        match self.try_pop_into(chain)? {
+            false if self.enable_kicks()? => self.try_pop_into(chain),
             popped => Ok(popped),
         }
     }
@@ -162,10 +171,12 @@ impl QueueLock<'_> {
     }
 
     fn try_pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
+    fn try_pop_into(&mut self, chain: &mut Chain) -> Result<bool, DeviceFault> {
         let memory = self.ram.memory();
         let mut offered = self.ring.iter(memory).map_err(fault(self.index))?;
-        let chain = offered.next().map(|chain| Chain::new(self.index, self.ram, chain));
-        chain.transpose()
+        let Some(descriptors) = offered.next() else { return Ok(false) };
+        chain.walk(self.index, self.ram, descriptors)?;
+        Ok(true)
     }
 
     /// Puts the chain that was taken last back, for the next [`QueueLock::pop`].
