@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod end;
 mod migrate;
+mod nets;
 mod pages;
 mod progress;
 mod receive;

@@ -9,6 +9,7 @@ use clap::Args;
 use command_line::End;
 use memory_agent::ByteSize;
 
+use super::nets::NetArguments;
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::PROGRAM;
 use crate::config::{DiskConfig, check_socket};
@@ -31,6 +32,8 @@ pub(super) struct Arguments {
     /// The image of a disk that the guest has, as with `run`; `id=NAME` says which, `disk0`, `disk1` … when left out.
     #[arg(long = "disk", value_name = "path=FILE[,…]")]
     disks: Vec<DiskConfig>,
+    #[command(flatten)]
+    nets: NetArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -53,6 +56,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let address: Address = arguments.listen.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
     let agent = arguments.agent.options()?;
     check_socket(arguments.api_socket.as_deref())?;
+    let nets = arguments.nets.open()?.taps;
 
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut consoles = arguments.consoles.open()?;
@@ -63,7 +67,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
     let incoming =
-        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs(), disks }).context("no monitor")?;
+        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs(), disks, nets }).context("no monitor")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let monitor = Monitor::new(controller, &mut consoles, arguments.api_socket.as_deref()).context("no monitor")?;
     PROGRAM.say(format_args!("waiting for a guest on {bound}"));

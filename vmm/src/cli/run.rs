@@ -8,6 +8,7 @@ use clap::{ArgAction, Args};
 use command_line::End;
 use memory_agent::ByteSize;
 
+use super::nets::NetArguments;
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::boot::{Bootable, Kernel, Payload};
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
@@ -51,6 +52,8 @@ pub(super) struct Arguments {
     /// `free-page-reporting=off`, `deflate-on-oom=off`.
     #[arg(long, value_name = "on|KEY=…")]
     balloon: Option<BalloonConfig>,
+    #[command(flatten)]
+    nets: NetArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -70,6 +73,7 @@ fn on_or_off(text: &str) -> Result<bool, &'static str> {
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
     let agent = arguments.agent.options()?;
+    let nets = arguments.nets.open()?;
     let config = VmConfig {
         memory: arguments.memory,
         cpus: arguments.cpus,
@@ -82,6 +86,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         disks: arguments.disks,
         balloon: arguments.balloon,
         console: arguments.consoles.has_virtio(),
+        nets: nets.configs,
         api_socket: arguments.api_socket,
     }
     .validate()?;
@@ -89,7 +94,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     let mut consoles = arguments.consoles.open()?;
     let devices = config.devices()?;
-    let builder = Builder::new(Backends { consoles: consoles.take_outputs(), disks: config.disk_backends()? });
+    let backends = Backends { consoles: consoles.take_outputs(), disks: config.disk_backends()?, nets: nets.taps };
+    let builder = Builder::new(backends);
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
     machine.boot(&bootable).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);

@@ -13,6 +13,7 @@ use memory_agent::{ByteSize, PAGE_SIZE};
 use crate::boot::{Kernel, Payload};
 use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::DiskBackend;
+use crate::devices::virtio::net::{self, NetConfig};
 use crate::devices::virtio::{console, rng};
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
@@ -93,6 +94,8 @@ pub struct VmConfig {
     pub balloon: Option<BalloonConfig>,
     /// Whether there is a virtio console.
     pub console: bool,
+    /// Network interfaces by their ids.
+    pub nets: Vec<(Name, NetConfig)>,
     /// The control socket, if any.
     pub api_socket: Option<PathBuf>,
 }
@@ -142,6 +145,10 @@ impl VmConfig {
         for (id, disk) in DiskConfig::named(&self.disks)? {
             devices.push(disk.describe(&id)?);
         }
+        for (id, config) in &self.nets {
+            let net = table::describe(id.as_str(), net::KIND).map_err(DeviceError::from)?;
+            devices.push(net.with_config(config)?);
+        }
         if let Some(balloon) = &self.balloon {
             devices.push(balloon::describe(balloon)?);
         }
@@ -188,6 +195,7 @@ mod tests {
             disks: Vec::new(),
             balloon: None,
             console: false,
+            nets: Vec::new(),
             api_socket: None,
         }
     }

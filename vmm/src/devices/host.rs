@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
 use super::virtio::block::DiskBackend;
+use super::virtio::net::Tap;
 use crate::ram::GuestRam;
 use crate::record::Name;
 
@@ -117,6 +118,8 @@ pub struct Backends {
     pub consoles: BTreeMap<Name, ConsoleOutput>,
     /// The images of disks. They are opened, and locked, when a machine is made.
     pub disks: BTreeMap<Name, DiskBackend>,
+    /// The other ends of network interfaces.
+    pub nets: BTreeMap<Name, Arc<Tap>>,
 }
 
 impl Backends {

@@ -6,7 +6,7 @@ use super::host::Host;
 use super::legacy::{reset, serial};
 use super::pci;
 use super::virtio::pci::SavedVirtio;
-use super::virtio::{self, VirtioDevice, balloon, block, console, rng};
+use super::virtio::{self, VirtioDevice, balloon, block, console, net, rng};
 use super::{Device, DeviceDescription, DeviceError};
 use crate::record::{Record, RecordError, Saved};
 
@@ -75,6 +75,7 @@ const KINDS: &[Kind] = &[
     Kind::virtio(block::KIND, 1, block::make),
     Kind::virtio(balloon::KIND, 1, balloon::make),
     Kind::virtio(console::KIND, 1, console::make),
+    Kind::virtio(net::KIND, 1, net::make),
 ];
 
 /// The serial port of every machine.

@@ -5,6 +5,7 @@
 
 mod kvm;
 mod memory;
+mod network;
 mod pages;
 mod paravirtual;
 mod rights;
@@ -35,6 +36,8 @@ pub enum Area {
     Memory,
     /// What this process is allowed to do.
     Rights,
+    /// The other ends of guests' network interfaces.
+    Network,
 }
 
 impl fmt::Display for Area {
@@ -46,6 +49,7 @@ impl fmt::Display for Area {
             Self::Userfault => "userfaultfd",
             Self::Memory => "memory",
             Self::Rights => "rights",
+            Self::Network => "network",
         })
     }
 }
@@ -135,6 +139,7 @@ pub fn examine() -> Diagnosis {
     let lazy = userfault::examine(&mut found);
     memory::examine(&mut found, &devices);
     rights::examine(&mut found);
+    network::examine(&mut found);
     let verdict = verdict(&found.0, cold_pages, lazy);
     Diagnosis { findings: found.0, verdict }
 }

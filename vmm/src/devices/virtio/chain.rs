@@ -121,7 +121,12 @@ impl Chain {
     ///
     /// # Errors
     /// When the chain does not end, leaves RAM, has 2^32 bytes or more, or a buffer to read behind one to write.
-    pub(super) fn walk<M>(&mut self, queue: u16, ram: &GuestRam, descriptors: DescriptorChain<M>) -> Result<(), DeviceFault>
+    pub(super) fn walk<M>(
+        &mut self,
+        queue: u16,
+        ram: &GuestRam,
+        descriptors: DescriptorChain<M>,
+    ) -> Result<(), DeviceFault>
     where
         M: Deref<Target = GuestMemory>,
     {

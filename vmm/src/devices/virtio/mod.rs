@@ -11,6 +11,7 @@
 //! | memory that the guest gives back | `balloon/` |
 //! | `hvc0` | `console/` |
 //! | disks | `block/` |
+//! | network interfaces | `net/` |
 //!
 //! A device trusts nothing in the guest's memory. What a chain says is checked once, by [`Chain`]; what it means, by the device.
 
@@ -21,6 +22,7 @@ pub mod console;
 mod device;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod inline;
+pub mod net;
 pub mod pci;
 mod queue;
 pub mod rng;

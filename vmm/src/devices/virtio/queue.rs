@@ -1,6 +1,7 @@
 //! A split virtqueue (VIRTIO 1.2, 2.7), shared by the transport, which sets it up, and the worker, which serves it.
 
 use std::io;
+use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +13,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Chain, DeviceFault, Notify};
 use crate::ram::GuestRam;
+
+/// Bytes before the entries of the available and of the used ring, and of an entry of the latter (VIRTIO 1.2, 2.7.6 and 2.7.8).
+const AVAILABLE_RING_HEADER: u64 = 4;
+const USED_RING_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
 
 /// A queue as a driver sets it up, and how far both have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +119,9 @@ impl Virtqueue {
 
     /// To serve it: nobody else changes it meanwhile.
     pub fn lock<'a>(&'a self, ram: &'a Arc<GuestRam>, notify: &'a dyn Notify) -> QueueLock<'a> {
-        QueueLock { index: self.index, ring: self.ring(), ram, notify }
+        let ring = self.ring();
+        let told = Wrapping(ring.next_used());
+        QueueLock { index: self.index, ring, ram, notify, told }
     }
 }
 
@@ -124,6 +132,8 @@ pub struct QueueLock<'a> {
     ring: MutexGuard<'a, Queue>,
     ram: &'a Arc<GuestRam>,
     notify: &'a dyn Notify,
+    /// The entry of the used ring that came next when the driver was told last, or when this began.
+    told: Wrapping<u16>,
 }
 
 impl QueueLock<'_> {
@@ -192,6 +202,40 @@ impl QueueLock<'_> {
         self.ring.add_used(self.ram.memory(), head, written).map_err(fault(self.index))
     }
 
+    /// Writes the chain down as the one that is given back `ahead` places behind the next. The driver sees it when all are
+    /// [published](QueueLock::publish): those of one frame have to be there at once (5.1.6.4).
+    ///
+    /// # Errors
+    /// When the ring is not in RAM.
+    pub fn fill(&mut self, ahead: u16, head: u16, written: u32) -> Result<(), DeviceFault> {
+        let slot = self.ring.next_used().wrapping_add(ahead) % self.ring.size();
+        let element = (u64::from(written) << 32 | u64::from(head)).to_le();
+        let at = GuestAddress(self.ring.used_ring() + USED_RING_HEADER + USED_ELEMENT * u64::from(slot));
+        self.ram.memory().write_obj(element, at).map_err(|e| self.fault(e.to_string()))
+    }
+
+    /// Gives the first `count` chains back that have been [filled](QueueLock::fill) in. Tell the driver before the queue is let go.
+    ///
+    /// # Errors
+    /// When the ring is not in RAM.
+    pub fn publish(&mut self, count: u16) -> Result<(), DeviceFault> {
+        let next = self.ring.next_used().wrapping_add(count);
+        self.ring.set_next_used(next);
+        let at = GuestAddress(self.ring.used_ring() + 2);
+        let stored = self.ram.memory().store(next.to_le(), at, Ordering::Release);
+        stored.map_err(|e| self.fault(e.to_string()))
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// What is wrong with what the driver has put into this queue.
+    pub fn fault(&self, why: String) -> DeviceFault {
+        DeviceFault::Queue { queue: self.index, why }
+    }
+
     /// Tells the driver of what was given back, if it wants to know.
     ///
     /// # Errors
@@ -220,17 +264,21 @@ impl QueueLock<'_> {
     }
 
     fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {
-        let wanted = self.ring.needs_notification(self.ram.memory())?;
-        if self.ring.event_idx_enabled() {
-            return Ok(wanted);
+        // virtio-queue counts what was pushed and not what was published, and knows nothing of the older flag (2.7.7).
+        let wants_pushed = self.ring.needs_notification(self.ram.memory())?;
+        let next = Wrapping(self.ring.next_used());
+        let told = std::mem::replace(&mut self.told, next);
+        let available = self.ring.avail_ring();
+        if !self.ring.event_idx_enabled() {
+            return Ok(u32::from(self.load(available)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
-        // virtio-queue looks at the event index alone, not at the older flag (2.7.7).
-        let flags: u16 = self
-            .ram
-            .memory()
-            .load(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let event = self.load(available + AVAILABLE_RING_HEADER + 2 * u64::from(self.ring.size()))?;
+        Ok(wants_pushed || next - Wrapping(event) - Wrapping(1) < next - told)
+    }
+
+    fn load(&self, at: u64) -> Result<u16, virtio_queue::Error> {
+        let value = self.ram.memory().load(GuestAddress(at), Ordering::Relaxed);
+        value.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
     }
 }
 
