@@ -13,6 +13,7 @@ mod progress;
 mod receive;
 mod run;
 mod table;
+mod vsock;
 
 use std::path::PathBuf;
 

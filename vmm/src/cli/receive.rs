@@ -10,6 +10,7 @@ use command_line::End;
 use memory_agent::ByteSize;
 
 use super::nets::NetArguments;
+use super::vsock::VsockArguments;
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::PROGRAM;
 use crate::config::{DiskConfig, check_socket};
@@ -34,6 +35,8 @@ pub(super) struct Arguments {
     disks: Vec<DiskConfig>,
     #[command(flatten)]
     nets: NetArguments,
+    #[command(flatten)]
+    vsock: VsockArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -66,8 +69,9 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let limits = Limits { terms, ..Limits::default() };
     let limits = arguments.max_memory.map_or(limits, |memory| Limits { memory, ..limits });
     let bound = listener.address().unwrap_or(address);
-    let incoming =
-        Incoming::new(listener, limits, Backends { consoles: consoles.take_outputs(), disks, nets }).context("no monitor")?;
+    let vsocks = arguments.vsock.open()?;
+    let backends = Backends { consoles: consoles.take_outputs(), disks, nets, vsocks };
+    let incoming = Incoming::new(listener, limits, backends).context("no monitor")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let monitor = Monitor::new(controller, &mut consoles, arguments.api_socket.as_deref()).context("no monitor")?;
     PROGRAM.say(format_args!("waiting for a guest on {bound}"));

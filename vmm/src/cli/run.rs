@@ -9,6 +9,7 @@ use command_line::End;
 use memory_agent::ByteSize;
 
 use super::nets::NetArguments;
+use super::vsock::VsockArguments;
 use super::{AgentArguments, ConsoleArguments, end};
 use crate::boot::{Bootable, Kernel, Payload};
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
@@ -54,6 +55,8 @@ pub(super) struct Arguments {
     balloon: Option<BalloonConfig>,
     #[command(flatten)]
     nets: NetArguments,
+    #[command(flatten)]
+    vsock: VsockArguments,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -87,6 +90,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         balloon: arguments.balloon,
         console: arguments.consoles.has_virtio(),
         nets: nets.configs,
+        vsock: arguments.vsock.config(),
         api_socket: arguments.api_socket,
     }
     .validate()?;
@@ -94,7 +98,12 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     let mut consoles = arguments.consoles.open()?;
     let devices = config.devices()?;
-    let backends = Backends { consoles: consoles.take_outputs(), disks: config.disk_backends()?, nets: nets.taps };
+    let backends = Backends {
+        consoles: consoles.take_outputs(),
+        disks: config.disk_backends()?,
+        nets: nets.taps,
+        vsocks: arguments.vsock.open()?,
+    };
     let builder = Builder::new(backends);
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
     machine.boot(&bootable).context("the guest cannot boot")?;

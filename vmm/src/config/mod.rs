@@ -14,6 +14,7 @@ use crate::boot::{Kernel, Payload};
 use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::DiskBackend;
 use crate::devices::virtio::net::{self, NetConfig};
+use crate::devices::virtio::vsock::{self, VsockConfig};
 use crate::devices::virtio::{console, rng};
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::host;
@@ -96,6 +97,8 @@ pub struct VmConfig {
     pub console: bool,
     /// Network interfaces by their ids.
     pub nets: Vec<(Name, NetConfig)>,
+    /// Sockets to the host, if there are some.
+    pub vsock: Option<VsockConfig>,
     /// The control socket, if any.
     pub api_socket: Option<PathBuf>,
 }
@@ -155,6 +158,10 @@ impl VmConfig {
         if self.console {
             devices.push(table::describe(table::CONSOLE, console::KIND).map_err(DeviceError::from)?);
         }
+        if let Some(vsock) = &self.vsock {
+            let described = table::describe(table::VSOCK, vsock::KIND).map_err(DeviceError::from)?;
+            devices.push(described.with_config(vsock)?);
+        }
         Ok(devices)
     }
 
@@ -196,6 +203,7 @@ mod tests {
             balloon: None,
             console: false,
             nets: Vec::new(),
+            vsock: None,
             api_socket: None,
         }
     }

@@ -11,6 +11,7 @@ use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
 use super::virtio::block::DiskBackend;
 use super::virtio::net::Tap;
+use super::virtio::vsock::VsockSocket;
 use crate::ram::GuestRam;
 use crate::record::Name;
 
@@ -120,6 +121,8 @@ pub struct Backends {
     pub disks: BTreeMap<Name, DiskBackend>,
     /// The other ends of network interfaces.
     pub nets: BTreeMap<Name, Arc<Tap>>,
+    /// Where programs of the host come to the guest's sockets.
+    pub vsocks: BTreeMap<Name, Arc<VsockSocket>>,
 }
 
 impl Backends {

@@ -6,7 +6,7 @@ use super::host::Host;
 use super::legacy::{reset, serial};
 use super::pci;
 use super::virtio::pci::SavedVirtio;
-use super::virtio::{self, VirtioDevice, balloon, block, console, net, rng};
+use super::virtio::{self, VirtioDevice, balloon, block, console, net, rng, vsock};
 use super::{Device, DeviceDescription, DeviceError};
 use crate::record::{Record, RecordError, Saved};
 
@@ -76,6 +76,7 @@ const KINDS: &[Kind] = &[
     Kind::virtio(balloon::KIND, 1, balloon::make),
     Kind::virtio(console::KIND, 1, console::make),
     Kind::virtio(net::KIND, 1, net::make),
+    Kind::virtio(vsock::KIND, 1, vsock::make),
 ];
 
 /// The serial port of every machine.
@@ -84,6 +85,9 @@ pub const SERIAL: &str = "serial0";
 pub const CONSOLE: &str = "console0";
 /// The balloon of those that have one.
 pub const BALLOON: &str = "balloon0";
+
+/// The sockets of those that have some.
+pub const VSOCK: &str = "vsock0";
 
 /// The devices of every machine, by id and kind.
 const STANDARD: &[(&str, &str)] = &[

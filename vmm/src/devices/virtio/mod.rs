@@ -12,6 +12,7 @@
 //! | `hvc0` | `console/` |
 //! | disks | `block/` |
 //! | network interfaces | `net/` |
+//! | sockets to the host | `vsock/` |
 //!
 //! A device trusts nothing in the guest's memory. What a chain says is checked once, by [`Chain`]; what it means, by the device.
 
@@ -28,6 +29,7 @@ mod queue;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 mod worker;
 mod workers;
 

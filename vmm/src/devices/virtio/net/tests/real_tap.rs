@@ -10,13 +10,13 @@ use super::*;
 fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
         if let Err(e) = sys::own_network() {
-            eprintln!("skipped: no network of the test's own ({e}); it takes root");
+            command_line::note(format_args!("skipped: no network of the test's own ({e}); it takes root"));
             return;
         }
         if let Err(e) = Tap::open(&TapSource::Name("none".into()), 1)
             && matches!(e, TapError::NoDriver { .. })
         {
-            eprintln!("skipped: {e}");
+            command_line::note(format_args!("skipped: {e}"));
             return;
         }
         // Nothing but what the test sends.
