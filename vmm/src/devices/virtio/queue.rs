@@ -168,7 +168,8 @@ impl QueueLock<'_> {
     /// # Errors
     /// When ring or chain are not what they must be.
     pub fn pop_quietly(&mut self) -> Result<Option<Chain>, DeviceFault> {
-        self.try_pop()
+        let mut chain = Chain::default();
+        Ok(self.try_pop_into(&mut chain)?.then_some(chain))
     }
 
     /// Whether the driver offers one more.
@@ -180,7 +181,6 @@ impl QueueLock<'_> {
         Ok(next.0 != self.ring.next_avail())
     }
 
-    fn try_pop(&mut self) -> Result<Option<Chain>, DeviceFault> {
     fn try_pop_into(&mut self, chain: &mut Chain) -> Result<bool, DeviceFault> {
         let memory = self.ram.memory();
         let mut offered = self.ring.iter(memory).map_err(fault(self.index))?;
