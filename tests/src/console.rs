@@ -48,6 +48,23 @@ impl GuestConsole {
             .with_context(|| format!("the guest did not acknowledge '{command}'"))
     }
 
+    /// Types a command for a device; the first line behind it that `answer` takes.
+    ///
+    /// # Errors
+    /// When the guest refuses it, or none comes.
+    pub fn device<T>(&mut self, command: &str, answer: impl Fn(Line) -> Option<T>) -> Result<T> {
+        let from = self.output.len();
+        self.type_line(command)?;
+        let answered = self.find(from, |line| match line {
+            Line::Error(error) => Some(Err(error.message)),
+            line => answer(line).map(Ok),
+        });
+        match answered.with_context(|| format!("no answer to '{command}'"))? {
+            Ok(answer) => Ok(answer),
+            Err(why) => bail!("the guest refuses '{command}': {why}"),
+        }
+    }
+
     /// Types a line.
     ///
     /// # Errors

@@ -118,10 +118,34 @@ impl Sandbox {
         self.boot_as(&[], more, workload)
     }
 
+    /// Starts a small guest that drives devices: `guest` are its own options for them, `more` the options of `thermocline run`.
+    ///
+    /// # Errors
+    /// When it does not come so far.
+    pub fn boot_devices(&self, prefix: &[&str], guest: &str, more: &[&str]) -> Result<Machine> {
+        let workload = Workload { memory: 64, working_set: 2, cold: 0, rate: 100, writes: 50, cpus: 1 };
+        let mut arguments = workload.arguments();
+        if let Some(kernel) = arguments.last_mut() {
+            kernel.push(',');
+            kernel.push_str(guest);
+        }
+        self.boot_arguments(prefix, arguments, more, &workload)
+    }
+
     fn boot_as(&self, prefix: &[&str], more: &[&str], workload: &Workload) -> Result<Machine> {
+        self.boot_arguments(prefix, workload.arguments(), more, workload)
+    }
+
+    fn boot_arguments(
+        &self,
+        prefix: &[&str],
+        of_workload: Vec<String>,
+        more: &[&str],
+        workload: &Workload,
+    ) -> Result<Machine> {
         let api = self.path("source.sock");
         let mut arguments: Vec<OsString> = vec!["run".into(), "--api-socket".into(), api.clone().into()];
-        arguments.extend(workload.arguments().into_iter().map(Into::into));
+        arguments.extend(of_workload.into_iter().map(Into::into));
         arguments.extend(more.iter().map(Into::into));
         let machine = self.machine("source", prefix, arguments, api, workload)?;
         machine.console.ready()?;

@@ -1,0 +1,17 @@
+//! Lines by which the guest answers, of one kind each.
+
+use anyhow::{Result, ensure};
+use thermocline_tests::Machine;
+use workload_guest::Line;
+use workload_guest::device_report::DiskDone;
+
+pub(crate) fn disk_done(line: Line) -> Option<DiskDone> {
+    if let Line::DiskDone(done) = line { Some(done) } else { None }
+}
+
+/// Has the disk do something, of which nothing may fail.
+pub(crate) fn disk(machine: &mut Machine, command: &str) -> Result<DiskDone> {
+    let done = machine.console.device(command, disk_done)?;
+    ensure!(done.errors == 0 && done.bad == 0, "{command}: {done:?}");
+    Ok(done)
+}
