@@ -36,15 +36,22 @@ impl Monitor {
 
     /// Boots the guest with the place's disk and tap, and has it write the whole disk.
     pub(super) fn start(&self, place: &Place, folder: &Path, interrupts: bool) -> Result<Machine> {
-        let workload =
-            Options { working_set: 4096, rate: 1, disk: place.bytes, net: true, interrupts, ..Options::default() };
+        let workload = Options {
+            working_set: 4096,
+            rate: 1,
+            disk: place.bytes,
+            net: place.has_net,
+            interrupts,
+            ..Options::default()
+        };
         let spec = GuestSpec { mib: MIB, workload };
         let (path, prefix) = (place.disk.display(), place.network.prefix());
         let host = match self {
             Self::Thermocline(thermocline) => {
                 let direct = if place.direct { ",direct" } else { "" };
                 let (disk, net) = (format!("path={path}{direct}"), format!("tap={TAP}"));
-                thermocline.run_with(&prefix, folder, &spec, &["--disk", &disk, "--net", &net])
+                let more = ["--disk", &disk, "--net", &net];
+                thermocline.run_with(&prefix, folder, &spec, &more[..if place.has_net { 4 } else { 2 }])
             }
             Self::Qemu(qemu) => {
                 let direct = if place.direct { "on" } else { "off" };
@@ -58,6 +65,7 @@ impl Monitor {
                     ["-netdev", &tap],
                     ["-device", "virtio-net-pci,netdev=net,disable-legacy=on"],
                 ];
+                let more = &more[..if place.has_net { 6 } else { 4 }];
                 qemu.run_behind(&prefix, folder, &spec, &more.concat())
             }
         }?;

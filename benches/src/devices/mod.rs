@@ -91,11 +91,20 @@ pub(crate) struct Arguments {
     subject: String,
 }
 
+impl Arguments {
+    fn modes(&self) -> Vec<Mode> {
+        let is_wanted = |name: &str| self.mode.is_empty() || self.mode.iter().any(|part| name.contains(part.as_str()));
+        mode::ALL.into_iter().filter(|mode| is_wanted(mode.name)).collect()
+    }
+}
+
 /// What subjects have in common.
 struct Place {
     disk: PathBuf,
     bytes: u64,
     direct: bool,
+    /// Whether guests have a network device.
+    has_net: bool,
     network: Arc<TapNetwork>,
 }
 
@@ -106,6 +115,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     let qemu = Qemu::find()?;
     let peer = format!("{}; × is the ratio to it", qemu.version());
     let monitors = [Monitor::Thermocline(Thermocline::find("paced")?), Monitor::Qemu(qemu)];
+    let modes = arguments.modes();
     let folder = match &arguments.folder {
         Some(folder) => tempfile::tempdir_in(folder),
         None => tempfile::tempdir(),
@@ -115,6 +125,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         disk: folder.path().join("disk.img"),
         bytes: arguments.disk << 20,
         direct: arguments.direct,
+        has_net: modes.iter().any(|mode| !matches!(mode.what, What::Disk(_))),
         network: Arc::new(TapNetwork::new(&[TAP]).context("a tap of its own (needs root and iproute2)")?),
     };
     write_disk(&place)?;
@@ -138,9 +149,7 @@ fn write_disk(place: &Place) -> Result<()> {
 }
 
 fn measure_all(arguments: &Arguments, monitors: &[Monitor], place: &Place) -> Result<Vec<Row>> {
-    let wanted =
-        |name: &str| arguments.mode.is_empty() || arguments.mode.iter().any(|part| name.contains(part.as_str()));
-    let modes: Vec<Mode> = mode::ALL.into_iter().filter(|mode| wanted(mode.name)).collect();
+    let modes = arguments.modes();
     let mut rows = Vec::new();
     for run in 1..=arguments.runs {
         for monitor in monitors.iter().filter(|monitor| monitor.name().contains(&arguments.subject)) {
