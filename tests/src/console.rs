@@ -83,6 +83,17 @@ impl GuestConsole {
         self.find(0, |line| if let Line::Ready(ready) = line { Some(ready) } else { None }).context("no 'ready'")
     }
 
+    /// Has the guest reset its machine, and waits until it has written all its pages anew.
+    ///
+    /// # Errors
+    /// When it does not come so far.
+    pub fn reset(&mut self) -> Result<Ready> {
+        let from = self.output.len();
+        self.type_line("reset")?;
+        self.find(from, |line| if let Line::Ready(ready) = line { Some(ready) } else { None })
+            .context("no 'ready' after a reset")
+    }
+
     /// The next report, from now on.
     ///
     /// # Errors

@@ -21,6 +21,8 @@ pub enum ExitCode {
     TripleFault = 4,
     /// KVM or the host could not go on with the guest.
     GuestFailed = 5,
+    /// The guest's kernel has panicked.
+    GuestPanicked = 6,
     /// Nobody answers at the destination.
     Unreachable = 10,
     /// The destination refuses: memory.

@@ -93,6 +93,8 @@ pub struct Monitor {
     lines: Vec<Line>,
     incoming: Option<Incoming>,
     signals: UnixStream,
+    /// The guest's reset starts its machine anew.
+    reboots: bool,
     /// Somebody has interrupted once while pages of a guest elsewhere were only here.
     was_warned: bool,
     outcome: Arc<Mutex<Option<Outcome>>>,
@@ -122,13 +124,28 @@ impl Monitor {
         }
         let lines = consoles.take_inputs().zip(0..);
         let lines = lines.map(|((id, input), number)| Line::new(id, input, Source::Input.of_line(number))).collect();
-        Ok(Self { controller, api, lines, incoming: None, signals, was_warned: false, outcome: Arc::default() })
+        Ok(Self {
+            controller,
+            api,
+            lines,
+            incoming: None,
+            signals,
+            reboots: true,
+            was_warned: false,
+            outcome: Arc::default(),
+        })
     }
 
     /// Waits for a guest to come in.
     #[must_use]
     pub fn with_incoming(self, incoming: Incoming) -> Self {
         Self { incoming: Some(incoming), ..self }
+    }
+
+    /// With `false`, the guest's reset ends the monitor.
+    #[must_use]
+    pub fn with_reboots(self, reboots: bool) -> Self {
+        Self { reboots, ..self }
     }
 
     /// Runs until something ends it.
@@ -189,8 +206,13 @@ impl Monitor {
     }
 
     fn guest_ended(&self) {
-        if let Some(reason) = self.controller.machine().and_then(|machine| machine.end_reason()) {
-            self.end(Outcome::Guest(reason));
+        let Some(machine) = self.controller.machine() else { return };
+        // Set again by what happens from here on.
+        let _ = machine.end_event().read();
+        match machine.end_reason() {
+            Some(StopReason::Reset) if self.reboots => self.controller.reboot(),
+            Some(reason) => self.end(Outcome::Guest(reason)),
+            None => {}
         }
     }
 

@@ -14,6 +14,7 @@ use thermocline::arch::x86_64::state::{
     Pit, PitChannel, Segment, Smi, SpecialRegisters, VcpuState, VmState, Xcr,
 };
 use thermocline::bounded::Block;
+use thermocline::devices::legacy::power_button::SavedPowerButton;
 use thermocline::devices::legacy::serial::SavedSerial;
 use thermocline::devices::pci::{SavedHostBridge, SavedMsix};
 use thermocline::devices::virtio::QueueSetup;
@@ -256,6 +257,11 @@ fn virtio_pci() {
         },
         device: b"its own".to_vec(),
     });
+}
+
+#[test]
+fn power_button() {
+    golden(&SavedPowerButton { is_pressed: true });
 }
 
 /// What the records themselves look like, which a protocol's version stands for.

@@ -72,6 +72,8 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<String>,
     },
+    /// Press the power button: a Linux guest shuts down, if its ACPI button driver is there.
+    PowerButton,
     /// End the machine.
     Quit {
         /// Also when pages of a guest that runs elsewhere are only here: it is lost without them.
@@ -107,6 +109,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
         Command::CancelMigration => Request::CancelMigration {},
         Command::Dump { to } => Request::Dump { to: absolute(to) },
         Command::Reconnect { to, listen } => Request::Reconnect { to: to.clone(), listen: listen.clone() },
+        Command::PowerButton => Request::PowerButton {},
         Command::Quit { force } => Request::Quit { force: *force },
     };
     // What was asked for is done, whether or not anybody reads what came of it.

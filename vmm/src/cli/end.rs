@@ -21,6 +21,9 @@ pub(super) fn of_monitor(outcome: Outcome) -> Result<(), End> {
             ExitCode::TripleFault,
             "the guest ended in a triple fault: a fault while it handled a fault while it handled a fault",
         )),
+        Outcome::Guest(StopReason::Panic) => {
+            Err(End::text(ExitCode::GuestPanicked, "the guest's kernel has panicked; its console says why"))
+        }
         Outcome::Guest(StopReason::Failed(why)) => Err(End::text(ExitCode::GuestFailed, why)),
         Outcome::Interrupted => Err(End::text(ExitCode::Interrupted, "interrupted; the guest is gone")),
         Outcome::Migrated => {

@@ -11,11 +11,13 @@ use memory_agent::ByteSize;
 use super::nets::NetArguments;
 use super::vsock::VsockArguments;
 use super::{AgentArguments, ConsoleArguments, end};
+use crate::PROGRAM;
 use crate::boot::{Bootable, Kernel, Payload};
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::devices::virtio::balloon::BalloonConfig;
+use crate::doctor;
 use crate::exit::ExitCode;
 use crate::machine::Builder;
 use crate::monitor::Monitor;
@@ -57,6 +59,9 @@ pub(super) struct Arguments {
     nets: NetArguments,
     #[command(flatten)]
     vsock: VsockArguments,
+    /// End when the guest resets its machine; otherwise the machine starts anew.
+    #[arg(long)]
+    no_reboot: bool,
     /// Make a control socket at this path.
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -96,6 +101,11 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     .validate()?;
 
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
+    if bootable.is_linux() && doctor::emulates_ring_0() {
+        PROGRAM.say(
+            "this host's KVM emulates ring 0 of a guest (PVM): Linux takes tens of minutes to boot, if it does; use a host with AMD-V or VT-x, or the embedded workload",
+        );
+    }
     let mut consoles = arguments.consoles.open()?;
     let devices = config.devices()?;
     let backends = Backends {
@@ -106,11 +116,13 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     };
     let builder = Builder::new(backends);
     let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
-    machine.boot(&bootable).context("the guest cannot boot")?;
+    machine.boot(bootable).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);
     controller.set_machine(Arc::clone(&machine), None).context("no monitor")?;
-    let monitor = Monitor::new(controller, &mut consoles, config.api_socket.as_deref()).context("no monitor")?;
+    let monitor = Monitor::new(controller, &mut consoles, config.api_socket.as_deref())
+        .context("no monitor")?
+        .with_reboots(!arguments.no_reboot);
     machine.resume();
     drop(machine);
     end::of_monitor(monitor.run().context("the monitor failed")?)

@@ -3,7 +3,7 @@
 //! Where the machine is and what may happen to it there says `Life`; here is what follows from it, and nothing else
 //! decides when the monitor ends.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ pub struct Controller {
     state: Mutex<State>,
     ended: EventFd,
     migrations: AtomicU64,
+    /// The machine is being started anew.
+    reboots: AtomicBool,
 }
 
 /// Somebody is being answered: the monitor does not end before this is dropped.
@@ -72,7 +74,13 @@ impl Controller {
     /// When the host has no descriptor left.
     pub fn new(agent: Option<AgentOptions>) -> std::io::Result<Self> {
         let ended = EventFd::new(libc::EFD_NONBLOCK)?;
-        Ok(Self { agent, state: Mutex::default(), ended, migrations: AtomicU64::new(0) })
+        Ok(Self {
+            agent,
+            state: Mutex::default(),
+            ended,
+            migrations: AtomicU64::new(0),
+            reboots: AtomicBool::new(false),
+        })
     }
 
     /// The machine is here; with `post_copy`, not all of its memory.
@@ -117,6 +125,41 @@ impl Controller {
         if let Some(post_copy) = post_copy {
             post_copy.end();
         }
+    }
+
+    /// Starts the machine anew, in a thread of its own: its guest has asked for a reset. One that cannot be ends.
+    pub fn reboot(self: &Arc<Self>) {
+        if self.reboots.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let controller = Arc::clone(self);
+        let run = move || {
+            let (machine, is_whole) = {
+                let state = controller.lock();
+                (state.life.machine(), state.life.coming().is_none())
+            };
+            if let Ok(machine) = machine {
+                match machine.reboot(is_whole) {
+                    Ok(()) => tracing::info!("the guest has reset its machine, which starts anew"),
+                    Err(e) => machine.fail(format!("the guest has reset its machine, which cannot start anew: {e}")),
+                }
+            }
+            controller.reboots.store(false, Ordering::Release);
+            // A guest that has reset its machine again was not heard meanwhile.
+            if let Some(machine) = controller.machine() {
+                let _ = machine.end_event().write(1);
+            }
+        };
+        let spawned = host::thread("reboot").and_then(|thread| thread.spawn(run));
+        if let (Err(e), Some(machine)) = (spawned, self.machine()) {
+            machine.fail(format!("the guest has reset its machine, which cannot start anew: {e}"));
+        }
+    }
+
+    fn press_power_button(&self) -> Result<(), VmmError> {
+        let machine = self.lock().life.at_rest()?;
+        let button = machine.ports().power_button.clone().ok_or(VmmError::NoPowerButton)?;
+        button.press().map_err(VmmError::Host)
     }
 
     /// The machine, if there is one.
@@ -177,6 +220,7 @@ impl Controller {
             Request::Status {} => Ok(Answer::Status(self.status())),
             Request::Pause {} => self.pause().map(|()| Answer::Done),
             Request::Resume { force } => self.resume(*force).map(|()| Answer::Done),
+            Request::PowerButton {} => self.press_power_button().map(|()| Answer::Done),
             Request::Quit { force } => self.end_with(ExitReason::Quit, *force).map(|()| Answer::Done),
             Request::Pages { cells, from_agent } => {
                 memory::pages(self.any_machine()?.as_ref(), *cells, *from_agent).map(Answer::Pages)

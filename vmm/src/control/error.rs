@@ -42,6 +42,11 @@ pub enum VmmError {
         "the guest runs elsewhere, and {0} pages that it may need are only here; reconnect if the connection is gone, or quit by force to give them and with them the guest up"
     )]
     OnlyHere(u64),
+    /// The machine has no power button.
+    #[error(
+        "the machine has no power button, as it was made by an older program; ask its guest to shut down another way"
+    )]
+    NoPowerButton,
     /// The machine has no balloon.
     #[error("the machine has no balloon; start it with one to have memory given back")]
     NoBalloon,
@@ -112,7 +117,7 @@ impl VmmError {
         match self {
             Self::NoWay | Self::Address(_) | Self::Cells(_) | Self::BalloonSize { .. } => FailureKind::Invalid,
             Self::NoGuest | Self::NotMigrating | Self::NoMigration | Self::NothingFollows => FailureKind::NotFound,
-            Self::NoMap | Self::NoBalloon | Self::Range { .. } => FailureKind::NotFound,
+            Self::NoMap | Self::NoPowerButton | Self::NoBalloon | Self::Range { .. } => FailureKind::NotFound,
             Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
             Self::HandedOver => FailureKind::HandedOver,
             Self::OnlyHere(_) => FailureKind::PagesOutstanding,

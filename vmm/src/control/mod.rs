@@ -47,6 +47,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Press the power button: the guest is asked to shut down.
+    PowerButton {},
     /// End the machine and this process.
     Quit {
         /// Even though pages of a guest that runs elsewhere are only here.

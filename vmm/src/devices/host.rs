@@ -112,6 +112,15 @@ pub trait ConsolePort: Send + Sync + std::fmt::Debug {
     fn drained(&self) -> io::Result<EventFd>;
 }
 
+/// A button that somebody outside presses.
+pub trait ButtonPort: Send + Sync + Debug {
+    /// Presses it: the guest hears of it at once, or when it goes on.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn press(&self) -> io::Result<()>;
+}
+
 /// What this host gives to the devices of one machine, by their ids.
 #[derive(Clone, Debug, Default)]
 pub struct Backends {
@@ -164,4 +173,6 @@ pub struct Ports {
     pub consoles: BTreeMap<Name, Arc<dyn ConsolePort>>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<dyn BalloonPort>>,
+    /// The power button, if there is one.
+    pub power_button: Option<Arc<dyn ButtonPort>>,
 }

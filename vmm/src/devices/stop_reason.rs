@@ -7,6 +7,8 @@ pub enum StopReason {
     PowerOff,
     /// It asked for a reset.
     Reset,
+    /// Its kernel has panicked.
+    Panic,
     /// A fault while handling a fault while handling a fault.
     TripleFault,
     /// KVM or the host could not go on with it.

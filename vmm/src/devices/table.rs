@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::host::Host;
-use super::legacy::{reset, serial};
+use super::legacy::{panic, power_button, reset, serial};
 use super::pci;
 use super::virtio::pci::SavedVirtio;
 use super::virtio::{self, VirtioDevice, balloon, block, console, net, rng, vsock};
@@ -70,6 +70,8 @@ const KINDS: &[Kind] = &[
     Kind::of::<serial::SavedSerial>(serial::make),
     Kind::of::<reset::SavedResetLine>(reset::make_reset_line),
     Kind::of::<reset::SavedPowerControl>(reset::make_power_control),
+    Kind::of::<power_button::SavedPowerButton>(power_button::make),
+    Kind::of::<panic::SavedPanicPort>(panic::make),
     Kind::of::<pci::SavedHostBridge>(pci::make),
     Kind::virtio(rng::KIND, 1, rng::make),
     Kind::virtio(block::KIND, 1, block::make),
@@ -94,6 +96,8 @@ const STANDARD: &[(&str, &str)] = &[
     (SERIAL, serial::SavedSerial::KIND),
     ("reset0", reset::SavedResetLine::KIND),
     ("power0", reset::SavedPowerControl::KIND),
+    ("button0", power_button::SavedPowerButton::KIND),
+    ("panic0", panic::SavedPanicPort::KIND),
     ("pci0", pci::SavedHostBridge::KIND),
 ];
 

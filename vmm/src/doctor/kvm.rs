@@ -39,10 +39,19 @@ const TO_MIGRATE: [(Cap, &str); 7] = [
     (Cap::AdjustClock, "clock"),
 ];
 
+fn back_end(cpu_flags: &str) -> Option<BackEnd> {
+    BackEnd::of(|module| Path::new("/sys/module").join(module).exists(), cpu_flags)
+}
+
+pub(super) fn emulates_ring_0() -> bool {
+    let cpu = text::read("/proc/cpuinfo").unwrap_or_default();
+    back_end(text::field(&cpu, "flags").unwrap_or_default()) == Some(BackEnd::Pvm)
+}
+
 pub(super) fn examine(found: &mut Findings) {
     let cpu = text::read("/proc/cpuinfo").unwrap_or_default();
     let flags = text::field(&cpu, "flags").unwrap_or_default();
-    let back_end = BackEnd::of(|module| Path::new("/sys/module").join(module).exists(), flags);
+    let back_end = back_end(flags);
     match Kvm::new() {
         Ok(kvm) => {
             let version = kvm.get_api_version();

@@ -129,6 +129,11 @@ impl Findings {
     }
 }
 
+/// Whether this host's KVM emulates ring 0 of its guests, so that their kernels are too slow to be of use.
+pub fn emulates_ring_0() -> bool {
+    kvm::emulates_ring_0()
+}
+
 /// Looks at everything.
 pub fn examine() -> Diagnosis {
     let mut found = Findings::default();

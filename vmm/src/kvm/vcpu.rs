@@ -57,6 +57,17 @@ impl StopNotice {
         let _ = self.event.write(1);
     }
 
+    /// Another reason counts from now on.
+    pub(crate) fn replace(&self, reason: StopReason) {
+        self.forget();
+        self.report(reason);
+    }
+
+    /// The guest is started anew: nothing has happened yet.
+    fn forget(&self) {
+        *locked(&self.reason) = None;
+    }
+
     /// Readable once the guest has stopped by itself.
     pub fn event(&self) -> &EventFd {
         &self.event
@@ -73,6 +84,8 @@ pub struct Vcpus {
     vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
     processor: Processor,
     end: Arc<StopNotice>,
+    /// What each was when it was made: what a reset makes of it.
+    at_power_on: Vec<VcpuState>,
 }
 
 impl std::fmt::Debug for Vcpus {
@@ -103,7 +116,7 @@ impl Vcpus {
         let end = Arc::new(StopNotice::new()?);
         let processor_here =
             Processor { cpuid: cpuid::for_vcpu(&told, 0, count), tsc_khz: processor.map_or(0, |p| p.tsc_khz) };
-        let mut all = Self { vcpus: Vec::new(), processor: processor_here, end };
+        let mut all = Self { vcpus: Vec::new(), processor: processor_here, end, at_power_on: Vec::new() };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
             // As the host runs, which is what it does anyway. Without it, where the host's own measurement of its frequency has
@@ -118,6 +131,7 @@ impl Vcpus {
             fd.set_lapic(&lapic).map_err(KvmError::call("KVM_SET_LAPIC"))?;
             let tsc_khz = set_tsc_frequency(&fd, processor.map(|processor| processor.tsc_khz))?;
             all.processor.tsc_khz = tsc_khz;
+            all.at_power_on.push(save(vm, &fd)?);
             let shared = Arc::new(Shared {
                 index,
                 vm: vm.clone(),
@@ -216,6 +230,16 @@ impl Vcpus {
         Ok(())
     }
 
+    /// Makes all vCPUs, which are paused, what they were when they were made; their guest has not ended any more.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn reset(&self) -> Result<(), KvmError> {
+        self.restore(&self.at_power_on)?;
+        self.end.forget();
+        Ok(())
+    }
+
     fn order(&self, order: Order) {
         for (vcpu, _) in &self.vcpus {
             *locked(&vcpu.order) = order;
@@ -288,11 +312,12 @@ impl Shared {
             let mut fd = locked(&self.fd);
             let ended = self.run_until_ordered(&mut fd);
             let ended_by_io = self.finish_io(&mut fd);
-            drop(fd);
+            // Said while the file is held: whoever finds this vCPU paused knows why it is.
             if let Some(reason) = ended.or(ended_by_io) {
                 *locked(&self.order) = Order::Pause;
                 self.end.report(reason);
             }
+            drop(fd);
         }
     }
 

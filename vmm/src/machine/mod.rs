@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use memory_agent::{AgentError, AgentOptions};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::Processor;
@@ -49,6 +50,12 @@ pub enum MachineError {
     /// Saved state.
     #[error(transparent)]
     State(#[from] RecordError),
+    /// The guest has ended or is being reset.
+    #[error("the guest has stopped by itself, and is being started anew or ends; try again")]
+    Stopped,
+    /// It cannot be started anew.
+    #[error("what it booted from is not on this host, as it came from another: start it with `thermocline run`")]
+    NoKernel,
 }
 
 impl MachineError {
@@ -72,6 +79,10 @@ pub struct Machine {
     vcpus: Vcpus,
     vm: Vm,
     devices: Devices,
+    /// What the VM was when it was made: what a reset makes of it.
+    at_power_on: VmState,
+    /// What boots, and boots again when the guest resets its machine; nothing where the guest comes from another host.
+    bootable: OnceLock<Bootable>,
     running: Mutex<bool>,
     watch: OnceLock<RamWatch>,
 }
@@ -91,14 +102,47 @@ impl Machine {
         let vm = Vm::new(ram)?;
         let devices = Devices::new(devices, Host::new(Arc::new(vm.clone()), Arc::clone(vm.ram()), backends))?;
         let vcpus = Vcpus::new(&vm, devices.bus(), cpus, processor)?;
-        Ok(Self { vcpus, vm, devices, running: Mutex::new(false), watch: OnceLock::new() })
+        let at_power_on = vm.save()?;
+        let (running, watch) = (Mutex::new(false), OnceLock::new());
+        Ok(Self { vcpus, vm, devices, at_power_on, bootable: OnceLock::new(), running, watch })
     }
 
-    /// Loads a kernel and points the first vCPU at it.
+    /// Loads a kernel and points the first vCPU at it; the first one is kept, to be loaded again by [`Machine::reboot`].
     ///
     /// # Errors
     /// When the kernel cannot be loaded.
-    pub fn boot(&self, bootable: &Bootable) -> Result<(), MachineError> {
+    pub fn boot(&self, bootable: Bootable) -> Result<(), MachineError> {
+        self.load(self.bootable.get_or_init(|| bootable))
+    }
+
+    /// Starts the machine anew, as it was when it was made, with the kernel that it booted from: after the guest has asked for a
+    /// reset. It runs then if it ran before. RAM is emptied, unless `is_whole` is not set: pages of it are still to come.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or the host refuses. The guest is paused then.
+    pub fn reboot(&self, is_whole: bool) -> Result<(), MachineError> {
+        let bootable = self.bootable.get().ok_or(MachineError::NoKernel)?;
+        // Nobody pauses, saves or resumes it meanwhile.
+        let running = locked(&self.running);
+        self.vcpus.pause(PAUSE_LIMIT)?;
+        self.devices.pause(PAUSE_LIMIT)?;
+        self.devices.reset();
+        self.vm.restore(&self.at_power_on)?;
+        if is_whole {
+            for region in self.ram().layout().regions() {
+                self.ram().discard(GuestAddress(region.start), region.length)?;
+            }
+        }
+        self.vcpus.reset()?;
+        self.load(bootable)?;
+        if *running {
+            self.devices.resume();
+            self.vcpus.resume();
+        }
+        Ok(())
+    }
+
+    fn load(&self, bootable: &Bootable) -> Result<(), MachineError> {
         let entry = bootable.load(self.ram(), self.cpus())?;
         self.vcpus.with_fd(0, |fd| {
             let mut sregs = fd.get_sregs().map_err(KvmError::call("KVM_GET_SREGS"))?;
@@ -144,9 +188,12 @@ impl Machine {
     /// Lets the guest run: the devices, then the vCPUs.
     pub fn resume(&self) {
         let mut running = locked(&self.running);
-        self.devices.resume();
-        self.vcpus.resume();
         *running = true;
+        // A reset makes it run.
+        if self.end_reason().is_none() {
+            self.devices.resume();
+            self.vcpus.resume();
+        }
     }
 
     /// Stops the guest at an instruction boundary, then its devices; nothing touches its memory any more.
@@ -158,7 +205,9 @@ impl Machine {
         let mut running = locked(&self.running);
         *running = false;
         self.vcpus.pause(PAUSE_LIMIT)?;
-        Ok(self.devices.pause(PAUSE_LIMIT)?)
+        self.devices.pause(PAUSE_LIMIT)?;
+        // Behind the instruction that asked for a reset there is nothing to go on with, here or elsewhere.
+        if self.end_reason().is_some() { Err(MachineError::Stopped) } else { Ok(()) }
     }
 
     /// Asks the guest to stop, and waits for nothing; whether it is paused. To be called until it is.
@@ -176,6 +225,11 @@ impl Machine {
     /// Readable once the guest has stopped by itself; then [`Machine::end_reason`] says why.
     pub fn end_event(&self) -> &EventFd {
         self.vcpus.end().event()
+    }
+
+    /// Ends the guest for a reason of the host's.
+    pub fn fail(&self, why: String) {
+        self.vcpus.end().replace(StopReason::Failed(why));
     }
 
     /// Why the guest stopped by itself.

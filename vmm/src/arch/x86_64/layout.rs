@@ -38,6 +38,8 @@ pub const POWER_BUTTON_LINE: u32 = 5;
 pub const KEYBOARD_PORTS: Range<u64> = 0x64..0x65;
 /// The first serial port.
 pub const COM1_PORTS: Range<u64> = 0x3f8..0x400;
+/// The port at which a kernel says that it has panicked, where QEMU's machines have it.
+pub const PANIC_PORTS: Range<u64> = 0x505..0x506;
 /// ACPI's PM1a control register, where QEMU's machines have it; the tables do not name it.
 pub const PM1A_CONTROL_PORTS: Range<u64> = 0x604..0x606;
 /// ACPI's sleep control and sleep status registers, a byte each (ACPI 6.5, sections 4.8.4.1 and 4.8.4.2).

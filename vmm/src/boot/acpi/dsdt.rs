@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::{Aml, AmlSink};
 
 use crate::arch::x86_64::layout::{
-    COM1_LINE, COM1_PORTS, ECAM, PCI_CONFIG_PORTS, PCI_WINDOW, POWER_BUTTON_LINE, SLEEP_TYPE_OFF,
+    COM1_LINE, COM1_PORTS, ECAM, PANIC_PORTS, PCI_CONFIG_PORTS, PCI_WINDOW, POWER_BUTTON_LINE, SLEEP_TYPE_OFF,
 };
 
 /// What `_OSC` of a PCI host bridge is asked under (PCI Firmware Specification 3.3, section 4.5.1).
@@ -30,7 +30,7 @@ impl AmlSink for Bytes {
 /// What is behind the DSDT's header.
 pub(super) fn aml() -> Vec<u8> {
     let mut bytes = Bytes::default();
-    for add in [pci_host_bridge, configuration_space, serial_port, power_button, event_device, power_off] {
+    for add in [pci_host_bridge, configuration_space, serial_port, power_button, event_device, panic_port, power_off] {
         add(&mut bytes);
     }
     bytes.0
@@ -131,6 +131,10 @@ fn event_device(bytes: &mut Bytes) {
             &Method::new(path("_EVT"), 1, true, vec![&pressed]),
         ],
     );
+}
+
+fn panic_port(bytes: &mut Bytes) {
+    device(bytes, "PEVT", vec![&Name::new(path("_HID"), &"QEMU0001"), &resources(vec![&ports(&PANIC_PORTS)])]);
 }
 
 /// `\_S5`: what is written to the sleep control register to switch the machine off.
