@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{
     AddressFamily, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmmsg,
-    socket_with,
+    socket_with, sockopt,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -19,6 +19,8 @@ use crate::sys;
 
 /// IEEE Std 802's first ethertype for local experiments, which the embedded guest's frames have.
 const ETHERTYPE: u16 = 0x88b5;
+/// Bytes that wait to be received.
+const BUFFER: usize = 8 << 20;
 
 /// A network namespace with taps, gone when this is dropped.
 #[derive(Debug)]
@@ -94,6 +96,10 @@ impl Interface {
     pub fn open(name: &str, receives: bool) -> Result<Self> {
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         let index = name_to_index(&socket, name).with_context(|| format!("the interface {name}"))?;
+        if receives {
+            // What a guest sends at once is to have room before anybody takes it.
+            sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
+        }
         sys::bind_packet(&socket, index, if receives { ETHERTYPE } else { 0 })?;
         Ok(Self(socket))
     }
