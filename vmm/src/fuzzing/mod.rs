@@ -2,10 +2,12 @@
 //! nothing behind: its devices' workers are served in the thread that runs it.
 #![allow(clippy::unwrap_used, reason = "a run that cannot begin should stop with what it saw")]
 
+mod backends;
 mod input;
 mod pci;
 mod queues;
 
+pub use backends::{net, vsock};
 pub use pci::pci;
 pub use queues::{queues, queues_of};
 

@@ -169,7 +169,15 @@ impl QueueLock<'_> {
     /// When ring or chain are not what they must be.
     pub fn pop_quietly(&mut self) -> Result<Option<Chain>, DeviceFault> {
         let mut chain = Chain::default();
-        Ok(self.try_pop_into(&mut chain)?.then_some(chain))
+        Ok(self.pop_quietly_into(&mut chain)?.then_some(chain))
+    }
+
+    /// As [`QueueLock::pop_quietly`], into a chain that has been used up.
+    ///
+    /// # Errors
+    /// When ring or chain are not what they must be.
+    pub fn pop_quietly_into(&mut self, chain: &mut Chain) -> Result<bool, DeviceFault> {
+        self.try_pop_into(chain)
     }
 
     /// Whether the driver offers one more.

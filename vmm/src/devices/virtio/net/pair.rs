@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::epoll::EventSet;
 
 use super::link::Link;
@@ -93,7 +94,8 @@ impl Pair {
         if !queue.is_ready() {
             return Ok(());
         }
-        let stopped = transmitter.transmit(&mut queue, tap)?;
+        let is_readable = || self.interest.is_some_and(|set| set.contains(EventSet::IN)) && tap.is_some_and(has_frame);
+        let stopped = transmitter.transmit(&mut queue, tap, is_readable)?;
         drop(queue);
         self.is_full = matches!(stopped, transmit::Stopped::Full);
         if matches!(stopped, transmit::Stopped::Turn | transmit::Stopped::Lost(_)) {
@@ -135,6 +137,13 @@ impl Pair {
 
 fn raw(fd: BorrowedFd<'_>) -> Raw {
     Raw(fd.as_raw_fd())
+}
+
+/// Whether a frame can be read.
+fn has_frame(tap: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(tap, PollFlags::IN)];
+    // Whatever is wrong with the tap shows where it is waited for.
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
 fn lock(activation: &Activation, index: u16) -> QueueLock<'_> {

@@ -149,8 +149,8 @@ impl Tap {
     }
 
     /// One whose queues are these descriptors, whatever they are.
-    #[cfg(test)]
-    pub(super) fn of_descriptors(queues: Vec<OwnedFd>) -> Self {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_descriptors(queues: Vec<OwnedFd>) -> Self {
         Self { name: "test".into(), queues, mtu: 1500, has_udp_segmentation: true }
     }
 

@@ -3,15 +3,20 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::receive::MOST;
 use super::sys::Scatter;
 use super::tap::HEADER;
 use crate::devices::virtio::{Chain, DeviceFault, QueueLock};
+use crate::host::adaptive_poll::AdaptivePoll;
 use crate::ram::GuestRam;
 
 /// Most frames at once, after which others have their turn.
 const BATCH: usize = 128;
+/// So long is looked for more after something has come, and how often before whoever has something to tell the worker is heard.
+const POLL: Duration = Duration::from_micros(50);
+const TURNS: u32 = 64;
 /// Bytes of an Ethernet header: a frame that is shorter is none.
 const ETHERNET_HEADER: usize = 14;
 
@@ -33,28 +38,54 @@ pub(super) enum Stopped {
 pub(super) struct Transmitter {
     scatter: Scatter,
     chain: Chain,
+    adaptive_poll: AdaptivePoll,
 }
 
 impl Transmitter {
     pub(super) fn new(ram: &Arc<GuestRam>) -> Self {
-        Self { scatter: Scatter::new(ram), chain: Chain::default() }
+        Self { scatter: Scatter::new(ram), chain: Chain::default(), adaptive_poll: AdaptivePoll::new(POLL) }
     }
 
-    /// Sends the frames that are there, or drops them where there is no tap.
+    /// Sends the frames that are there, or drops them where there is no tap, and looks for more for a short time, unless the worker
+    /// is needed elsewhere. Meanwhile the driver need not notify.
     pub(super) fn transmit(
         &mut self,
         queue: &mut QueueLock<'_>,
         tap: Option<BorrowedFd<'_>>,
+        is_needed: impl Fn() -> bool,
     ) -> Result<Stopped, DeviceFault> {
         queue.disable_kicks()?;
-        let stopped = self.batch(queue, tap);
-        queue.notify()?;
-        stopped
+        for _ in 0..TURNS {
+            let stopped = self.batch(queue, tap)?;
+            queue.notify()?;
+            if !matches!(stopped, Stopped::NoFrame) {
+                return Ok(stopped);
+            }
+            let mut is_needed_now = false;
+            let is_more = self.adaptive_poll.look_with(None, || {
+                is_needed_now = is_needed();
+                Ok(is_needed_now || queue.has_more()?)
+            })?;
+            if is_more && !is_needed_now {
+                continue;
+            }
+            if !queue.enable_kicks()? {
+                return Ok(Stopped::NoFrame);
+            }
+            if is_needed_now {
+                return Ok(Stopped::Turn);
+            }
+            queue.disable_kicks()?;
+        }
+        Ok(Stopped::Turn)
     }
 
     fn batch(&mut self, queue: &mut QueueLock<'_>, tap: Option<BorrowedFd<'_>>) -> Result<Stopped, DeviceFault> {
-        for _ in 0..BATCH {
-            if !queue.pop_into(&mut self.chain)? {
+        for number in 0..BATCH {
+            if !queue.pop_quietly_into(&mut self.chain)? {
+                if number > 0 {
+                    self.adaptive_poll.keep_polling();
+                }
                 return Ok(Stopped::NoFrame);
             }
             let sent = tap.map_or(Ok(()), |tap| self.send(tap));
