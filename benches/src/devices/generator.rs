@@ -1,7 +1,7 @@
 //! Frames for a guest: sent to a tap's interface from outside, as quickly as they go.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
@@ -14,6 +14,9 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const SOURCE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Whoever receives comes first where there are not enough CPUs, or what is sent would be thrown away.
 const NICER: i32 = 10;
+
+/// The next frame's number. It goes on from one generator to the next: what of the last is still in the tap is no repetition.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A thread that sends until it is dropped.
 pub(super) struct Generator {
@@ -49,7 +52,7 @@ fn run(interface: &Interface, bytes: usize, stop: &AtomicBool) {
     let payload: Vec<u8> = (0..bytes - HEAD).map(|index| index as u8).collect();
     let sum = frame::sum(&payload);
     let mut frames: Vec<_> = (0..BATCH).map(|_| [vec![0; HEAD], payload.clone()].concat()).collect();
-    let mut next = 0;
+    let mut next = NEXT.load(Ordering::Relaxed);
     while !stop.load(Ordering::Relaxed) {
         for (sequence, frame) in (next..).zip(&mut frames) {
             frame::seal(frame, BROADCAST, SOURCE, sequence, sum);
@@ -57,6 +60,7 @@ fn run(interface: &Interface, bytes: usize, stop: &AtomicBool) {
         // There may be no room just now.
         next += interface.send(&frames).unwrap_or_default() as u64;
     }
+    NEXT.store(next, Ordering::Relaxed);
 }
 
 impl Drop for Generator {
