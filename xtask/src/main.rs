@@ -12,6 +12,7 @@ mod host;
 mod kvm;
 mod lab;
 mod lint;
+mod man;
 mod outcome;
 mod packages;
 mod step;
@@ -45,6 +46,8 @@ enum Command {
     Guest(guest::Arguments),
     /// Drive devices with guests that do whatever breaks them, made of random bytes.
     Fuzz(fuzz::Arguments),
+    /// Write manual pages of both programs.
+    Man,
     /// Run a benchmark.
     Bench(bench::Arguments),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Kvm => kvm::main(),
         Command::Guest(arguments) => guest::main(&arguments),
         Command::Fuzz(arguments) => fuzz::main(&arguments),
+        Command::Man => man::main(),
         Command::Bench(arguments) => bench::main(&arguments),
     };
     match result {

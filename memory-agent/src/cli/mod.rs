@@ -15,8 +15,8 @@ mod scan;
 mod stop;
 mod watch;
 
-use clap::{Parser, Subcommand};
-use command_line::End;
+use clap::{CommandFactory, Parser, Subcommand};
+use command_line::{CompletionsArguments, End, ManPagesArguments};
 
 const MORE: &str = "\
 Examples:
@@ -61,6 +61,11 @@ enum Command {
     Guard(guard::Arguments),
     /// Keep a map fresh at a bounded cost, page out again what readers swap in, tell Prometheus.
     Daemon(daemon::Arguments),
+    /// Print a script that completes this program's options in a shell.
+    Completions(CompletionsArguments),
+    /// Write manual pages.
+    #[command(hide = true)]
+    ManPages(ManPagesArguments),
 }
 
 /// Runs the command line and gives the code to exit with.
@@ -72,6 +77,8 @@ pub(crate) fn main() -> std::process::ExitCode {
         Command::Scan(arguments) => scan::main(&arguments),
         Command::Guard(arguments) => guard::main(&arguments),
         Command::Daemon(arguments) => daemon::main(&arguments),
+        Command::Completions(arguments) => arguments.print(&mut Cli::command()),
+        Command::ManPages(arguments) => arguments.write(Cli::command()),
     };
     output::PROGRAM.end(result)
 }

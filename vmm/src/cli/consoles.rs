@@ -26,6 +26,14 @@ impl ConsoleArguments {
         self.console != "off"
     }
 
+    /// Checks what can be checked of them before they are opened.
+    ///
+    /// # Errors
+    /// When one is not possible.
+    pub(super) fn check(&self) -> Result<(), End> {
+        self.targets().map(drop).map_err(|e| End::new(ExitCode::Usage, e))
+    }
+
     /// Opens them, and says where pseudo-terminals are, for others to open.
     ///
     /// # Errors

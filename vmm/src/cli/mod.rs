@@ -1,10 +1,12 @@
 //! The command line: one file a subcommand. They say what to do and print what happened; they decide nothing.
 
 mod choices;
+mod config_file;
 mod consoles;
 mod ctl;
 mod demo;
 mod doctor;
+mod effective;
 mod end;
 mod migrate;
 mod nets;
@@ -18,9 +20,11 @@ mod vsock;
 use std::path::PathBuf;
 
 use choices::{Cold, When};
-use clap::{Args, Parser, Subcommand};
-use command_line::End;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use command_line::{CompletionsArguments, End, ManPagesArguments};
+use config_file::DescriptionArguments;
 use consoles::ConsoleArguments;
+use effective::EffectiveOptions;
 use memory_agent::{Agent, AgentOptions, ByteSize, KernelOffer, ProbeChoice};
 
 use crate::PROGRAM;
@@ -52,6 +56,11 @@ enum Command {
     Pages(pages::Arguments),
     /// Show what this host offers, and what follows from it.
     Doctor(doctor::Arguments),
+    /// Print a script that completes this program's options in a shell.
+    Completions(CompletionsArguments),
+    /// Write manual pages.
+    #[command(hide = true)]
+    ManPages(ManPagesArguments),
 }
 
 /// How to reach a running machine.
@@ -118,13 +127,48 @@ impl AgentArguments {
 /// Runs the command line and gives the code to exit with.
 pub fn main() -> std::process::ExitCode {
     PROGRAM.log("THERMOCLINE_LOG");
-    PROGRAM.end(match Cli::parse().command {
+    PROGRAM.end(run(std::env::args_os().collect()))
+}
+
+fn run(arguments: Vec<std::ffi::OsString>) -> Result<(), End> {
+    let mut program = Cli::command();
+    let matches = program.clone().get_matches_from(config_file::expand(&program, arguments)?);
+    match Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command {
         Command::Demo(arguments) => demo::main(&arguments),
+        Command::Run(arguments) if arguments.description.dry_run => {
+            run::check(&arguments)?;
+            effective(&program, &matches)?.print(arguments.description.json)
+        }
         Command::Run(arguments) => run::main(arguments),
+        Command::Receive(arguments) if arguments.description.dry_run => {
+            receive::check(&arguments)?;
+            effective(&program, &matches)?.print(arguments.description.json)
+        }
         Command::Receive(arguments) => receive::main(arguments),
         Command::Migrate(arguments) => migrate::main(&arguments),
         Command::Ctl(arguments) => ctl::main(&arguments),
         Command::Pages(arguments) => pages::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
-    })
+        Command::Completions(arguments) => arguments.print(&mut program),
+        Command::ManPages(arguments) => arguments.write(program),
+    }
+}
+
+/// The options in force of the subcommand that was called.
+fn effective(program: &clap::Command, matches: &clap::ArgMatches) -> Result<EffectiveOptions, End> {
+    let of_subcommand =
+        matches.subcommand().and_then(|(name, matches)| Some((program.find_subcommand(name)?, matches)));
+    of_subcommand
+        .map_or_else(|| Ok(EffectiveOptions::default()), |(command, matches)| EffectiveOptions::of(command, matches))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_says_what_it_is() {
+        Cli::command().debug_assert();
+        assert_eq!(command_line::without_help(&Cli::command()), [""; 0]);
+    }
 }

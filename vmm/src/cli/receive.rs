@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use command_line::End;
-use memory_agent::ByteSize;
+use memory_agent::{AgentOptions, ByteSize};
 
 use super::nets::NetArguments;
 use super::vsock::VsockArguments;
-use super::{AgentArguments, ConsoleArguments, end};
+use super::{AgentArguments, ConsoleArguments, DescriptionArguments, end};
 use crate::PROGRAM;
 use crate::config::{DiskConfig, check_socket};
 use crate::control::controller::Controller;
@@ -52,18 +52,29 @@ pub(super) struct Arguments {
     /// End with a code at the first connection over which no guest comes, whatever the reason, in place of waiting for the next.
     #[arg(long)]
     once: bool,
+    #[command(flatten)]
+    pub(super) description: DescriptionArguments,
 }
 
-pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+/// Checks everything that can be checked before anything is made.
+///
+/// # Errors
+/// The first thing that cannot be.
+pub(super) fn check(arguments: &Arguments) -> Result<(Address, Option<AgentOptions>), End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
     let address: Address = arguments.listen.parse().map_err(|e| usage(anyhow::Error::new(e)))?;
     let agent = arguments.agent.options()?;
     check_socket(arguments.api_socket.as_deref())?;
-    let nets = arguments.nets.open()?.taps;
+    arguments.consoles.check()?;
+    Ok((address, agent))
+}
 
+pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+    let (address, agent) = check(&arguments)?;
+    let nets = arguments.nets.open()?.taps;
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut consoles = arguments.consoles.open()?;
-    let disks = DiskConfig::named(&arguments.disks).map_err(|e| usage(e.into()))?;
+    let disks = DiskConfig::named(&arguments.disks).map_err(End::from)?;
     let disks = disks.into_iter().map(|(id, disk)| (id, disk.backend)).collect();
     let terms = Terms { source_timeout: Duration::from_secs(arguments.source_lost_after), once: arguments.once };
     let limits = Limits { terms, ..Limits::default() };

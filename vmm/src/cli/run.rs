@@ -1,26 +1,29 @@
 //! `thermocline run`
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{ArgAction, Args};
 use command_line::End;
-use memory_agent::ByteSize;
+use memory_agent::{AgentOptions, ByteSize};
 
 use super::nets::NetArguments;
 use super::vsock::VsockArguments;
-use super::{AgentArguments, ConsoleArguments, end};
+use super::{AgentArguments, ConsoleArguments, DescriptionArguments, end};
 use crate::PROGRAM;
 use crate::boot::{Bootable, Kernel, Payload};
 use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, VmConfig};
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::devices::virtio::balloon::BalloonConfig;
+use crate::devices::virtio::net::Tap;
 use crate::doctor;
 use crate::exit::ExitCode;
 use crate::machine::Builder;
 use crate::monitor::Monitor;
+use crate::record::Name;
 
 /// Options of `thermocline run`.
 #[derive(Debug, Args)]
@@ -67,6 +70,8 @@ pub(super) struct Arguments {
     api_socket: Option<PathBuf>,
     #[command(flatten)]
     agent: AgentArguments,
+    #[command(flatten)]
+    pub(super) description: DescriptionArguments,
 }
 
 /// A switch as the guest's own options have them.
@@ -78,7 +83,26 @@ fn on_or_off(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+/// Checks everything that can be checked before anything is made.
+///
+/// # Errors
+/// The first thing that cannot be.
+pub(super) fn check(arguments: &Arguments) -> Result<(), End> {
+    let Described { config, .. } = describe(arguments)?;
+    Bootable::open(&config.payload).context("the guest cannot boot")?;
+    config.devices()?;
+    arguments.consoles.check()
+}
+
+/// What the options describe.
+struct Described {
+    config: VmConfig,
+    /// Taps, which are open: what they can do is part of the machine.
+    taps: BTreeMap<Name, Arc<Tap>>,
+    agent: Option<AgentOptions>,
+}
+
+fn describe(arguments: &Arguments) -> Result<Described, End> {
     let usage = |e: anyhow::Error| End::new(ExitCode::Usage, e);
     let agent = arguments.agent.options()?;
     let nets = arguments.nets.open()?;
@@ -87,19 +111,23 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         cpus: arguments.cpus,
         payload: Payload {
             kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
-            initramfs: arguments.initramfs,
-            command_line: arguments.cmdline,
+            initramfs: arguments.initramfs.clone(),
+            command_line: arguments.cmdline.clone(),
         },
         rng: arguments.rng,
-        disks: arguments.disks,
+        disks: arguments.disks.clone(),
         balloon: arguments.balloon,
         console: arguments.consoles.has_virtio(),
         nets: nets.configs,
         vsock: arguments.vsock.config(),
-        api_socket: arguments.api_socket,
+        api_socket: arguments.api_socket.clone(),
     }
     .validate()?;
+    Ok(Described { config, taps: nets.taps, agent })
+}
 
+pub(super) fn main(arguments: Arguments) -> Result<(), End> {
+    let Described { config, taps, agent } = describe(&arguments)?;
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     if bootable.is_linux() && doctor::emulates_ring_0() {
         PROGRAM.say(
@@ -111,7 +139,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let backends = Backends {
         consoles: consoles.take_outputs(),
         disks: config.disk_backends()?,
-        nets: nets.taps,
+        nets: taps,
         vsocks: arguments.vsock.open()?,
     };
     let builder = Builder::new(backends);
