@@ -2,6 +2,7 @@
 
 mod arrives;
 mod cold;
+mod devices;
 mod given_up;
 mod lazy;
 mod resource;
@@ -11,6 +12,7 @@ fn main() -> std::process::ExitCode {
     let mut trials = thermocline_tests::Trials::default();
     arrives::add(&mut trials);
     cold::add(&mut trials);
+    devices::add(&mut trials);
     given_up::add(&mut trials);
     lazy::add(&mut trials);
     resource::add(&mut trials);
