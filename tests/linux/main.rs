@@ -2,10 +2,12 @@
 //!
 //! A boot takes long where the processor is emulated: few boots, each of which tells much.
 
+mod devices;
 mod peer;
 
 fn main() -> std::process::ExitCode {
     let mut trials = thermocline_tests::Trials::default();
     peer::add(&mut trials);
+    devices::add(&mut trials);
     trials.run()
 }

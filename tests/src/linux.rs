@@ -140,7 +140,7 @@ impl LinuxMachine {
             command.extend(["--net".into(), format!("tap={tap}").into()]);
         }
         if self.balloon {
-            command.extend(["--balloon".into(), "free-page-reporting".into()]);
+            command.extend(["--balloon".into(), "on".into()]);
         }
         command.extend(self.more.iter().map(Into::into));
         Ok(command)
