@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a run that cannot begin should stop with what it saw")]
 
 mod backends;
+mod disk;
 mod input;
 mod pci;
 mod queues;
 
 pub use backends::{net, vsock};
+pub use disk::disk;
 pub use pci::pci;
 pub use queues::{queues, queues_of};
 
