@@ -52,7 +52,7 @@ pub(super) enum ElfError {
     #[error("{0}")]
     Damaged(String),
     /// It cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Read(#[from] io::Error),
 }
 

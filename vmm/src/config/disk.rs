@@ -17,10 +17,10 @@ const MAX_SERIAL: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The description.
-    #[error("--disk: {0}")]
+    #[error(transparent)]
     Option(#[from] KeyValueError),
     /// Its name.
-    #[error("--disk: {0}")]
+    #[error(transparent)]
     Id(#[from] RecordError),
     /// Its number of queues.
     #[error("--disk: {0} queues are not possible: 1 to {MAX_QUEUES}")]
