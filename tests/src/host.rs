@@ -52,7 +52,9 @@ pub(crate) fn missing(need: Need) -> Option<String> {
             let tun = Path::new("/dev/net/tun");
             (!tun.exists()).then(|| "no /dev/net/tun: `modprobe tun`".into())
         }),
-        Need::LinuxGuest if emulates_ring_0() => Some("KVM here emulates ring 0, too slowly for Linux".into()),
+        Need::LinuxGuest if emulates_ring_0() => {
+            Some("only in the lab: KVM here emulates ring 0, too slowly for Linux".into())
+        }
         Need::LinuxGuest => linux::Image::get().err().map(|e| format!("{e:#}")),
         Need::Qemu => {
             let found =

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// In the reason of a test that this machine could not run and the lab does.
+const ONLY_IN_LAB: &str = "only in the lab: ";
+
 /// Sums over all test programs of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct TestCounts {
@@ -10,6 +13,8 @@ pub(crate) struct TestCounts {
     passed: u64,
     failed: Vec<String>,
     skipped: Vec<String>,
+    /// Left to the lab, whose machine can run them.
+    left_to_lab: Vec<String>,
     in_successes: bool,
 }
 
@@ -36,7 +41,9 @@ impl TestCounts {
             if result.starts_with("FAILED") {
                 self.failed.push(name.trim_end().to_owned());
             } else if let Some(why) = result.strip_prefix("ignored") {
-                self.skipped.push(format!("{}: {}", name.trim_end(), why.trim_start_matches(", ")));
+                let entry = format!("{}: {}", name.trim_end(), why.trim_start_matches(", "));
+                let list = if why.contains(ONLY_IN_LAB) { &mut self.left_to_lab } else { &mut self.skipped };
+                list.push(entry);
             }
         }
         !self.in_successes
@@ -56,8 +63,8 @@ fn number_before(text: &str, word: &str) -> Option<u64> {
 
 impl fmt::Display for TestCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { programs, passed, failed, skipped, .. } = self;
-        for (title, list) in [("skipped", skipped), ("failed", failed)] {
+        let Self { programs, passed, failed, skipped, left_to_lab, .. } = self;
+        for (title, list) in [("left to the lab", left_to_lab), ("skipped", skipped), ("failed", failed)] {
             for entry in list {
                 writeln!(f, "  {title}: {}", entry.trim_start_matches("skipped ").trim_end_matches(": "))?;
             }
@@ -74,6 +81,14 @@ mod tests {
         let mut outcome = TestCounts::default();
         let shown = text.lines().filter(|line| outcome.read(line)).collect::<Vec<_>>().join("\n");
         (outcome, shown)
+    }
+
+    #[test]
+    fn what_the_lab_runs_is_not_skipped() {
+        let (outcome, _) = read("test e ... ignored,  (only in the lab: KVM here emulates ring 0)");
+        assert!(outcome.skipped().is_empty());
+        let shown = outcome.to_string();
+        assert!(shown.contains("left to the lab: e") && shown.ends_with(" 0 skipped"), "{shown}");
     }
 
     #[test]
