@@ -16,7 +16,7 @@ use thermocline_tests::random::Random;
 use thermocline_tests::residency::{GuestMemory, must_be_near};
 use thermocline_tests::starved::StarvedGroup;
 use thermocline_tests::swap::undisturbed;
-use thermocline_tests::trials::give_more_time;
+use thermocline_tests::trials::{give_more_time, unless_the_emulator_fails};
 use thermocline_tests::{How, Sandbox, Trials, Workload, trial};
 use workload_guest::command::Command;
 
@@ -176,18 +176,20 @@ fn lazy_where_memory_runs_out_with_cuts() -> Result<()> {
 }
 
 fn a_guest_that_needs_everything_gets_it() -> Result<()> {
-    let sandbox = Sandbox::new()?;
-    let (source, ..) = boot_cold(&sandbox)?;
-    let mut destination = sandbox.receive(&COLD)?;
-    let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
-    migration.wait_for_phase(Phase::PostCopy)?;
-    // It looks at all of its memory, far quicker than it would come.
-    destination.machine.must_go_on()?;
-    let report = migration.succeeds()?.report;
-    let faults = report.post_copy.and_then(|post_copy| post_copy.faults).context("no word of faults")?;
-    ensure!(faults.count > 500 && faults.p50_us <= faults.p99_us && faults.p99_us <= faults.max_us, "{faults:?}");
-    ensure!(source.process.wait()?.code() == Some(0), "the source failed");
-    Ok(())
+    unless_the_emulator_fails(|| {
+        let sandbox = Sandbox::new()?;
+        let (source, ..) = boot_cold(&sandbox)?;
+        let mut destination = sandbox.receive(&COLD)?;
+        let migration = source.migrate(&destination.address, &How::with(&SLOW))?;
+        migration.wait_for_phase(Phase::PostCopy)?;
+        // It looks at all of its memory, far quicker than it would come.
+        destination.machine.must_go_on()?;
+        let report = migration.succeeds()?.report;
+        let faults = report.post_copy.and_then(|post_copy| post_copy.faults).context("no word of faults")?;
+        ensure!(faults.count > 500 && faults.p50_us <= faults.p99_us && faults.p99_us <= faults.max_us, "{faults:?}");
+        ensure!(source.process.wait()?.code() == Some(0), "the source failed");
+        Ok(())
+    })
 }
 
 fn a_tail_survives_cuts() -> Result<()> {
