@@ -40,6 +40,9 @@ impl Sleeper {
 
     /// Sleeps about so many ticks and returns the time.
     pub fn sleep(&mut self, ticks: u64, clock: &mut Clock) -> u64 {
+        // No device ended the last sleep. One whose timer was lost, as where a timer ends while the machine is saved, must
+        // not be waited for again.
+        self.is_ticking = false;
         self.sleep_unless(ticks, clock, || false)
     }
 
