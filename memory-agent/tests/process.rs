@@ -37,6 +37,7 @@ fn the_other_process() {
             "write" => (number(1)..number(2)).for_each(|page| memory.write(page, number(3))),
             "touch" => (number(1)..number(2)).for_each(|page| assert!(memory.holds(page, number(3)), "page {page}")),
             "move" => memory.move_elsewhere(),
+            "map" => (0..number(1)).for_each(|_| std::mem::forget(Memory::new("memory-agent-another", 1))),
             "exec" => {
                 let error = std::os::unix::process::CommandExt::exec(Command::new("sleep").arg("600"));
                 panic!("{error}");
@@ -396,6 +397,29 @@ fn a_process_that_has_ended_but_is_not_buried_is_an_error_too() {
     }
     all_fail(&memory, |e| matches!(e, TargetError::Exited(_)));
     assert!(matches!(Process::open(other.child.id()), Err(TargetError::Exited(_))));
+}
+
+#[test]
+fn a_process_that_is_ending_is_not_taken_for_one_that_has_changed_its_mappings() {
+    for _ in 0..20 {
+        let mut other = Other::start();
+        // So many that the kernel lists them in pieces, the memory in the last of them.
+        other.tell("map 900");
+        let memory = other.memory();
+        let error = std::thread::scope(|scope| {
+            let checking = scope.spawn(|| {
+                loop {
+                    if let Err(e) = memory.check() {
+                        return e;
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(5));
+            other.child.kill().unwrap();
+            checking.join().unwrap()
+        });
+        assert!(matches!(error, TargetError::Exited(_)), "{error}");
+    }
 }
 
 #[test]

@@ -90,9 +90,16 @@ impl Process {
         let mut text = String::new();
         let read = self.file("maps", what)?.read_to_string(&mut text);
         read.map_err(|e| self.refused(what, "maps", e))?;
-        // A process without any mapping is about to end, or to execute another program.
-        let patience = if text.is_empty() { ENDING } else { Duration::ZERO };
+        // A process without any mapping is about to end, or to execute another program. One that got there while it was
+        // read has given only the first of its mappings (m_start in fs/proc/task_mmu.c).
+        let patience = if self.has_mappings()? { Duration::ZERO } else { ENDING };
         if self.ends_within(patience) { Err(TargetError::Exited(self.pid)) } else { Ok(shared_mappings(&text)) }
+    }
+
+    fn has_mappings(&self) -> Result<bool, TargetError> {
+        let what = "read the mappings";
+        let read = self.file("maps", what)?.read(&mut [0; 1]);
+        read.map(|bytes| bytes > 0).map_err(|e| self.refused(what, "maps", e))
     }
 
     /// The shared memory that it maps, in files whose name contains `name`; the largest first. A file that is mapped in
