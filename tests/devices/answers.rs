@@ -20,6 +20,6 @@ pub(crate) fn free(line: Line) -> Option<Free> {
 /// Has the disk do something, of which nothing may fail.
 pub(crate) fn disk(machine: &mut Machine, command: &str) -> Result<DiskDone> {
     let done = machine.console.device(command, disk_done)?;
-    ensure!(done.errors == 0 && done.bad == 0, "{command}: {done:?}");
+    ensure!(done.errors + done.bad + done.repeated == 0, "{command}: {done:?}");
     Ok(done)
 }

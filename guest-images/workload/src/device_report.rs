@@ -36,8 +36,12 @@ lines! {
         errors: u64,
         /// Blocks that were not as written.
         bad: u64,
+        /// Answers to what was not asked, or had been answered before.
+        repeated: u64,
         /// Requests under way.
         under_way: u32,
+        /// How long the oldest of them has been; 0 without one. One that is lost stays, and no job ends behind it.
+        oldest_us: u64,
         /// The longest that a request took since boot.
         longest_us: u64,
     }
@@ -52,6 +56,8 @@ lines! {
         errors: u64,
         /// Blocks that were not as written.
         bad: u64,
+        /// Answers to what was not asked, or had been answered before.
+        repeated: u64,
         /// Blocks that were found as written by this guest since it booted.
         known: u64,
         /// From the first request to the end of the last.

@@ -63,7 +63,7 @@ fn blocks_are_written_and_found() {
             assert!(matches!(content(&file, number), Content::Generation(1..=128)), "block {number}");
         }
         let mixed = run(&mut guest, "disk mixed random 8192 32 300");
-        assert_eq!((mixed.errors, mixed.bad), (0, 0), "{mixed:?}");
+        assert_eq!((mixed.errors, mixed.bad, mixed.repeated), (0, 0, 0), "{mixed:?}");
         assert_eq!(mixed.interrupts > 0, !options.is_empty(), "{mixed:?}");
 
         assert_eq!(run(&mut guest, "disk-zero 3 4").errors, 0);

@@ -76,6 +76,7 @@ struct Figures {
     blocks: u64,
     errors: u64,
     bad: u64,
+    repeated: u64,
     known: u64,
     kicks: u64,
     interrupts: u64,
@@ -233,6 +234,7 @@ impl Disk {
             bytes: (now.blocks - before.blocks) * BLOCK,
             errors: now.errors - before.errors,
             bad: now.bad - before.bad,
+            repeated: now.repeated - before.repeated,
             known: now.known - before.known,
             took_us: frequency.us(tsc::now() - running.since),
             longest_us: frequency.us(self.job_longest),
@@ -247,9 +249,12 @@ impl Disk {
 
     /// Counts since boot.
     pub fn counts(&self) -> Counts {
-        let Figures { reads, writes, others, errors, bad, .. } = self.figures;
-        let longest_us = self.setting.frequency.us(self.longest);
-        Counts { reads, writes, others, errors, bad, under_way: u32::from(self.queue.under_way), longest_us }
+        let Figures { reads, writes, others, errors, bad, repeated, .. } = self.figures;
+        let (under_way, frequency) = (u32::from(self.queue.under_way), self.setting.frequency);
+        let oldest = self.requests.iter().flatten().map(|request| request.since).min();
+        let oldest_us = oldest.map_or(0, |since| frequency.us(tsc::now().saturating_sub(since)));
+        let longest_us = frequency.us(self.longest);
+        Counts { reads, writes, others, errors, bad, repeated, under_way, oldest_us, longest_us }
     }
 
     /// Bad block number `index`, if there were so many.
@@ -333,15 +338,29 @@ impl Disk {
         }
     }
 
+    /// The request in this place and its status, unless the device has answered what it was not asked, or once more. A place that
+    /// is in use again tells by its status, which nobody has written yet.
+    fn answered(&mut self, slot: usize) -> Option<(Request, u8)> {
+        let request = (*self.requests.get(slot)?)?;
+        // SAFETY: the status in the request's page, which the device may have written.
+        let status = unsafe { ptr::read_volatile((self.pages + slot as u64 * PAGE + STATUS) as *const u8) };
+        if status == UNANSWERED {
+            return None;
+        }
+        self.requests[slot] = None;
+        Some((request, status))
+    }
+
     #[inline]
     fn complete(&mut self, slot: usize) {
-        let request =
-            self.requests.get_mut(slot).and_then(Option::take).expect("the disk answers what it was not asked");
+        let Some((request, status)) = self.answered(slot) else {
+            self.figures.repeated += 1;
+            self.queue.was_repeated();
+            return;
+        };
         let took = tsc::now() - request.since;
         self.longest = self.longest.max(took);
         self.job_longest = self.job_longest.max(took);
-        // SAFETY: the status in the request's page, which the device has written.
-        let status = unsafe { ptr::read_volatile((self.pages + slot as u64 * PAGE + STATUS) as *const u8) };
         let is_good = status == 0;
         self.figures.errors += u64::from(!is_good);
         match request.kind {

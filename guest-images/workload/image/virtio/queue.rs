@@ -204,10 +204,15 @@ impl Queue {
         let entry = self.rings.used + 4 + 8 * u64::from(self.taken % self.rings.size);
         let (head, length): (u32, u32) = (load(entry), load(entry + 4));
         self.taken = self.taken.wrapping_add(1);
-        assert!(self.under_way > 0 && head < u32::from(self.rings.size), "the device answers what it was not asked");
-        self.under_way -= 1;
+        assert!(head < u32::from(self.rings.size), "the device answers what it was not asked");
+        self.under_way = self.under_way.wrapping_sub(1);
         self.want_no_interrupt();
         Some(Used { head: head as u16, length })
+    }
+
+    /// What was taken last answers nothing that is under way.
+    pub fn was_repeated(&mut self) {
+        self.under_way = self.under_way.wrapping_add(1);
     }
 
     fn has_used(&self) -> bool {
