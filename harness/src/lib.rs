@@ -5,7 +5,7 @@
 //! |---|---|
 //! | whether the host may be used, and saying that a test is skipped | `host.rs` |
 //! | who else moves pages in and out | `disturbance.rs` |
-//! | two hosts on one machine | `network.rs` |
+//! | two hosts on one machine, and their guests' network | `network.rs` |
 //! | a tap by which a guest reaches this host | `host_tap.rs` |
 //! | taps, and frames that go through them | `tap.rs` |
 //! | a control group of one's own | `group.rs` |

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
@@ -12,9 +12,8 @@ use rustix::net::{
     AddressFamily, MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, recv, sendmmsg,
     socket_with, sockopt,
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::network::{remove, run, there};
+use crate::network::{add_bridge, add_tap, enter, remove, run, there};
 use crate::sys;
 
 /// IEEE Std 802's first ethertype for local experiments, which the embedded guest's frames have.
@@ -40,12 +39,7 @@ impl TapNetwork {
         let name = &network.name;
         there().push(name.clone());
         run(&format!("ip netns add {name}"))?;
-        for tap in taps {
-            run(&format!("ip -n {name} tuntap add dev {tap} mode tap vnet_hdr"))?;
-            // No address, so that the kernel sends nothing of its own.
-            run(&format!("ip -n {name} link set {tap} addrgenmode none"))?;
-            run(&format!("ip -n {name} link set {tap} up"))?;
-        }
+        taps.iter().try_for_each(|tap| add_tap(name, tap))?;
         Ok(network)
     }
 
@@ -54,11 +48,7 @@ impl TapNetwork {
     /// # Errors
     /// When `ip` cannot do it.
     pub fn bridge(&self, taps: &[&str]) -> Result<()> {
-        let name = &self.name;
-        run(&format!("ip -n {name} link add b0 type bridge"))?;
-        run(&format!("ip -n {name} link set b0 addrgenmode none"))?;
-        run(&format!("ip -n {name} link set b0 up"))?;
-        taps.iter().try_for_each(|tap| run(&format!("ip -n {name} link set {tap} master b0")))
+        add_bridge(&self.name, taps)
     }
 
     /// What a command begins with that is to see the taps.
@@ -71,9 +61,7 @@ impl TapNetwork {
     /// # Errors
     /// When the kernel refuses.
     pub fn enter(&self) -> Result<()> {
-        let path = format!("/run/netns/{}", self.name);
-        let file = File::open(&path).with_context(|| path.clone())?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).context(path)
+        enter(&self.name)
     }
 }
 
