@@ -2,6 +2,8 @@
 //!
 //! `guest-check` says them; [`Said::parse`] reads them.
 
+pub mod stream;
+
 use std::fmt;
 
 /// In front of each line.

@@ -1,9 +1,11 @@
 //! The checks, one file each.
 
+mod busy;
 mod cpus;
 mod disk;
 mod dmesg;
 mod memory;
+mod network;
 mod ping;
 mod power;
 mod rng;
@@ -21,6 +23,7 @@ type Check = fn(&str) -> Outcome;
 
 /// Name, and what it does with its argument, which may be empty.
 const CHECKS: &[(&str, Check)] = &[
+    ("busy", busy::check),
     ("cpus", cpus::check),
     ("disk", disk::check),
     ("dmesg", dmesg::check),
