@@ -3,11 +3,13 @@
 //! A boot takes long where the processor is emulated: few boots, each of which tells much.
 
 mod devices;
+mod ends;
 mod peer;
 
 fn main() -> std::process::ExitCode {
     let mut trials = thermocline_tests::Trials::default();
     peer::add(&mut trials);
     devices::add(&mut trials);
+    ends::add(&mut trials);
     trials.run()
 }
