@@ -126,7 +126,9 @@ impl Devices {
             }
             console.offer(&disk.counts());
         }
-        if let Some(net) = &self.net {
+        if let Some(net) = &mut self.net {
+            // An interrupt says so at once, where there are some.
+            net.announce();
             console.offer(&net.counts());
         }
     }

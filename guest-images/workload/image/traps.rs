@@ -48,7 +48,7 @@ halted:
     .balign 32
 .globl device_stubs
 device_stubs:                           # 32 bytes each, for what devices signal: count it, and wake the first vCPU
-.irp number, 0,1,2,3,4
+.irp number, 0,1,2,3,4,5
     .balign 32
     incq device_interrupts + 8 * \number
     orb $2, timer_fired
@@ -78,7 +78,7 @@ spurious:
 .pushsection .data.flags, "aw", @progbits
 .globl timer_fired, device_interrupts
 device_interrupts:
-    .skip 5 * 8
+    .skip 6 * 8
 timer_fired:
     .byte 0, 0
 .popsection
@@ -103,10 +103,10 @@ unsafe extern "C" {
     static timer_1: u8;
     static spurious: u8;
     static device_stubs: u8;
-    static device_interrupts: [u64; 5];
+    static device_interrupts: [u64; 6];
 }
 
-/// Interrupts of devices, by the queue that they are of.
+/// Interrupts of devices, by the queue that they are of, or what else has changed.
 #[derive(Clone, Copy)]
 pub enum Signal {
     Disk,
@@ -114,6 +114,7 @@ pub enum Signal {
     NetTransmit,
     Balloon,
     Random,
+    NetConfig,
 }
 
 impl Signal {
@@ -146,7 +147,8 @@ pub fn install() {
     set(BREAKPOINT, gate(&raw const halt_trap as u64, 3));
     set(sleep::VECTOR, gate(&raw const timer_0 as u64, 0));
     set(sleep::VECTOR + 1, gate(&raw const timer_1 as u64, 0));
-    for signal in [Signal::Disk, Signal::NetReceive, Signal::NetTransmit, Signal::Balloon, Signal::Random] {
+    let of_disk_and_net = [Signal::Disk, Signal::NetReceive, Signal::NetTransmit, Signal::NetConfig];
+    for signal in of_disk_and_net.into_iter().chain([Signal::Balloon, Signal::Random]) {
         set(signal.vector(), gate(&raw const device_stubs as u64 + signal as u64 * 32, 0));
     }
     set(apic::SPURIOUS, gate(&raw const spurious as u64, 0));

@@ -98,6 +98,8 @@ lines! {
         other: u64,
         /// Frames that were sent back, and for which there was no room.
         no_room: u64,
+        /// Announcements sent because the device had asked for one.
+        announced: u64,
     }
 
     /// The end of a job of the network device.

@@ -21,6 +21,20 @@ pub const LONGEST: usize = 1514;
 /// IEEE Std 802 - Local Experimental Ethertype 1.
 pub const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
+/// Bytes of an [`announcement`], the fewest of a frame.
+pub const ANNOUNCEMENT: usize = 60;
+
+/// What a station says when it has been moved: an ARP request for its own address (RFC 5227, 3), of whom all who hear it learn
+/// where it is. It has no address of IP, which is zeros.
+pub fn announcement(mac: [u8; 6]) -> [u8; ANNOUNCEMENT] {
+    let mut frame = [0; ANNOUNCEMENT];
+    // Ethernet and IPv4, lengths of their addresses, request.
+    let fields = [[0xff; 6], mac, [0x08, 0x06, 0, 1, 8, 0], [6, 4, 0, 1, 0, 0]];
+    frame.iter_mut().zip(fields.into_iter().flatten()).for_each(|(to, from)| *to = from);
+    frame.iter_mut().skip(22).zip(mac).for_each(|(to, from)| *to = from);
+    frame
+}
+
 /// What a frame says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -144,6 +158,15 @@ mod tests {
     fn short_and_foreign_frames_are_others() {
         assert_eq!(read(&[0; 14]), Frame::Other);
         assert_eq!(read(&[0; 60]), Frame::Other);
+    }
+
+    #[test]
+    fn an_announcement_is_an_arp_request_of_its_station() {
+        let frame = announcement([2, 0, 0, 0, 0, 7]);
+        assert_eq!(frame[..14], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7, 8, 6]);
+        assert_eq!(frame[14..28], [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 7]);
+        assert_eq!(frame[28..], [0; 32]);
+        assert_eq!(read(&frame), Frame::Other);
     }
 
     #[test]

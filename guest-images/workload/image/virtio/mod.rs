@@ -2,6 +2,7 @@
 //!
 //! A device that answers what it was not asked ends the machine with a sentence.
 
+pub mod announce;
 pub mod balloon;
 pub mod block;
 pub mod hostile;

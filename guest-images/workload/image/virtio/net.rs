@@ -1,6 +1,7 @@
 //! The network device (Virtio 1.2, 5.1), one queue each way: sends numbered frames, checks them, sends them back.
 
 use super::Setting;
+use super::announce::{self, Announcer};
 use super::queue::{Descriptor, Queue, Rings};
 use super::transport::{DeviceError, EVENT_INDEX, Kind, Transport};
 use crate::arena::{self, Arena};
@@ -49,6 +50,7 @@ pub struct Net {
     sums: [u64; BUFFERS as usize],
     summed: u32,
     pub mac: [u8; 6],
+    announcer: Option<Announcer>,
     setting: Setting,
     next: u64,
     completed: u64,
@@ -64,7 +66,9 @@ impl Net {
     /// The first.
     pub fn find(setting: Setting, window: &mut Window, arena: &mut Arena) -> Result<Self, DeviceError> {
         let mut transport = Transport::find(Kind::Net, setting.interrupts, window)?;
-        transport.negotiate(MAC | EVENT_INDEX)?;
+        // All of what an announcement takes, or nothing of it.
+        let can_announce = transport.offered() & announce::FEATURES == announce::FEATURES;
+        transport.negotiate(MAC | EVENT_INDEX | if can_announce { announce::FEATURES } else { 0 })?;
         let mut queue = |index, signal| {
             let rings = Rings::new(transport.queue_size(index, BUFFERS)?, arena);
             Ok(transport.queue(index, rings, signal))
@@ -73,6 +77,8 @@ impl Net {
         let size = u64::from(BUFFERS) * BUFFER;
         let (incoming, outgoing) = (arena.zeroed(size), arena.zeroed(size));
         let mac = (u64::from(transport.config(0)) | u64::from(transport.config(4)) << 32).to_le_bytes();
+        let mac = [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]];
+        let announcer = if can_announce { Some(Announcer::new(&transport, mac, arena)?) } else { None };
         let mut net = Self {
             receive,
             transmit,
@@ -82,7 +88,8 @@ impl Net {
             idle_count: 0,
             sums: [0; BUFFERS as usize],
             summed: 0,
-            mac: [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]],
+            mac,
+            announcer,
             setting,
             next: 0,
             completed: 0,
@@ -161,6 +168,9 @@ impl Net {
             self.completed += 1;
             self.release(used.head);
         }
+        if self.announcer.as_mut().is_some_and(Announcer::is_told) {
+            self.announce();
+        }
         let echo = matches!(self.running, Some(Running { job: NetJob::Echo(_), .. }));
         for _ in 0..BATCH {
             let Some(used) = self.receive.take() else { break };
@@ -176,6 +186,19 @@ impl Net {
         let (now, is_sent) = (tsc::now(), self.transmit.under_way == 0);
         let is_over = now >= running.until || matches!(running.job, NetJob::Send(..)) && running.left == 0;
         (is_over && is_sent).then(|| self.end(&running, now))
+    }
+
+    /// Sends an announcement if the device asks for one.
+    pub fn announce(&mut self) {
+        let Some(announcer) = &mut self.announcer else { return };
+        // With all buffers under way it is asked for again, or seen with the next report.
+        let Some(place) = self.idle_count.checked_sub(1) else { return };
+        if let Some(frame) = announcer.look() {
+            self.idle_count = place;
+            self.transmit.offer(self.idle[place], &[frame]);
+            self.transmit.kick();
+            announcer.acknowledge();
+        }
     }
 
     fn send(&mut self, bytes: u32, mut left: u64, until: u64) -> u64 {
@@ -279,6 +302,7 @@ impl Net {
     pub fn counts(&self) -> Counts {
         let Sequence { lost, duplicate, .. } = self.came;
         let Self { completed, received, corrupt, other, no_room, .. } = *self;
-        Counts { sent: completed, received, lost, duplicate, corrupt, other, no_room }
+        let announced = self.announcer.as_ref().map_or(0, |announcer| announcer.count);
+        Counts { sent: completed, received, lost, duplicate, corrupt, other, no_room, announced }
     }
 }

@@ -138,6 +138,7 @@ impl Transport {
             mmio::write_u32(self.common + 12, (self.features >> (32 * half)) as u32);
         }
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        mmio::write_u16(self.common + 16, NO_VECTOR);
         let is_agreed = self.features & VERSION_1 != 0 && self.status() & FEATURES_OK != 0;
         if is_agreed { Ok(()) } else { Err(DeviceError::Features(self.kind)) }
     }
@@ -173,7 +174,6 @@ impl Transport {
             mmio::write_u32(self.common + register, address as u32);
             mmio::write_u32(self.common + register + 4, (address >> 32) as u32);
         }
-        mmio::write_u16(self.common + 16, NO_VECTOR);
         mmio::write_u16(self.common + 26, if self.interrupts { self.route(index, signal) } else { NO_VECTOR });
         let offset = mmio::read_u16(self.common + 30);
         let bell = Bell {
@@ -185,6 +185,13 @@ impl Transport {
         let queue = Queue::new(rings, bell);
         mmio::write_u16(self.common + 28, 1);
         queue
+    }
+
+    /// Has the device signal changes of its configuration by MSI-X vector `index`.
+    pub fn signal_changes(&self, index: u16, signal: Signal) {
+        if self.interrupts {
+            mmio::write_u16(self.common + 16, self.route(index, signal));
+        }
     }
 
     /// Has MSI-X vector `index` interrupt the first vCPU.
