@@ -71,7 +71,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<(Address, Option<AgentOptio
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let (address, agent) = check(&arguments)?;
-    let nets = arguments.nets.open()?.taps;
+    let nets = arguments.nets.open()?.backends;
     let listener = Listener::bind(&address).map_err(|e| End::new(ExitCode::Failure, e))?;
     let mut consoles = arguments.consoles.open()?;
     let disks = DiskConfig::named(&arguments.disks).map_err(End::from)?;

@@ -18,7 +18,7 @@ use crate::config::{DEFAULT_CPUS, DEFAULT_KERNEL, DEFAULT_MEMORY, DiskConfig, Vm
 use crate::control::controller::Controller;
 use crate::devices::host::Backends;
 use crate::devices::virtio::balloon::BalloonConfig;
-use crate::devices::virtio::net::Tap;
+use crate::devices::virtio::net::NetBackend;
 use crate::doctor;
 use crate::exit::ExitCode;
 use crate::machine::Builder;
@@ -98,7 +98,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<(), End> {
 struct Described {
     config: VmConfig,
     /// Taps, which are open: what they can do is part of the machine.
-    taps: BTreeMap<Name, Arc<Tap>>,
+    nets: BTreeMap<Name, NetBackend>,
     agent: Option<AgentOptions>,
 }
 
@@ -123,11 +123,11 @@ fn describe(arguments: &Arguments) -> Result<Described, End> {
         api_socket: arguments.api_socket.clone(),
     }
     .validate()?;
-    Ok(Described { config, taps: nets.taps, agent })
+    Ok(Described { config, nets: nets.backends, agent })
 }
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
-    let Described { config, taps, agent } = describe(&arguments)?;
+    let Described { config, nets, agent } = describe(&arguments)?;
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     if bootable.is_linux() && doctor::emulates_ring_0() {
         PROGRAM.say(
@@ -139,7 +139,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let backends = Backends {
         consoles: consoles.take_outputs(),
         disks: config.disk_backends()?,
-        nets: taps,
+        nets,
         vsocks: arguments.vsock.open()?,
     };
     let builder = Builder::new(backends);

@@ -137,6 +137,14 @@ pub enum DeviceError {
         /// What the host said.
         cause: io::Error,
     },
+    /// What the host has given for it has gone while its guest was on its way here.
+    #[error("the device '{id}' cannot go on here: {cause}")]
+    Gone {
+        /// Which one.
+        id: Name,
+        /// What is there now.
+        cause: io::Error,
+    },
     /// It is still at work.
     #[error("the device '{id}' has not come to rest within {limit:?}; nothing is lost, try again")]
     Busy {

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
 use super::virtio::block::DiskBackend;
-use super::virtio::net::Tap;
+use super::virtio::net::NetBackend;
 use super::virtio::vsock::VsockSocket;
 use crate::ram::GuestRam;
 use crate::record::Name;
@@ -129,7 +129,7 @@ pub struct Backends {
     /// The images of disks. They are opened, and locked, when a machine is made.
     pub disks: BTreeMap<Name, DiskBackend>,
     /// The other ends of network interfaces.
-    pub nets: BTreeMap<Name, Arc<Tap>>,
+    pub nets: BTreeMap<Name, NetBackend>,
     /// Where programs of the host come to the guest's sockets.
     pub vsocks: BTreeMap<Name, Arc<VsockSocket>>,
 }

@@ -26,7 +26,7 @@ pub fn net(data: &[u8]) {
     let config = NetConfig { mac: [2; 6].into(), mtu: 1500, pairs: 1, udp_segmentation: true };
     let description = table::describe("net0", net::KIND).unwrap().with_config(&config).unwrap();
     let tap = Arc::new(Tap::of_descriptors(vec![ours.into()]));
-    let backends = Backends { nets: [(description.id.clone(), tap)].into(), ..Backends::default() };
+    let backends = Backends { nets: [(description.id.clone(), tap.into())].into(), ..Backends::default() };
     queues_of(&description, &backends, data);
 }
 

@@ -70,6 +70,15 @@ pub trait Handler: Send {
         Ok(())
     }
 
+    /// The worker begins, or goes on. Called before it looks at its queues.
+    ///
+    /// # Errors
+    /// When the device cannot go on.
+    fn resume(&mut self, events: &Events) -> Result<(), DeviceFault> {
+        let _ = events;
+        Ok(())
+    }
+
     /// The driver may have made buffers available in the queue of this index. Also called for every queue when the worker begins
     /// and when it goes on.
     ///
@@ -282,13 +291,14 @@ impl<H: Handler> Serving<H> {
 
     /// Works until another order comes.
     fn serve(&mut self) -> Result<(), DeviceFault> {
-        self.serve_queues()?;
+        self.begin()?;
         while self.take_events(-1)? != Taken::Order {}
         Ok(())
     }
 
-    /// Looks at every queue.
-    fn serve_queues(&mut self) -> Result<(), DeviceFault> {
+    /// Begins or goes on, and looks at every queue.
+    fn begin(&mut self) -> Result<(), DeviceFault> {
+        self.handler.resume(&self.events)?;
         (0..self.queues.len()).try_for_each(|number| self.handler.queue(self.queues[number].index(), &self.events))
     }
 
@@ -351,7 +361,7 @@ impl<H: Handler> Inline<H> {
     }
 
     fn serve(&mut self) -> Result<(), DeviceFault> {
-        self.serving.serve_queues()?;
+        self.serving.begin()?;
         while self.serving.take_events(0)? == Taken::Some {}
         Ok(())
     }

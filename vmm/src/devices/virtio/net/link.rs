@@ -4,8 +4,8 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::MacAddress;
-use super::features;
 use super::tap::{HEADER, Tap};
+use super::{announce, features};
 use crate::devices::virtio::Notify;
 
 /// Bits of the configuration's status (VIRTIO 1.2, 5.1.4).
@@ -21,9 +21,9 @@ struct State {
     features: u64,
     /// The tap has gone.
     is_lost: bool,
-    /// The guest has come from elsewhere, of which nobody on this network knows yet.
+    /// The guest has come from elsewhere, which is to be announced.
     is_new_here: bool,
-    /// The driver has been asked to send an announcement.
+    /// The driver has been asked to announce its guest, and has not said that it has.
     is_announcing: bool,
     /// Pairs of queues that the driver uses.
     pairs: u16,
@@ -39,18 +39,20 @@ pub(super) struct Link {
     state: Mutex<State>,
 }
 
-/// What the driver has said, to be saved.
+/// What was said by the driver and to it, to be saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Agreed {
     /// Pairs of queues in use.
     pub(super) pairs: u16,
     /// What it has turned off and on.
     pub(super) offloads: Option<u64>,
+    /// It has been asked to announce its guest, and has not said that it has.
+    pub(super) is_announcing: bool,
 }
 
 impl Default for Agreed {
     fn default() -> Self {
-        Self { pairs: 1, offloads: None }
+        Self { pairs: 1, offloads: None, is_announcing: false }
     }
 }
 
@@ -85,20 +87,21 @@ impl Link {
 
     /// The driver has gone.
     pub(super) fn end(&self) {
-        let Agreed { pairs, offloads } = Agreed::default();
+        let Agreed { pairs, offloads, .. } = Agreed::default();
         let mut state = self.lock();
         *state = State { is_lost: state.is_lost, pairs, offloads, ..State::default() };
     }
 
     pub(super) fn agreed(&self) -> Agreed {
         let state = self.lock();
-        Agreed { pairs: state.pairs, offloads: state.offloads }
+        Agreed { pairs: state.pairs, offloads: state.offloads, is_announcing: state.is_announcing }
     }
 
     /// The guest comes from elsewhere, where this was agreed on.
     pub(super) fn arrive(&self, agreed: Agreed) {
         let mut state = self.lock();
-        (state.pairs, state.offloads, state.is_new_here) = (agreed.pairs, agreed.offloads, true);
+        (state.pairs, state.offloads, state.is_announcing) = (agreed.pairs, agreed.offloads, agreed.is_announcing);
+        state.is_new_here = true;
     }
 
     /// Has the tap do what was agreed on. A tap that refuses has gone, which shows when it is read.
@@ -151,14 +154,23 @@ impl Link {
         self.lock().is_lost
     }
 
-    /// Has the network know where the guest is now: by its driver if it can, or else by a frame in its name, as QEMU does.
+    /// Whether the guest has come from elsewhere, which is to be announced: once, by whoever asks.
+    pub(super) fn take_new_here(&self) -> bool {
+        std::mem::take(&mut self.lock().is_new_here)
+    }
+
+    /// Tells the network where the guest is: by a frame in its name and, where its driver can do it, by asking it to
+    /// (`VIRTIO_NET_S_ANNOUNCE`, 5.1.6.5.4). It knows what a frame of ours does not: its protocols' addresses, and its VLANs.
     pub(super) fn announce(&self) {
-        let mut state = self.lock();
-        if !std::mem::take(&mut state.is_new_here) {
-            return;
+        if let Some(queue) = self.tap.queue(0) {
+            // One of several; and whatever is wrong with the tap shows where it is waited for.
+            let _ = rustix::io::writev(queue, &[IoSlice::new(&[0; HEADER]), IoSlice::new(&announce::frame(self.mac))]);
         }
-        let notify = state.notify.clone().filter(|_| state.features >> features::GUEST_ANNOUNCE & 1 == 1);
-        let Some(notify) = notify else { return self.send_announcement() };
+        let mut state = self.lock();
+        // The answer comes over the control queue.
+        let can_announce =
+            [features::GUEST_ANNOUNCE, features::CTRL_VQ].iter().all(|bit| state.features >> bit & 1 == 1);
+        let Some(notify) = state.notify.clone().filter(|_| can_announce) else { return };
         state.is_announcing = true;
         drop(state);
         notify.config();
@@ -168,24 +180,4 @@ impl Link {
     pub(super) fn end_announcement(&self) {
         self.lock().is_announcing = false;
     }
-
-    fn send_announcement(&self) {
-        let Some(queue) = self.tap.queue(0) else { return };
-        let frame = announcement(self.mac);
-        // One of many that may be lost.
-        let _ = rustix::io::writev(queue, &[IoSlice::new(&[0; HEADER]), IoSlice::new(&frame)]);
-    }
-}
-
-/// A reverse ARP request, which every switch hears and nobody answers (RFC 903).
-fn announcement(mac: MacAddress) -> [u8; 60] {
-    let mac = mac.bytes();
-    let mut frame = [0; 60];
-    frame[..6].fill(0xff);
-    frame[6..12].copy_from_slice(&mac);
-    // Reverse ARP; Ethernet, IPv4, lengths of their addresses; request.
-    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    frame[22..28].copy_from_slice(&mac);
-    frame[32..38].copy_from_slice(&mac);
-    frame
 }

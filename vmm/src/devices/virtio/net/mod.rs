@@ -8,7 +8,9 @@
 //! | a pair of queues and its thread | `pair.rs` |
 //! | a frame's way in, and out | `receive.rs`, `transmit.rs` |
 //! | what the driver says of it | `control.rs`, `link.rs` |
+//! | how the network learns that a guest has come | `announce.rs` |
 
+mod announce;
 mod config;
 mod control;
 mod features;
@@ -28,7 +30,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use config::{MAX_PAIRS, MTU, MacAddress, MacError, NetConfig};
-pub use options::{NetError, NetOptions};
+pub use options::{NetBackend, NetError, NetOptions};
 pub use tap::{Tap, TapError, TapSource};
 
 use super::{Activation, DeviceFault, VirtioDevice, Worker, Workers};
@@ -51,6 +53,7 @@ const CONFIG_BYTES: usize = 12;
 struct SavedNet {
     pairs: u16,
     offloads: Option<u64>,
+    is_announcing: bool,
 }
 
 /// A network interface.
@@ -64,26 +67,33 @@ pub struct VirtioNet {
 }
 
 impl VirtioNet {
-    /// An interface of this description whose other end is `tap`.
+    /// An interface of this description with this other end.
     ///
     /// # Errors
-    /// When the description makes no sense, or the tap does not do for it.
-    pub fn new(description: &DeviceDescription, tap: Arc<Tap>) -> Result<Self, DeviceError> {
+    /// When the description makes no sense, or the other end does not do for it.
+    pub fn new(description: &DeviceDescription, backend: &NetBackend) -> Result<Self, DeviceError> {
         let config: NetConfig = description.config()?;
         let (id, kind) = (description.id.clone(), description.kind.clone());
         if let Some(why) = config.why_not() {
             return Err(DeviceError::Config { id, kind, why });
         }
-        if let Some(why) = does_not_do(&config, &tap) {
+        if let Some(why) = backend.why_not(&config) {
             return Err(DeviceError::Host { id, cause: io::Error::other(why) });
         }
         Ok(Self {
             description: description.clone(),
             config,
             queue_sizes: vec![QUEUE_SIZE; 2 * usize::from(config.pairs) + 1],
-            link: Arc::new(Link::new(tap, config.mac)),
+            link: Arc::new(Link::new(Arc::clone(&backend.tap), config.mac)),
             workers: Workers::default(),
         })
+    }
+
+    /// The tap does not work any more.
+    fn has_no_tap(&self, cause: &io::Error) -> DeviceError {
+        let name = self.link.tap().name();
+        let why = format!("the tap '{name}' has gone ({cause}); make it anew, or name another one, and migrate again");
+        DeviceError::Gone { id: self.description.id.clone(), cause: io::Error::other(why) }
     }
 
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
@@ -108,28 +118,7 @@ pub(in crate::devices) fn make(
             format!("the guest has a network interface '{id}', and no tap is given for it; say --net id={id},tap=NAME");
         DeviceError::Host { id: id.clone(), cause: io::Error::other(why) }
     };
-    let tap = host.backends.nets.get(id).ok_or_else(none)?;
-    Ok(Arc::new(VirtioNet::new(description, Arc::clone(tap))?))
-}
-
-/// What of it the tap does not have.
-fn does_not_do(config: &NetConfig, tap: &Tap) -> Option<String> {
-    let name = tap.name();
-    let NetConfig { mtu, pairs, udp_segmentation, .. } = *config;
-    if tap.queues() < usize::from(pairs) {
-        return Some(format!(
-            "it has {pairs} pairs of queues, and the tap '{name}' is open {} times; say queues={pairs}",
-            tap.queues()
-        ));
-    }
-    if tap.mtu() < u32::from(mtu) {
-        let tap = tap.mtu();
-        return Some(format!(
-            "its MTU is {mtu} bytes, and that of the tap '{name}' {tap}; say ip link set {name} mtu {mtu}"
-        ));
-    }
-    let is_missing = udp_segmentation && !tap.has_udp_segmentation();
-    is_missing.then(|| "the guest sends datagrams in one piece, for which the host needs Linux 6.2 or later".into())
+    Ok(Arc::new(VirtioNet::new(description, host.backends.nets.get(id).ok_or_else(none)?)?))
 }
 
 impl VirtioDevice for VirtioNet {
@@ -176,25 +165,22 @@ impl VirtioDevice for VirtioNet {
         self.link.end();
     }
 
-    fn resume(&self) {
-        self.workers.resume();
-        self.link.announce();
-    }
-
     fn save(&self) -> Vec<u8> {
-        let Agreed { pairs, offloads } = self.link.agreed();
+        let Agreed { pairs, offloads, is_announcing } = self.link.agreed();
         // A few numbers: there is nothing that could fail.
-        postcard::to_stdvec(&SavedNet { pairs, offloads }).unwrap_or_default()
+        postcard::to_stdvec(&SavedNet { pairs, offloads, is_announcing }).unwrap_or_default()
     }
 
     fn restore(&self, saved: &[u8]) -> Result<(), DeviceError> {
-        let SavedNet { pairs, offloads } = self.description.saved(saved)?;
+        let SavedNet { pairs, offloads, is_announcing } = self.description.saved(saved)?;
         if !(1..=self.config.pairs).contains(&pairs) {
             let (id, kind) = (self.description.id.clone(), self.description.kind.clone());
             return Err(DeviceError::Config { id, kind, why: format!("{pairs} pairs of queues are in use") });
         }
         let offloads = offloads.map(features::offloads_of);
-        self.link.arrive(Agreed { pairs, offloads });
+        // What came for the guest before it stands still was for it where it was, and has been seen there.
+        self.link.tap().discard_waiting().map_err(|cause| self.has_no_tap(&cause))?;
+        self.link.arrive(Agreed { pairs, offloads, is_announcing });
         Ok(())
     }
 }

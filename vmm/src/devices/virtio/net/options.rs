@@ -58,6 +58,42 @@ pub struct NetOptions {
     pub queues: u16,
 }
 
+/// What this host gives for a network interface, and what it asks of the guest's.
+#[derive(Clone, Debug)]
+pub struct NetBackend {
+    /// The other end.
+    pub tap: Arc<Tap>,
+    /// The only address that it may have, if one was said.
+    pub mac: Option<MacAddress>,
+    /// The only MTU, likewise.
+    pub mtu: Option<u16>,
+}
+
+impl From<Arc<Tap>> for NetBackend {
+    fn from(tap: Arc<Tap>) -> Self {
+        Self { tap, mac: None, mtu: None }
+    }
+}
+
+impl NetBackend {
+    /// Why it cannot be the other end of an interface like this: the end of a sentence.
+    pub(super) fn why_not(&self, config: &NetConfig) -> Option<String> {
+        if let Some(mac) = self.mac.filter(|mac| *mac != config.mac) {
+            let guest = config.mac;
+            return Some(format!(
+                "the guest's has the address {guest}, and {mac} is asked for here; leave mac out, or say mac={guest}"
+            ));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu != config.mtu) {
+            let guest = config.mtu;
+            return Some(format!(
+                "the guest's has an MTU of {guest} bytes, and {mtu} is asked for here; leave mtu out, or say mtu={guest}"
+            ));
+        }
+        self.tap.why_not(config)
+    }
+}
+
 impl FromStr for NetOptions {
     type Err = NetError;
 

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::epoll::EventSet;
 
+use super::announce::Schedule;
 use super::link::Link;
 use super::receive::{self, Receiver};
 use super::transmit::{self, Transmitter};
 use super::{control, features};
 use crate::devices::virtio::{Activation, DeviceFault, Events, Handler, QueueLock};
 
-/// By which the worker learns of the tap.
+/// By which the worker learns of the tap, and that it is time for an announcement.
 const TAP: u64 = 0;
+const ANNOUNCEMENT: u64 = 1;
 
 /// A pair of queues.
 pub(super) struct Pair {
@@ -31,6 +33,8 @@ pub(super) struct Pair {
     interest: Option<EventSet>,
     has_buffers: bool,
     is_full: bool,
+    /// When to announce a guest that has come from elsewhere: in the first pair.
+    announcements: Option<Schedule>,
 }
 
 /// A descriptor as a number, which is what the worker's events take.
@@ -62,6 +66,7 @@ impl Pair {
             interest: None,
             has_buffers: false,
             is_full: false,
+            announcements: None,
         }
     }
 
@@ -129,6 +134,20 @@ impl Pair {
         self.with_tap(|tap| events.remove(tap))
     }
 
+    /// Announces the guest if it is time. It touches no guest memory, for a page of which it might have to wait.
+    fn announce(&mut self, events: &Events) -> Result<(), DeviceFault> {
+        let Some(schedule) = &mut self.announcements else { return Ok(()) };
+        if schedule.is_due() {
+            self.link.announce();
+        }
+        if !schedule.is_over() {
+            return Ok(());
+        }
+        let removed = events.remove(schedule.timer());
+        self.announcements = None;
+        removed.map_err(|cause| DeviceFault::Host { what: "epoll_ctl", cause })
+    }
+
     fn with_tap(&self, call: impl FnOnce(&Raw) -> std::io::Result<()>) -> Result<(), DeviceFault> {
         let Some(tap) = self.link.tap().queue(self.number.into()) else { return Ok(()) };
         call(&raw(tap)).map_err(|cause| DeviceFault::Host { what: "epoll_ctl", cause })
@@ -153,12 +172,22 @@ fn lock(activation: &Activation, index: u16) -> QueueLock<'_> {
 
 impl Handler for Pair {
     fn start(&mut self, events: &Events) -> Result<(), DeviceFault> {
+        if self.number == 0 && self.link.take_new_here() {
+            let schedule = Schedule::new().map_err(|cause| DeviceFault::Host { what: "timerfd_create", cause })?;
+            let added = events.add(schedule.timer(), EventSet::IN, ANNOUNCEMENT);
+            added.map_err(|cause| DeviceFault::Host { what: "epoll_ctl", cause })?;
+            self.announcements = Some(schedule);
+        }
         if self.link.is_lost() {
             return Ok(());
         }
         self.with_tap(|tap| events.add(tap, EventSet::empty(), TAP))?;
         self.interest = Some(EventSet::empty());
         Ok(())
+    }
+
+    fn resume(&mut self, events: &Events) -> Result<(), DeviceFault> {
+        self.announce(events)
     }
 
     fn queue(&mut self, index: u16, events: &Events) -> Result<(), DeviceFault> {
@@ -173,7 +202,13 @@ impl Handler for Pair {
         if index == self.receive_queue() { self.receive(events) } else { self.transmit(events) }
     }
 
-    fn event(&mut self, _: u64, set: EventSet, events: &Events) -> Result<(), DeviceFault> {
+    fn event(&mut self, token: u64, set: EventSet, events: &Events) -> Result<(), DeviceFault> {
+        if token == ANNOUNCEMENT {
+            if let Some(schedule) = &mut self.announcements {
+                schedule.take_event();
+            }
+            return self.announce(events);
+        }
         if set.intersects(EventSet::ERROR | EventSet::HANG_UP) {
             // What reading a queue says whose interface has been deleted.
             return self.lose(&std::io::Error::from_raw_os_error(libc::EBADFD), events);

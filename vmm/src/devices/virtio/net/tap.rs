@@ -7,12 +7,15 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
+use super::config::NetConfig;
 use super::sys;
 
 /// Bytes of the header before each frame (VIRTIO 1.2, 5.1.6, `struct virtio_net_hdr` with `num_buffers`).
 pub(super) const HEADER: usize = 12;
 /// By which taps are made.
 const TUN: &str = "/dev/net/tun";
+/// Most frames of a queue that are dropped at once: more than wait where nobody has changed `txqueuelen`, which is 1000.
+const MOST_WAITING: usize = 4096;
 /// How a queue of a tap is opened, but for `IFF_MULTI_QUEUE`.
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
@@ -172,6 +175,44 @@ impl Tap {
     /// Number of queues that are open.
     pub fn queues(&self) -> usize {
         self.queues.len()
+    }
+
+    /// Drops the frames that wait.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub(super) fn discard_waiting(&self) -> io::Result<()> {
+        // What does not fit of a frame is dropped with it.
+        let mut head = [0; 64];
+        self.queues.iter().try_for_each(|queue| {
+            for _ in 0..MOST_WAITING {
+                match rustix::io::read(queue, &mut head) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => break,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What an interface like this needs of it and it has not: the end of a sentence.
+    pub(super) fn why_not(&self, config: &NetConfig) -> Option<String> {
+        let NetConfig { mtu, pairs, udp_segmentation, .. } = *config;
+        let (name, opened) = (&self.name, self.queues());
+        if opened < usize::from(pairs) {
+            return Some(format!(
+                "it has {pairs} pairs of queues, and the tap '{name}' is open {opened} times; say queues={pairs}"
+            ));
+        }
+        if self.mtu < u32::from(mtu) {
+            let tap = self.mtu;
+            return Some(format!(
+                "its MTU is {mtu} bytes, and that of the tap '{name}' {tap}; say ip link set {name} mtu {mtu}"
+            ));
+        }
+        let is_missing = udp_segmentation && !self.has_udp_segmentation;
+        is_missing.then(|| "the guest sends datagrams in one piece, for which the host needs Linux 6.2 or later".into())
     }
 
     /// One of its queues.

@@ -44,7 +44,17 @@ impl Machine {
     }
 
     fn at_rest(tap: Tap, pairs: u16, features: &[u32]) -> Self {
-        let net = VirtioNet::new(&description(&config(pairs)), Arc::new(tap)).unwrap();
+        Self::of(VirtioNet::new(&description(&config(pairs)), &Arc::new(tap).into()).unwrap(), pairs, features)
+    }
+
+    /// One that has come from elsewhere, where it has saved this. It is at rest.
+    fn migrated(tap: Tap, pairs: u16, features: &[u32], saved: &[u8]) -> Self {
+        let net = VirtioNet::new(&description(&config(pairs)), &Arc::new(tap).into()).unwrap();
+        net.restore(saved).unwrap();
+        Self::of(net, pairs, features)
+    }
+
+    fn of(net: VirtioNet, pairs: u16, features: &[u32]) -> Self {
         let ram = Arc::new(GuestRam::new(RAM).unwrap());
         let queue = |number: u16| Driver::new(&ram, number, QUEUE_SIZE, u64::from(number) * 0x4000);
         let queues: Vec<Driver> = (0..2 * pairs + 1).map(queue).collect();
@@ -86,6 +96,11 @@ impl Machine {
         self.read(BUFFERS + 0x100, 1)[0]
     }
 
+    /// How often the driver has been told that the configuration has changed.
+    fn configs(&self) -> u32 {
+        self.notified.configs.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
     fn status(&self) -> u16 {
         let mut status = [0; 2];
         self.net.read_config(6, &mut status);
@@ -119,11 +134,20 @@ fn the_guest_sees_what_is_described() {
 fn what_makes_no_sense_or_what_the_tap_has_not_is_refused() {
     let refused = |config: &NetConfig| {
         let (tap, _peer) = socket();
-        VirtioNet::new(&description(config), Arc::new(tap)).unwrap_err().to_string()
+        VirtioNet::new(&description(config), &Arc::new(tap).into()).unwrap_err().to_string()
     };
     assert!(refused(&NetConfig { mac: [1; 6].into(), ..config(1) }).contains("multicast"));
     assert!(refused(&NetConfig { mtu: 9000, ..config(1) }).contains("ip link set test mtu 9000"));
     assert!(refused(&config(2)).contains("queues=2"));
+
+    let refused = |mac: Option<[u8; 6]>, mtu| {
+        let (tap, _peer) = socket();
+        let backend = NetBackend { tap: Arc::new(tap), mac: mac.map(MacAddress::from), mtu };
+        VirtioNet::new(&description(&config(1)), &backend).map(drop).map_err(|e| e.to_string())
+    };
+    assert_eq!(refused(Some([2, 0, 0, 0, 0, 7]), Some(1500)), Ok(()));
+    assert!(refused(Some([2, 0, 0, 0, 0, 8]), None).unwrap_err().contains("say mac=02:00:00:00:00:07"));
+    assert!(refused(None, Some(1400)).unwrap_err().contains("say mtu=1500"));
 }
 
 #[test]
@@ -164,32 +188,97 @@ fn what_the_driver_has_chosen_goes_with_the_guest_and_it_is_announced() {
     assert_eq!(first.command(4, &[5, 0, 2, 0, 0, 0, 0, 0, 0, 0]), 0);
     first.net.pause(Instant::now() + LIMIT).unwrap();
     let saved = first.net.save();
-    assert_eq!(saved, [2, 1, 2], "the bytes that travel");
+    assert_eq!(saved, [2, 1, 2, 0], "the bytes that travel");
 
     let (tap, _peers) = two(pair());
-    let mut second = Machine::at_rest(tap, 2, &features);
-    second.net.restore(&saved).unwrap();
+    let second = Machine::migrated(tap, 2, &features, &saved);
+    assert_eq!((second.status(), second.configs()), (1, 0), "not before it runs here");
     second.net.resume();
-    assert_eq!(second.net.save(), saved);
-    assert_eq!((second.status(), second.notified.configs.load(std::sync::atomic::Ordering::SeqCst)), (3, 1));
-    assert_eq!((second.command(4, &[3, 0]), second.status()), (0, 1));
-    second.net.deactivate();
-    assert_eq!(second.net.save(), [1, 0], "another driver begins anew");
-    assert!(second.net.restore(&[3, 0]).is_err() && second.net.restore(&[]).is_err());
+    wait_until(|| second.configs() == 1);
+    assert_eq!(second.status(), 3);
+    second.net.pause(Instant::now() + LIMIT).unwrap();
+    let saved = second.net.save();
+    assert_eq!(saved, [2, 1, 2, 1], "asked for and not answered");
+
+    let (tap, _peers) = two(pair());
+    let mut third = Machine::migrated(tap, 2, &features, &saved);
+    assert_eq!(third.status(), 3, "and so it arrives");
+    third.net.resume();
+    wait_until(|| third.configs() == 1);
+    assert_eq!((third.command(4, &[3, 0]), third.status()), (0, 1));
+    wait_until(|| third.configs() == 2);
+    assert_eq!(third.status(), 3, "once more");
+    third.net.deactivate();
+    assert_eq!(third.net.save(), [1, 0, 0], "another driver begins anew");
+    assert!(third.net.restore(&[3, 0, 0]).is_err() && third.net.restore(&[1, 0, 2]).is_err());
+    assert!(third.net.restore(&[]).is_err());
+}
+
+fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
-fn a_guest_that_cannot_announce_itself_is_announced() {
+fn a_guest_that_has_come_is_announced_whatever_its_driver_can_do() {
+    for (features, configs) in [
+        (&[][..], 0),
+        (&[GUEST_ANNOUNCE][..], 0), // Without a queue for the answer.
+        (&[GUEST_ANNOUNCE, CTRL_VQ][..], 5),
+    ] {
+        let (tap, peer) = socket();
+        let machine = Machine::migrated(tap, 1, features, &[1, 0, 0]);
+        peer.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 100];
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(peer.recv(&mut bytes).is_err(), "not before it runs here");
+        peer.set_nonblocking(false).unwrap();
+        machine.net.resume();
+        let mut at = Vec::new();
+        for number in 0..announce::ROUNDS {
+            assert_eq!(peer.recv(&mut bytes).unwrap(), HEADER + 60, "{number}");
+            assert_eq!(bytes[..HEADER], [0; HEADER]);
+            assert_eq!(bytes[HEADER..][..60], announce::frame([2, 0, 0, 0, 0, 7].into()));
+            at.push(Instant::now());
+            // Neither does a pause end it, nor is one repeated by it.
+            machine.net.pause(Instant::now() + LIMIT).unwrap();
+            machine.net.resume();
+        }
+        assert!(at[4] - at[0] >= Duration::from_millis(700), "{at:?}");
+        wait_until(|| machine.configs() == configs);
+        peer.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+        assert!(peer.recv(&mut bytes).is_err(), "that was the last");
+        assert_eq!(machine.configs(), configs);
+    }
+}
+
+#[test]
+fn a_guest_that_has_not_moved_is_not_announced() {
+    let (machine, peer) = Machine::with_socket(&[GUEST_ANNOUNCE, CTRL_VQ]);
+    machine.net.pause(Instant::now() + LIMIT).unwrap();
+    machine.net.save();
+    machine.net.resume();
+    peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(peer.recv(&mut [0; 100]).is_err());
+    assert_eq!((machine.configs(), machine.status()), (0, 1));
+}
+
+#[test]
+fn what_came_before_the_guest_is_dropped() {
     let (tap, peer) = socket();
-    let machine = Machine::at_rest(tap, 1, &[]);
-    machine.net.restore(&[1, 0]).unwrap();
+    for number in 0..5 {
+        peer.send(&frame(1000, number)).unwrap();
+    }
+    let mut machine = Machine::migrated(tap, 1, &[], &[1, 0, 0]);
+    peer.send(&frame(100, 7)).unwrap();
+    machine.offer_buffer(BUFFERS, 2000);
     machine.net.resume();
-    let mut bytes = [0; 100];
-    assert_eq!(peer.recv(&mut bytes).unwrap(), HEADER + 60);
-    assert_eq!(bytes[HEADER..][..14], [255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 7, 0x80, 0x35]);
-    machine.net.resume();
-    peer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    assert!(peer.recv(&mut bytes).is_err(), "once");
+    assert_eq!(machine.queues[0].used(), Some((0, HEADER as u32 + 100)));
+    let header = machine.read(BUFFERS, HEADER);
+    assert_eq!(machine.read(BUFFERS, HEADER + 100)[HEADER..], frame(100, 7)[HEADER..], "{header:?}");
 }
 
 #[test]
