@@ -17,7 +17,11 @@ use crate::network::{add_bridge, add_tap, enter, remove, run, there};
 use crate::sys;
 
 /// IEEE Std 802's first ethertype for local experiments, which the embedded guest's frames have.
-const ETHERTYPE: u16 = 0x88b5;
+pub const ETHERTYPE: u16 = 0x88b5;
+/// Every ethertype, and both directions (include/uapi/linux/if_ether.h, `ETH_P_ALL`).
+pub const ALL: u16 = 3;
+/// The address of a network's bridge.
+pub const BRIDGE: &str = "02:00:00:00:00:01";
 /// Bytes that wait to be received.
 const BUFFER: usize = 8 << 20;
 
@@ -39,21 +43,62 @@ impl TapNetwork {
         let name = &network.name;
         there().push(name.clone());
         run(&format!("ip netns add {name}"))?;
+        run(&format!("ip -n {name} link set lo up"))?;
         taps.iter().try_for_each(|tap| add_tap(name, tap))?;
         Ok(network)
     }
 
-    /// Joins the taps by a bridge, so that what comes from one goes to the others.
+    /// Joins the taps by a bridge `b0`, so that what comes from one goes to the others; it is a station of its own, [`BRIDGE`].
     ///
     /// # Errors
     /// When `ip` cannot do it.
     pub fn bridge(&self, taps: &[&str]) -> Result<()> {
-        add_bridge(&self.name, taps)
+        add_bridge(&self.name, taps)?;
+        run(&format!("ip -n {} link set b0 address {BRIDGE}", self.name))
     }
 
     /// What a command begins with that is to see the taps.
     pub fn prefix(&self) -> [&str; 4] {
         ["ip", "netns", "exec", &self.name]
+    }
+
+    /// An interface of it, for whichever thread: its frames of this ethertype, or [all of them](ALL). A bridge takes
+    /// what comes in at its ports before whoever wants one ethertype of a port sees it.
+    ///
+    /// # Errors
+    /// When it is not there, or the kernel refuses.
+    pub fn interface(&self, name: &str, ethertype: u16) -> Result<Interface> {
+        self.within(|| Interface::of_type(name, ethertype))
+    }
+
+    /// Does something in the namespace. Sockets that are made there stay there, and so do threads that are started.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the work fails.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                self.enter()?;
+                work()
+            });
+            there.join().ok().context("the thread in the network panicked")?
+        })
+    }
+
+    /// Gives an interface another MTU.
+    ///
+    /// # Errors
+    /// When `ip` cannot do it.
+    pub fn set_mtu(&self, name: &str, bytes: u16) -> Result<()> {
+        run(&format!("ip -n {} link set {name} mtu {bytes}", self.name))
+    }
+
+    /// Takes an interface away, as an administrator would.
+    ///
+    /// # Errors
+    /// When `ip` cannot do it.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        run(&format!("ip -n {} link del {name}", self.name))
     }
 
     /// Puts the calling thread into the namespace, for good.
@@ -82,13 +127,17 @@ impl Interface {
     /// # Errors
     /// When it is not there, or the kernel refuses.
     pub fn open(name: &str, receives: bool) -> Result<Self> {
+        Self::of_type(name, if receives { ETHERTYPE } else { 0 })
+    }
+
+    fn of_type(name: &str, ethertype: u16) -> Result<Self> {
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         let index = name_to_index(&socket, name).with_context(|| format!("the interface {name}"))?;
-        if receives {
+        if ethertype != 0 {
             // What a guest sends at once is to have room before anybody takes it.
             sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
         }
-        sys::bind_packet(&socket, index, if receives { ETHERTYPE } else { 0 })?;
+        sys::bind_packet(&socket, index, ethertype)?;
         Ok(Self(socket))
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use harness::tap::{Interface, TapNetwork};
 use thermocline_tests::{Machine, Sandbox, Trials, trial};
 use workload_guest::frame::{self, Frame, Sequence};
@@ -18,13 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Does something in the network's namespace, with the interface of `tap`.
 fn at<T: Send>(network: &TapNetwork, tap: &str, work: impl FnOnce(&Interface) -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            network.enter()?;
-            work(&Interface::open(tap, true)?)
-        });
-        there.join().ok().context("the thread in the network panicked")?
-    })
+    network.within(|| work(&Interface::open(tap, true)?))
 }
 
 fn boot(sandbox: &Sandbox, network: &TapNetwork, tap: &str, guest: &str) -> Result<Machine> {

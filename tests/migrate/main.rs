@@ -5,6 +5,7 @@ mod cold;
 mod devices;
 mod given_up;
 mod lazy;
+mod net;
 mod resource;
 mod two_hosts;
 
@@ -15,6 +16,7 @@ fn main() -> std::process::ExitCode {
     devices::add(&mut trials);
     given_up::add(&mut trials);
     lazy::add(&mut trials);
+    net::add(&mut trials);
     resource::add(&mut trials);
     two_hosts::add(&mut trials);
     trials.run()
