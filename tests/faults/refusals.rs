@@ -181,7 +181,17 @@ fn another_processor_there() -> Result<()> {
     for leaf in feature.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 7 && leaf.index == 0) {
         leaf.ebx = u32::MAX;
     }
-    refused(&sandbox, feature, RefusalReason::Cpu, 12, &["CPUID 7.0.ebx"]).context("a feature")?;
+    refused(&sandbox, feature, RefusalReason::Cpu, 12, &["avx512f", "bit 22 of CPUID 7.0.ebx"]).context("a feature")?;
+    let mut nested = offer.clone();
+    for leaf in nested.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 1) {
+        leaf.ecx |= 1 << 5;
+    }
+    refused(&sandbox, nested, RefusalReason::Cpu, 12, &["vmx"]).context("nested virtualization")?;
+    let mut address = offer.clone();
+    for leaf in address.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 0x8000_0008) {
+        leaf.eax |= 0xff;
+    }
+    refused(&sandbox, address, RefusalReason::Cpu, 12, &["255 physical address bits"]).context("a longer address")?;
     let mut tsc = offer.clone();
     tsc.machine.processor.tsc_khz = 1;
     refused(&sandbox, tsc, RefusalReason::Cpu, 12, &["1 kHz", "time stamp counter"]).context("another frequency")?;

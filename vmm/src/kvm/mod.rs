@@ -85,7 +85,7 @@ pub enum KvmError {
     VcpuGone(u8),
 }
 
-/// What this host's KVM can tell a guest of its processor.
+/// What this host tells a guest of its processor: what its KVM can, but for what [`cpuid::offered`] leaves out.
 ///
 /// # Errors
 /// When KVM refuses.
@@ -98,7 +98,7 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, KvmError> {
     for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
         entry.ecx |= cpuid::HYPERVISOR | deadline;
     }
-    Ok(entries)
+    Ok(cpuid::offered(&entries))
 }
 
 impl KvmError {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_CAP_PMU_CAPABILITY, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
+    kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory_agent::PageRange;
@@ -19,6 +20,16 @@ use crate::ram::{GuestRam, PageSet};
 /// `KVM_SET_IDENTITY_MAP_ADDR` and `KVM_SET_TSS_ADDR` (Documentation/virt/kvm/api.rst): one page, and the three behind it.
 const IDENTITY_MAP_ADDRESS: u64 = KVM_PAGES.start;
 const TSS_ADDRESS: usize = KVM_PAGES.start as usize + 0x1000;
+
+/// Has KVM give no guest performance counters, which AMD's processors have without saying so in CPUID. Linux before 5.18 cannot.
+fn disable_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), KvmError> {
+    if kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()).max(0) as u32 & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&cap).map_err(KvmError::call("KVM_ENABLE_CAP of KVM_CAP_PMU_CAPABILITY"))
+}
 
 /// A VM with its RAM.
 #[derive(Clone, Debug)]
@@ -42,6 +53,7 @@ impl Vm {
         if kvm.check_extension(Cap::SetIdentityMapAddr) {
             fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(KvmError::call("KVM_SET_IDENTITY_MAP_ADDR"))?;
         }
+        disable_counters(&kvm, &fd)?;
         fd.create_irq_chip().map_err(KvmError::call("KVM_CREATE_IRQCHIP"))?;
         fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
             .map_err(KvmError::call("KVM_CREATE_PIT2"))?;

@@ -1,6 +1,20 @@
 //! CPUID: what a guest is told, and whether another host can tell it the same.
+//!
+//! | to read about | open |
+//! |---|---|
+//! | which bit is which feature | `features.rs` |
+//! | what KVM supports and no guest is told of | `offered.rs` |
+//! | what hosts that differ have in common | `model.rs` |
+//! | why a guest cannot run on another host | `compatibility.rs` |
 
-use std::collections::BTreeMap;
+mod compatibility;
+mod features;
+mod model;
+mod offered;
+
+pub use compatibility::{has_feature, incompatibilities, vendor};
+pub use model::{CpuModel, Level, ModelError};
+pub use offered::offered;
 
 use serde::{Deserialize, Serialize};
 
@@ -106,122 +120,30 @@ fn shared_by(eax: u32, count: u32) -> u32 {
     eax & !(0xfff << 14) | sharing << 14
 }
 
-/// Registers that are sets of features: a guest that was told of one may use it, so the other host must have it.
-const FEATURE_REGISTERS: &[(u32, u32, Register, &str)] = &[
-    (0x1, 0, Register::Ecx, "1.ecx"),
-    (0x1, 0, Register::Edx, "1.edx"),
-    (0x7, 0, Register::Ebx, "7.0.ebx"),
-    (0x7, 0, Register::Ecx, "7.0.ecx"),
-    (0x7, 0, Register::Edx, "7.0.edx"),
-    (0x7, 1, Register::Eax, "7.1.eax"),
-    (0xd, 0, Register::Eax, "0xd.0.eax"),
-    (0xd, 1, Register::Eax, "0xd.1.eax"),
-    (KVM_FEATURES, 0, Register::Eax, "0x40000001.eax"),
-    (0x8000_0001, 0, Register::Ecx, "0x80000001.ecx"),
-    (0x8000_0001, 0, Register::Edx, "0x80000001.edx"),
-    (0x8000_0008, 0, Register::Ebx, "0x80000008.ebx"),
-];
-
-/// Bits that say nothing of the host: what the guest has done (OSXSAVE), and how many processors it has (HTT, CmpLegacy).
-const NOT_HOST_FEATURES: &[(u32, u32, Register, u32)] =
-    &[(0x1, 0, Register::Ecx, 1 << 27), (0x1, 0, Register::Edx, HTT), (0x8000_0001, 0, Register::Ecx, CMP_LEGACY)];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
-impl Register {
-    fn of(self, entry: &CpuidEntry) -> u32 {
-        match self {
-            Self::Eax => entry.eax,
-            Self::Ebx => entry.ebx,
-            Self::Ecx => entry.ecx,
-            Self::Edx => entry.edx,
-        }
-    }
-}
-
-/// Why a guest with the CPUID `guest` cannot run on a host that supports `host`: one line a reason, none when it can.
-pub fn incompatibilities(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let host: BTreeMap<_, _> = host.iter().map(|e| ((e.function, e.index), e)).collect();
-    let guest: BTreeMap<_, _> = guest.iter().map(|e| ((e.function, e.index), e)).collect();
-    let vendor = |of: &BTreeMap<(u32, u32), &CpuidEntry>| {
-        of.get(&(0, 0)).map(|e| vendor_name(e)).unwrap_or_else(|| "unknown".into())
-    };
-    if vendor(&guest) != vendor(&host) {
-        reasons.push(format!("its processor is {}, this one is {}", vendor(&guest), vendor(&host)));
-    }
-    for &(function, index, register, name) in FEATURE_REGISTERS {
-        let has = |of: &BTreeMap<(u32, u32), &CpuidEntry>| of.get(&(function, index)).map_or(0, |e| register.of(e));
-        let not_features = NOT_HOST_FEATURES.iter().filter(|(f, i, r, _)| (*f, *i, *r) == (function, index, register));
-        let missing = not_features.fold(has(&guest) & !has(&host), |missing, (.., bits)| missing & !bits);
-        if missing != 0 {
-            reasons.push(format!("it uses CPU features {missing:#010x} of CPUID {name}, which this host lacks"));
-        }
-    }
-    reasons
-}
-
-fn vendor_name(leaf0: &CpuidEntry) -> String {
-    [leaf0.ebx, leaf0.edx, leaf0.ecx]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .filter(u8::is_ascii_graphic)
-        .map(char::from)
-        .collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod testing {
+    use super::{CpuidEntry, SUBLEAF};
 
-    fn host() -> Vec<CpuidEntry> {
+    /// A host with few features.
+    pub(super) fn host() -> Vec<CpuidEntry> {
         let leaf = |function, ebx, ecx, edx| CpuidEntry { function, ebx, ecx, edx, ..Default::default() };
         vec![leaf(0, 0x6874_7541, 0x444d_4163, 0x6974_6e65), leaf(1, 0, 0b1011, 0xff), leaf(7, 0xf0, 0, 0)]
     }
 
-    #[test]
-    fn a_host_can_run_what_it_offers() {
-        assert_eq!(incompatibilities(&for_vcpu(&host(), 1, 2), &host()), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_feature_that_is_missing_is_named() {
-        let mut guest = host();
-        guest[2].ebx |= 1 << 16;
-        let reasons = incompatibilities(&guest, &host());
-        assert_eq!(reasons.len(), 1);
-        assert!(reasons[0].contains("0x00010000 of CPUID 7.0.ebx"), "{reasons:?}");
-    }
-
-    #[test]
-    fn what_only_the_host_has_is_no_incompatibility() {
-        let mut richer = host();
-        richer[1].ecx |= 0xff00;
-        assert!(incompatibilities(&host(), &richer).is_empty());
-    }
-
-    #[test]
-    fn another_vendor_is_refused() {
-        let mut intel = host();
-        (intel[0].ebx, intel[0].edx, intel[0].ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
-        let reasons = incompatibilities(&intel, &host());
-        assert!(reasons[0].contains("GenuineIntel") && reasons[0].contains("AuthenticAMD"), "{reasons:?}");
-    }
-
     /// A host with all leaves of topology, as KVM gives them: one subleaf each of 0xb and 0x1f.
-    fn rich_host() -> Vec<CpuidEntry> {
+    pub(super) fn rich_host() -> Vec<CpuidEntry> {
         let leaf = |function, index, eax| CpuidEntry { function, index, eax, flags: SUBLEAF, ..Default::default() };
         let caches =
             [(0, 0x21), (1, 0x43), (2, 0x63)].map(|(index, eax)| [leaf(4, index, eax), leaf(0x8000_001d, index, eax)]);
         let others = [0xb, 0x1f, 0x8000_0001, 0x8000_0008, 0x8000_001e].map(|function| leaf(function, 0, 0));
         [&host()[..], caches.as_flattened(), &others].concat()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{host, rich_host};
+    use super::*;
 
     fn find(entries: &[CpuidEntry], function: u32, index: u32) -> CpuidEntry {
         let mut all = entries.iter().filter(|entry| (entry.function, entry.index) == (function, index));
@@ -258,11 +180,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn how_many_vcpus_there_are_is_no_feature() {
-        assert_eq!(incompatibilities(&for_vcpu(&rich_host(), 0, 4), &rich_host()), Vec::<String>::new());
     }
 
     #[test]
