@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use thermocline::arch::x86_64::msrs::Msr;
-use thermocline::arch::x86_64::state::VcpuState;
+use thermocline::arch::x86_64::state::{Time, VcpuState};
 use thermocline::machine::MachineState;
 use thermocline::migration::wire::message::receive_message;
 use thermocline::migration::wire::{FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, preamble};
@@ -14,6 +14,7 @@ use thermocline_tests::{Sandbox, Trials, Workload, trial};
 pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], state_of_other_parts);
     trial!(trials, [Kvm], registers_that_no_guest_has);
+    trial!(trials, [Kvm], clocks_of_another_machine);
 }
 
 /// A machine's offer and its state.
@@ -100,6 +101,26 @@ fn registers_that_no_guest_has() -> Result<()> {
     refused(&sandbox, &offer, altered(&|vcpu| vcpu.msrs.push(vcpu.msrs[0]))?, &["twice"])?;
     let too_large = altered(&|vcpu| vcpu.xsave.resize(1 << 14, 1))?;
     refused(&sandbox, &offer, too_large, &["extended processor state"])?;
+    // What the offer says, and the state cannot change: features, and counters that no guest has.
+    refused(&sandbox, &offer, with(Msr { index: 0x10a, value: 1 })?, &["MSR 0x10a", "no part of a guest's state"])?;
+    refused(&sandbox, &offer, with(Msr { index: 0x38f, value: 1 })?, &["MSR 0x38f", "no part of a guest's state"])?;
+    let hypervisor = altered(&|vcpu| vcpu.sregs.efer |= 1 << 12)?;
+    refused(&sandbox, &offer, hypervisor, &["'vcpu0'", "hypervisor"])?;
     let segment = altered(&|vcpu| vcpu.sregs.cs.dpl = 9)?;
     refused(&sandbox, &offer, segment, &["'vcpu0'", "privilege level 9"])
+}
+
+fn clocks_of_another_machine() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let (offer, state) = real_machine(&sandbox)?;
+    let with_counters = |count: usize| -> Result<MachineState> {
+        let mut state = state.clone();
+        let record = state.records.0.iter_mut().find(|record| record.id.as_str() == "time").context("no clocks")?;
+        let time = Time { tscs: vec![1; count], ..record.read()? };
+        *record = Record::of("time", &time)?;
+        Ok(state)
+    };
+    refused(&sandbox, &offer, with_counters(0)?, &["'time'", "0 time stamp counters for 1 vCPUs"])?;
+    refused(&sandbox, &offer, with_counters(2)?, &["'time'", "2 time stamp counters for 1 vCPUs"])?;
+    refused(&sandbox, &offer, with_counters(1000)?, &["'time'", "no sense"])
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
+use thermocline::arch::x86_64::msrs::Msr;
 use thermocline::devices::DeviceDescription;
 use thermocline::migration::wire::message::receive_message;
 use thermocline::migration::wire::{
@@ -187,6 +188,9 @@ fn another_processor_there() -> Result<()> {
         leaf.ecx |= 1 << 5;
     }
     refused(&sandbox, nested, RefusalReason::Cpu, 12, &["vmx"]).context("nested virtualization")?;
+    let mut msr = offer.clone();
+    msr.machine.processor.features = vec![Msr { index: 0x10a, value: u64::MAX }];
+    refused(&sandbox, msr, RefusalReason::Cpu, 12, &["MSR 0x10a", "ibrs_all"]).context("a feature in an MSR")?;
     let mut address = offer.clone();
     for leaf in address.machine.processor.cpuid.iter_mut().filter(|leaf| leaf.function == 0x8000_0008) {
         leaf.eax |= 0xff;

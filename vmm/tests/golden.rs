@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use thermocline::arch::x86_64::msrs::Msr;
 use thermocline::arch::x86_64::state::{
-    Clock, DebugRegisters, DescriptorTable, Events, Exception, GeneralRegisters, Interrupt, IoApic, MpState, Nmi, Pic,
-    Pit, PitChannel, Segment, Smi, SpecialRegisters, VcpuState, VmState, Xcr,
+    DebugRegisters, DescriptorTable, Events, Exception, GeneralRegisters, Interrupt, IoApic, MpState, Nmi, Pic, Pit,
+    PitChannel, Segment, Smi, SpecialRegisters, Time, VcpuState, VmState, Xcr,
 };
 use thermocline::bounded::Block;
 use thermocline::devices::legacy::power_button::SavedPowerButton;
@@ -141,8 +141,13 @@ fn vm() {
             redirtbl: std::array::from_fn(|_| n.u64()),
         },
         pit: Pit { channels: std::array::from_fn(|_| n.channel()), flags: n.u32() },
-        clock: Clock { clock_ns: n.u64(), realtime_ns: Some(n.u64()) },
     });
+}
+
+#[test]
+fn time() {
+    let mut n = Numbers::default();
+    golden(&Time { clock_ns: n.u64(), realtime_ns: n.u64(), tscs: vec![n.u64(), n.u64()] });
 }
 
 #[test]
@@ -188,7 +193,7 @@ fn vcpu() {
             cr8: n.u64(),
             efer: n.u64(),
             apic_base: n.u64(),
-            interrupt_bitmap: [0, 0, 1 << 7, 0],
+            pdptrs: Some(std::array::from_fn(|_| n.u64())),
         },
         xsave: (0..40).map(|_| n.u32()).collect(),
         xcrs: vec![Xcr { xcr: n.u32(), value: n.u64() }],
@@ -211,7 +216,6 @@ fn vcpu() {
             triple_fault_pending: true,
         },
         msrs: (0..3).map(|_| Msr { index: n.u32(), value: n.u64() }).collect(),
-        saved_at_ns: n.u64(),
     });
 }
 

@@ -175,7 +175,7 @@ fn capabilities(found: &mut Findings, kvm: &Kvm) {
         has(Cap::TscControl),
         yes_no(has(Cap::TscControl)),
         "guests can come from hosts whose TSC has another rate",
-        "guests from hosts whose TSC is slower cannot be received",
+        "guests from hosts whose TSC has another rate cannot be received",
     );
     let clock = kvm.check_extension_int(Cap::AdjustClock) as u32;
     let realtime = clock & KVM_CLOCK_REALTIME != 0;

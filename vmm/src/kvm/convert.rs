@@ -1,10 +1,10 @@
 //! Between the kernel's structures and the types that are saved ([`crate::arch::x86_64::state`]).
 
 use kvm_bindings::{
-    CpuId, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_AP_RESET_HOLD, KVM_MP_STATE_HALTED,
-    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pic_state, kvm_pit_channel_state, kvm_pit_state2, kvm_regs, kvm_segment, kvm_sregs,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_MP_STATE_AP_RESET_HOLD, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SREGS2_FLAGS_PDPTRS_VALID,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pic_state, kvm_pit_channel_state, kvm_pit_state2, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2,
     kvm_vcpu_events, kvm_xcr, kvm_xcrs,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -13,8 +13,8 @@ use super::KvmError;
 use crate::arch::x86_64::cpuid::CpuidEntry;
 use crate::arch::x86_64::msrs::Msr;
 use crate::arch::x86_64::state::{
-    Clock, DebugRegisters, DescriptorTable, Events, Exception, GeneralRegisters, Interrupt, IoApic, MpState, Nmi, Pic,
-    Pit, PitChannel, Segment, Smi, SpecialRegisters, Xcr,
+    DebugRegisters, DescriptorTable, Events, Exception, GeneralRegisters, Interrupt, IoApic, MpState, Nmi, Pic, Pit,
+    PitChannel, Segment, Smi, SpecialRegisters, Xcr,
 };
 use crate::bounded::Block;
 
@@ -51,10 +51,6 @@ same_names!(Segment, kvm_segment {
     bool present, db, s, l, g, avl, unusable
 });
 same_names!(DescriptorTable, kvm_dtable { base, limit });
-same_names!(SpecialRegisters, kvm_sregs {
-    cr0, cr2, cr3, cr4, cr8, efer, apic_base, interrupt_bitmap;
-    nested cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt
-});
 same_names!(DebugRegisters, kvm_debugregs { db, dr6, dr7 });
 same_names!(
     Pic,
@@ -95,6 +91,78 @@ same_names!(
         count_load_time
     }
 );
+
+/// Both ways for `struct kvm_sregs` and `struct kvm_sregs2`, which have these fields in common.
+macro_rules! special_registers {
+    ($theirs:ident) => {
+        impl From<&$theirs> for SpecialRegisters {
+            fn from(from: &$theirs) -> Self {
+                let &$theirs { cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } = from;
+                Self {
+                    cs: (&from.cs).into(),
+                    ds: (&from.ds).into(),
+                    es: (&from.es).into(),
+                    fs: (&from.fs).into(),
+                    gs: (&from.gs).into(),
+                    ss: (&from.ss).into(),
+                    tr: (&from.tr).into(),
+                    ldt: (&from.ldt).into(),
+                    gdt: (&from.gdt).into(),
+                    idt: (&from.idt).into(),
+                    cr0,
+                    cr2,
+                    cr3,
+                    cr4,
+                    cr8,
+                    efer,
+                    apic_base,
+                    pdptrs: None,
+                }
+            }
+        }
+
+        impl From<&SpecialRegisters> for $theirs {
+            fn from(from: &SpecialRegisters) -> Self {
+                let &SpecialRegisters { cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } = from;
+                Self {
+                    cs: (&from.cs).into(),
+                    ds: (&from.ds).into(),
+                    es: (&from.es).into(),
+                    fs: (&from.fs).into(),
+                    gs: (&from.gs).into(),
+                    ss: (&from.ss).into(),
+                    tr: (&from.tr).into(),
+                    ldt: (&from.ldt).into(),
+                    gdt: (&from.gdt).into(),
+                    idt: (&from.idt).into(),
+                    cr0,
+                    cr2,
+                    cr3,
+                    cr4,
+                    cr8,
+                    efer,
+                    apic_base,
+                    ..Default::default()
+                }
+            }
+        }
+    };
+}
+
+special_registers!(kvm_sregs);
+special_registers!(kvm_sregs2);
+
+/// With the page directory pointers, where the vCPU has some.
+pub(super) fn sregs_from_kvm(from: &kvm_sregs2) -> SpecialRegisters {
+    let has_pdptrs = from.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    SpecialRegisters { pdptrs: has_pdptrs.then_some(from.pdptrs), ..from.into() }
+}
+
+/// As [`sregs_from_kvm`].
+pub(super) fn sregs_to_kvm(from: &SpecialRegisters) -> kvm_sregs2 {
+    let flags = if from.pdptrs.is_some() { KVM_SREGS2_FLAGS_PDPTRS_VALID.into() } else { 0 };
+    kvm_sregs2 { flags, pdptrs: from.pdptrs.unwrap_or_default(), ..from.into() }
+}
 
 impl From<&kvm_msr_entry> for Msr {
     fn from(from: &kvm_msr_entry) -> Self {
@@ -207,13 +275,6 @@ impl From<&Pit> for kvm_pit_state2 {
     }
 }
 
-impl From<&kvm_clock_data> for Clock {
-    fn from(from: &kvm_clock_data) -> Self {
-        let realtime_ns = (from.flags & KVM_CLOCK_REALTIME != 0).then_some(from.realtime);
-        Self { clock_ns: from.clock, realtime_ns }
-    }
-}
-
 pub(super) fn xcrs_from_kvm(from: &kvm_xcrs) -> Vec<Xcr> {
     let xcrs = from.xcrs.iter().take(from.nr_xcrs as usize);
     xcrs.map(|xcr| Xcr { xcr: xcr.xcr, value: xcr.value }).collect()
@@ -306,6 +367,27 @@ mod tests {
         let kernel = io_apic_to_kvm(&io_apic);
         assert_eq!(kernel.chip_id, KVM_IRQCHIP_IOAPIC);
         assert_eq!(io_apic_from_kvm(&kernel), Some(io_apic));
+    }
+
+    #[test]
+    fn special_registers_survive_both_ways() {
+        let segment = Segment { base: 1, limit: 2, selector: 3, type_: 4, dpl: 1, l: true, ..Segment::default() };
+        let table = DescriptorTable { base: 5, limit: 6 };
+        let registers = SpecialRegisters {
+            cs: segment.clone(),
+            ldt: segment,
+            idt: table,
+            cr3: 7,
+            cr8: 8,
+            efer: 9,
+            apic_base: 10,
+            pdptrs: Some([11, 12, 13, 14]),
+            ..SpecialRegisters::default()
+        };
+        assert_eq!(sregs_from_kvm(&sregs_to_kvm(&registers)), registers);
+        let without = SpecialRegisters { pdptrs: None, ..registers };
+        assert_eq!(sregs_from_kvm(&sregs_to_kvm(&without)), without);
+        assert_eq!(SpecialRegisters::from(&kvm_sregs::from(&without)), without);
     }
 
     #[test]

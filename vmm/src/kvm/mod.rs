@@ -4,21 +4,28 @@ mod convert;
 mod irq;
 mod registers;
 mod sys;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod time;
 pub mod vcpu;
 pub mod vm;
 
 pub(crate) use convert::cpuid_to_kvm;
-pub use vcpu::Vcpus;
+pub use registers::features;
+pub use vcpu::{Told, Vcpus};
 pub use vm::Vm;
 
 use std::time::Duration;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
+use memory_agent::ByteSize;
 
-use crate::arch::x86_64::cpuid::{self, CpuidEntry};
+use crate::arch::x86_64::cpuid::{self, CpuModel, CpuidEntry, ModelError};
 use crate::arch::x86_64::msrs::MsrError;
+use crate::ram::RamLayout;
 
 /// What can go wrong between us and KVM.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +49,9 @@ pub enum KvmError {
         /// The value it should get.
         value: u64,
     },
+    /// A model-specific register that every vCPU has is not there.
+    #[error("the host's KVM has no MSR {0:#x}; use a newer kernel")]
+    NoMsr(u32),
     /// Model-specific registers that this host does not take.
     #[error(transparent)]
     Msrs(#[from] MsrError),
@@ -61,6 +71,9 @@ pub enum KvmError {
         /// What this host has.
         host: u32,
     },
+    /// This host cannot be the processor that was asked for.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// An event file descriptor could not be made.
     #[error("eventfd: {0}")]
     EventFd(std::io::Error),
@@ -99,6 +112,28 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<CpuidEntry>, KvmError> {
         entry.ecx |= cpuid::HYPERVISOR | deadline;
     }
     Ok(cpuid::offered(&entries))
+}
+
+/// What a new guest with this memory is told of its processor, of a model.
+///
+/// # Errors
+/// When this host cannot be it, or KVM refuses.
+fn model_cpuid(kvm: &Kvm, model: CpuModel, ram: &RamLayout) -> Result<Vec<CpuidEntry>, KvmError> {
+    let end = ram.regions().iter().map(|region| region.start.saturating_add(region.length)).max();
+    let address_bits = end.map_or(0, |end| u64::BITS - end.saturating_sub(1).leading_zeros());
+    Ok(model.of(&supported_cpuid(kvm)?, address_bits)?)
+}
+
+/// Whether a machine of this model with this much memory can be made here.
+///
+/// # Errors
+/// When it cannot, or KVM does not say.
+pub fn check_model(model: CpuModel, memory: ByteSize) -> Result<(), KvmError> {
+    if model == CpuModel::Host {
+        return Ok(());
+    }
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    model_cpuid(&kvm, model, &RamLayout::new(memory.bytes())).map(drop)
 }
 
 impl KvmError {

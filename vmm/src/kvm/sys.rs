@@ -3,10 +3,22 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, Xsave, kvm_userspace_memory_region, kvm_xsave};
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Xsave, kvm_device_attr, kvm_sregs2,
+    kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 
 use crate::ram::GuestRam;
+
+// Calls that kvm-ioctls does not have for x86 (Linux, include/uapi/linux/kvm.h).
+ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xe3, kvm_device_attr);
 
 /// A VM together with the RAM that its memory slots point into, so that the RAM cannot go first.
 #[derive(Debug)]
@@ -87,4 +99,47 @@ pub(super) fn set_xsave(vm: &VmFd, vcpu: &VcpuFd, words: &[u32]) -> Result<(), k
     unsafe { xsave.as_mut_fam_struct() }.xsave.region = header.region;
     // SAFETY: as in `get_xsave`: the buffer has the size that the kernel reads.
     unsafe { vcpu.set_xsave2(&xsave) }
+}
+
+fn done(returned: std::os::raw::c_int) -> Result<(), kvm_ioctls::Error> {
+    if returned == 0 { Ok(()) } else { Err(kvm_ioctls::Error::last()) }
+}
+
+/// Segment, table and control registers, and page directory pointers: Linux 5.14 and later (`KVM_CAP_SREGS2`).
+pub(super) fn get_sregs2(vcpu: &VcpuFd) -> Result<kvm_sregs2, kvm_ioctls::Error> {
+    let mut sregs = kvm_sregs2::default();
+    // SAFETY: the kernel writes one structure of this type, which is of integers.
+    done(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_SREGS2(), &mut sregs) })?;
+    Ok(sregs)
+}
+
+/// As [`get_sregs2`].
+pub(super) fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: the kernel reads one structure of this type.
+    done(unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) })
+}
+
+/// The attribute that is a vCPU's TSC offset, at the address of `offset`.
+fn tsc_offset_at(offset: &mut u64) -> kvm_device_attr {
+    let addr = std::ptr::from_mut(offset) as u64;
+    kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr: KVM_VCPU_TSC_OFFSET.into(), addr, flags: 0 }
+}
+
+/// What is added to the host's time stamp counter, scaled, for this vCPU (Documentation/virt/kvm/devices/vcpu.rst,
+/// `KVM_VCPU_TSC_OFFSET`); `None` on kernels before 5.16, which do not say.
+pub(super) fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
+    let mut offset = 0;
+    let attribute = tsc_offset_at(&mut offset);
+    // SAFETY: the kernel only looks at the attribute's number.
+    done(unsafe { ioctl_with_ref(vcpu, KVM_HAS_DEVICE_ATTR(), &attribute) }).ok()?;
+    // SAFETY: the kernel writes 64 bits at the address, which are `offset`, alive until behind the call.
+    done(unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) }).ok()?;
+    Some(offset)
+}
+
+/// As [`tsc_offset`].
+pub(super) fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), kvm_ioctls::Error> {
+    let attribute = tsc_offset_at(&mut offset);
+    // SAFETY: the kernel reads 64 bits at the address, which are `offset`, alive until behind the call.
+    done(unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) })
 }

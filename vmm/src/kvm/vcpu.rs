@@ -9,10 +9,11 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::registers::{restore, save};
-use super::{KvmError, Vm, convert, supported_cpuid};
-use crate::arch::x86_64::state::VcpuState;
-use crate::arch::x86_64::{Processor, cpuid};
+use super::registers::{new_features, offer_features, restore, save, write_msrs};
+use super::{KvmError, Vm, convert, model_cpuid, time};
+use crate::arch::x86_64::Processor;
+use crate::arch::x86_64::cpuid::{self, CpuModel};
+use crate::arch::x86_64::state::{Time, VcpuState};
 use crate::devices::{Bus, StopReason};
 
 /// How long to wait for a vCPU that was kicked before it is kicked again: a signal that arrives just before `KVM_RUN`
@@ -79,6 +80,28 @@ impl StopNotice {
     }
 }
 
+/// What vCPUs are to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'p> {
+    /// A processor of this model, as this host can make one.
+    Model(CpuModel),
+    /// What their guest has been told before.
+    Before(&'p Processor),
+}
+
+impl Told<'_> {
+    /// The processor, as far as it is known before there is a vCPU.
+    fn processor(self, vm: &Vm) -> Result<Processor, KvmError> {
+        match self {
+            Self::Before(processor) => Ok(processor.clone()),
+            Self::Model(model) => {
+                let cpuid = model_cpuid(vm.kvm(), model, vm.ram().layout())?;
+                Ok(Processor { features: new_features(vm, &cpuid)?, cpuid, tsc_khz: 0 })
+            }
+        }
+    }
+}
+
 /// All vCPUs of a machine. They start paused.
 pub struct Vcpus {
     vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
@@ -102,35 +125,38 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 impl Vcpus {
-    /// Makes `count` vCPUs with their threads, paused, each told that it is this processor, or what this host has.
+    /// Makes `count` vCPUs with their threads, paused, each told what it is.
     ///
     /// What they were told is kept here: a vCPU that runs cannot be asked, and `KVM_GET_CPUID2` may give back what the
     /// hardware has rather than what was set (KVM without hardware virtualization, PVM, does).
     ///
     /// # Errors
     /// When KVM or the host refuses, or the host cannot be this processor.
-    pub fn new(vm: &Vm, bus: &Bus, count: u8, processor: Option<&Processor>) -> Result<Self, KvmError> {
+    pub fn new(vm: &Vm, bus: &Bus, count: u8, told: Told<'_>) -> Result<Self, KvmError> {
         register_signal_handler(SIGRTMIN(), kicked)
             .map_err(|e| KvmError::EventFd(io::Error::from_raw_os_error(e.errno())))?;
-        let told = processor.map_or_else(|| supported_cpuid(vm.kvm()), |processor| Ok(processor.cpuid.clone()))?;
+        let Processor { cpuid: told_cpuid, features, tsc_khz } = told.processor(vm)?;
         let end = Arc::new(StopNotice::new()?);
-        let processor_here =
-            Processor { cpuid: cpuid::for_vcpu(&told, 0, count), tsc_khz: processor.map_or(0, |p| p.tsc_khz) };
-        let mut all = Self { vcpus: Vec::new(), processor: processor_here, end, at_power_on: Vec::new() };
+        let processor = Processor { cpuid: cpuid::for_vcpu(&told_cpuid, 0, count), features, tsc_khz };
+        let mut all = Self { vcpus: Vec::new(), processor, end, at_power_on: Vec::new() };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
             // As the host runs, which is what it does anyway. Without it, where the host's own measurement of its frequency has
             // not been confirmed, KVM takes a vCPU's deadlines for ones of another frequency, and they never come (seen on
             // 6.12, nested, with a host under load).
             let _ = fd.set_tsc_khz(0);
-            let cpuid = cpuid::for_vcpu(&told, index, count);
+            let cpuid = cpuid::for_vcpu(&told_cpuid, index, count);
             fd.set_cpuid2(&convert::cpuid_to_kvm(&cpuid)?).map_err(KvmError::call("KVM_SET_CPUID2"))?;
             // Written back as it is: until then an INIT for a vCPU other than the first is lost (seen on Linux 6.18 with
             // PVM; QEMU writes the local APIC of every vCPU too).
             let lapic = fd.get_lapic().map_err(KvmError::call("KVM_GET_LAPIC"))?;
             fd.set_lapic(&lapic).map_err(KvmError::call("KVM_SET_LAPIC"))?;
-            let tsc_khz = set_tsc_frequency(&fd, processor.map(|processor| processor.tsc_khz))?;
-            all.processor.tsc_khz = tsc_khz;
+            match (index, told) {
+                (0, Told::Model(_)) => all.processor.features = offer_features(&fd, &all.processor.features)?,
+                _ => write_msrs(&fd, &all.processor.features)?,
+            }
+            let tsc_khz = if let Told::Before(processor) = told { Some(processor.tsc_khz) } else { None };
+            all.processor.tsc_khz = time::set_frequency(vm, &fd, tsc_khz)?;
             all.at_power_on.push(save(vm, &fd)?);
             let shared = Arc::new(Shared {
                 index,
@@ -225,17 +251,40 @@ impl Vcpus {
     /// When KVM refuses, or there is something in it that this host does not take.
     pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
         for ((vcpu, _), state) in self.vcpus.iter().zip(states) {
-            restore(&vcpu.vm, &locked(&vcpu.fd), state, self.processor.tsc_khz)?;
+            restore(&vcpu.vm, &locked(&vcpu.fd), state)?;
         }
         Ok(())
     }
 
-    /// Makes all vCPUs, which are paused, what they were when they were made; their guest has not ended any more.
+    /// Reads the machine's clocks. All vCPUs are paused.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn save_time(&self, vm: &Vm) -> Result<Time, KvmError> {
+        self.with_all_fds(|fds| time::save(vm, fds, self.processor.tsc_khz))
+    }
+
+    /// Has the machine's clocks go on from there. All vCPUs are paused; their state is restored after this.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn restore_time(&self, vm: &Vm, time: &Time) -> Result<(), KvmError> {
+        self.with_all_fds(|fds| time::restore(vm, fds, self.processor.tsc_khz, time))
+    }
+
+    fn with_all_fds<T>(&self, work: impl FnOnce(&[&VcpuFd]) -> T) -> T {
+        let held: Vec<_> = self.vcpus.iter().map(|(vcpu, _)| locked(&vcpu.fd)).collect();
+        work(&held.iter().map(|fd| &**fd).collect::<Vec<_>>())
+    }
+
+    /// Makes all vCPUs, which are paused, what they were when they were made, but for their time, which goes on; their guest has not ended
+    /// any more.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn reset(&self) -> Result<(), KvmError> {
         self.restore(&self.at_power_on)?;
+        self.with_all_fds(time::align)?;
         self.end.forget();
         Ok(())
     }
@@ -247,32 +296,18 @@ impl Vcpus {
         }
     }
 
-    /// Gives all vCPUs an order that stops them, and waits until they have; gives one that had not by the deadline.
+    /// Gives all vCPUs an order that stops them, and waits until they have; gives one that had not by the deadline. None is waited for
+    /// before all have been reminded: they stop together.
     fn order_all(&self, order: Order, deadline: Option<Instant>) -> Option<u8> {
         self.order(order);
-        let mut late = None;
-        for (vcpu, thread) in &self.vcpus {
-            while !vcpu.kick(thread.as_ref()) {
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    late = Some(vcpu.index);
-                    break;
-                }
-                std::thread::sleep(KICK_AGAIN);
+        loop {
+            let running = self.vcpus.iter().filter(|(vcpu, thread)| !vcpu.kick(thread.as_ref()));
+            let late = running.map(|(vcpu, _)| vcpu.index).reduce(u8::min)?;
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Some(late);
             }
+            std::thread::sleep(KICK_AGAIN);
         }
-        late
-    }
-}
-
-/// Has a vCPU's time stamp counter run at `wanted` kHz, or as it does; gives the frequency.
-fn set_tsc_frequency(fd: &VcpuFd, wanted: Option<u32>) -> Result<u32, KvmError> {
-    let host = fd.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))?;
-    match wanted {
-        Some(guest) if guest != host => {
-            let refused = KvmError::TscFrequency { guest, host };
-            if fd.set_tsc_khz(guest).is_err() || fd.get_tsc_khz() != Ok(guest) { Err(refused) } else { Ok(guest) }
-        }
-        _ => Ok(host),
     }
 }
 
@@ -310,6 +345,9 @@ impl Shared {
                 }
             }
             let mut fd = locked(&self.fd);
+            // Tells the guest's watchdogs that it was not the guest that did nothing meanwhile. Refused for guests without kvmclock, which
+            // have no place to look for it.
+            let _ = fd.kvmclock_ctrl();
             let ended = self.run_until_ordered(&mut fd);
             let ended_by_io = self.finish_io(&mut fd);
             // Said while the file is held: whoever finds this vCPU paused knows why it is.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
-    kvm_pit_state2,
+    KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
+    KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory_agent::PageRange;
@@ -112,7 +111,7 @@ impl Vm {
         Ok(set)
     }
 
-    /// Reads interrupt controllers, timer and clock. The vCPUs are paused.
+    /// Reads interrupt controllers and timer. The vCPUs are paused.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -124,7 +123,6 @@ impl Vm {
             ],
             io_apic: self.chip(KVM_IRQCHIP_IOAPIC, convert::io_apic_from_kvm)?,
             pit: (&self.fd().get_pit2().map_err(KvmError::call("KVM_GET_PIT2"))?).into(),
-            clock: (&self.fd().get_clock().map_err(KvmError::call("KVM_GET_CLOCK"))?).into(),
         })
     }
 
@@ -135,8 +133,7 @@ impl Vm {
         convert(&chip).ok_or_else(short)
     }
 
-    /// Writes interrupt controllers, timer and clock. Where both hosts can, the clock goes on as if the machine had
-    /// never stopped.
+    /// Writes interrupt controllers and timer. The local APICs are what they are to be already: what waits in the I/O APIC goes to them.
     ///
     /// # Errors
     /// When KVM refuses.
@@ -149,15 +146,6 @@ impl Vm {
         ] {
             self.fd().set_irqchip(&chip).map_err(KvmError::call("KVM_SET_IRQCHIP"))?;
         }
-        self.fd().set_pit2(&kvm_pit_state2::from(&state.pit)).map_err(KvmError::call("KVM_SET_PIT2"))?;
-        let can_adjust = self.kvm.check_extension_int(Cap::AdjustClock) as u32 & KVM_CLOCK_REALTIME != 0;
-        let realtime = state.clock.realtime_ns.filter(|_| can_adjust);
-        let clock = kvm_clock_data {
-            clock: state.clock.clock_ns,
-            realtime: realtime.unwrap_or_default(),
-            flags: if realtime.is_some() { KVM_CLOCK_REALTIME } else { 0 },
-            ..Default::default()
-        };
-        self.fd().set_clock(&clock).map_err(KvmError::call("KVM_SET_CLOCK"))
+        self.fd().set_pit2(&kvm_pit_state2::from(&state.pit)).map_err(KvmError::call("KVM_SET_PIT2"))
     }
 }

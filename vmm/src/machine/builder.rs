@@ -5,9 +5,10 @@ use std::sync::Arc;
 use memory_agent::ByteSize;
 
 use super::{Incompatibility, Machine, MachineError, MachineSpec};
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::DeviceDescription;
 use crate::devices::host::Backends;
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, Told};
 use crate::ram::GuestRam;
 
 /// Why there is no machine.
@@ -44,7 +45,7 @@ impl Builder {
         devices: &[DeviceDescription],
     ) -> Result<Machine, MachineError> {
         let ram = GuestRam::new(memory.bytes())?;
-        Machine::new(Arc::new(ram), cpus, None, devices, &self.backends)
+        Machine::new(Arc::new(ram), cpus, Told::Model(CpuModel::Host), devices, &self.backends)
     }
 
     /// A machine that has been somewhere already, with `most` memory: all but what it holds.
@@ -57,10 +58,11 @@ impl Builder {
             return Err(BuildError::Incompatible(reasons));
         }
         let ram = GuestRam::new(spec.ram.bytes()).map_err(MachineError::from)?;
-        let made = Machine::new(Arc::new(ram), spec.cpus, Some(&spec.processor), &spec.devices, &self.backends);
+        let made = Machine::new(Arc::new(ram), spec.cpus, Told::Before(&spec.processor), &spec.devices, &self.backends);
         made.map_err(|e| match e {
             MachineError::Device(e) => BuildError::Incompatible(vec![Incompatibility::Device(e)]),
-            MachineError::Kvm(e @ KvmError::TscFrequency { .. }) => {
+            // Of a processor that is only described, the MSRs are its features.
+            MachineError::Kvm(e @ (KvmError::TscFrequency { .. } | KvmError::Msr { .. })) => {
                 BuildError::Incompatible(vec![Incompatibility::Processor(e.to_string())])
             }
             e => BuildError::Machine(e),

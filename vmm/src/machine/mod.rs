@@ -23,14 +23,13 @@ use memory_agent::{AgentError, AgentOptions};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::x86_64::Processor;
-use crate::arch::x86_64::state::{VcpuState, VmState};
+use crate::arch::x86_64::state::{Time, VcpuState, VmState};
 use crate::boot::{BootError, Bootable};
 use crate::devices::host::{Backends, Host, Ports};
 use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
-use crate::kvm::{KvmError, Vcpus, Vm};
+use crate::kvm::{KvmError, Told, Vcpus, Vm};
 use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
-use crate::record::{Record, RecordError, Records};
+use crate::record::{Record, RecordError, Records, Saved};
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -88,20 +87,20 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine whose vCPUs have not been told where to begin. They are this processor, or what the host has.
+    /// A machine whose vCPUs have not been told where to begin, but what they are.
     ///
     /// # Errors
     /// When the host cannot offer what it takes.
     fn new(
         ram: Arc<GuestRam>,
         cpus: u8,
-        processor: Option<&Processor>,
+        told: Told<'_>,
         devices: &[DeviceDescription],
         backends: &Backends,
     ) -> Result<Self, MachineError> {
         let vm = Vm::new(ram)?;
         let devices = Devices::new(devices, Host::new(Arc::new(vm.clone()), Arc::clone(vm.ram()), backends))?;
-        let vcpus = Vcpus::new(&vm, devices.bus(), cpus, processor)?;
+        let vcpus = Vcpus::new(&vm, devices.bus(), cpus, told)?;
         let at_power_on = vm.save()?;
         let (running, watch) = (Mutex::new(false), OnceLock::new());
         Ok(Self { vcpus, vm, devices, at_power_on, bootable: OnceLock::new(), running, watch })
@@ -127,13 +126,13 @@ impl Machine {
         self.vcpus.pause(PAUSE_LIMIT)?;
         self.devices.pause(PAUSE_LIMIT)?;
         self.devices.reset();
-        self.vm.restore(&self.at_power_on)?;
         if is_whole {
             for region in self.ram().layout().regions() {
                 self.ram().discard(GuestAddress(region.start), region.length)?;
             }
         }
         self.vcpus.reset()?;
+        self.vm.restore(&self.at_power_on)?;
         self.load(bootable)?;
         if *running {
             self.devices.resume();
@@ -279,13 +278,15 @@ impl Machine {
     /// # Errors
     /// When KVM refuses.
     pub fn save(&self) -> Result<MachineState, MachineError> {
-        // The clock with the vCPUs' counters, as close together as can be: guests compute one from the other.
-        let vcpus = self.vcpus.save()?;
+        // An interrupt goes from a device to the I/O APIC, or from the kernel's timer, and from there to a local APIC: read in this order, one
+        // that is on its way is found further on. The clocks last, when nothing else is read any more.
+        let mut devices = self.devices.save()?;
         let mut records = vec![Record::of(state::VM, &self.vm.save()?)?];
-        for (index, vcpu) in vcpus.iter().enumerate() {
+        for (index, vcpu) in self.vcpus.save()?.iter().enumerate() {
             records.push(Record::of(&state::vcpu(index), vcpu)?);
         }
-        records.extend(self.devices.save()?);
+        records.push(Record::of(state::TIME, &self.vcpus.save_time(&self.vm)?)?);
+        records.append(&mut devices);
         Ok(MachineState { running: self.is_running(), records: Records(records) })
     }
 
@@ -295,12 +296,20 @@ impl Machine {
     /// When it is not the state of exactly this machine's parts, or KVM refuses.
     pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         let mut parts = state.records.by_part()?;
-        let vm: VmState = parts.read(state::VM)?;
+        let (vm, time): (VmState, Time) = (parts.read(state::VM)?, parts.read(state::TIME)?);
+        if time.tscs.len() != self.vcpus.len() {
+            let (id, kind) = (state::TIME.try_into()?, Time::KIND.try_into()?);
+            let why = format!("it has {} time stamp counters for {} vCPUs", time.tscs.len(), self.vcpus.len());
+            return Err(RecordError::Bytes { id, kind, version: Time::VERSION, why }.into());
+        }
         let vcpus: Result<Vec<VcpuState>, _> = (0..self.vcpus.len()).map(|i| parts.read(&state::vcpu(i))).collect();
         let (vcpus, devices) = (vcpus?, self.devices.check(&mut parts)?);
         parts.finish()?;
-        self.vm.restore(&vm)?;
+        // Time before the vCPUs, whose timers wait for it; local APICs before the I/O APIC, which sends them what waits in it, and that before
+        // the devices, which raise what they have.
+        self.vcpus.restore_time(&self.vm, &time)?;
         self.vcpus.restore(&vcpus)?;
+        self.vm.restore(&vm)?;
         Ok(self.devices.restore(&devices)?)
     }
 }

@@ -4,7 +4,7 @@
 use memory_agent::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::arch::x86_64::{Processor, cpuid};
+use crate::arch::x86_64::Processor;
 use crate::bounded::at_most;
 use crate::devices::{DeviceDescription, DeviceError, table};
 use crate::kvm::{self, KvmError};
@@ -78,7 +78,7 @@ impl MachineSpec {
             return Ok(vec![Incompatibility::NoCpu]);
         }
         let kvm = kvm_ioctls::Kvm::new().map_err(KvmError::Open)?;
-        let processor = cpuid::incompatibilities(&self.processor.cpuid, &kvm::supported_cpuid(&kvm)?);
+        let processor = self.processor.incompatibilities(&kvm::supported_cpuid(&kvm)?, &kvm::features(&kvm)?);
         let mut all: Vec<_> = processor.into_iter().map(Incompatibility::Processor).collect();
         let most = kvm.get_max_vcpus();
         if usize::from(self.cpus) > most {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn spec(ram: RamLayout, cpus: u8) -> MachineSpec {
-        let processor = Processor { cpuid: Vec::new(), tsc_khz: 1 };
+        let processor = Processor { cpuid: Vec::new(), features: Vec::new(), tsc_khz: 1 };
         MachineSpec { ram, cpus, processor, devices: table::standard().unwrap() }
     }
 

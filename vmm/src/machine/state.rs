@@ -2,12 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::arch::x86_64::state::{VcpuState, VmState};
+use crate::arch::x86_64::state::{Time, VcpuState, VmState};
 use crate::devices::table;
 use crate::record::{Record, RecordError, Records, Saved};
 
 /// The part that KVM's own devices are.
 pub(super) const VM: &str = "kvm";
+
+/// The part that the clocks are.
+pub(super) const TIME: &str = "time";
 
 /// The part that a vCPU is.
 pub(super) fn vcpu(index: usize) -> String {
@@ -39,6 +42,7 @@ fn part_for_people(record: &Record) -> Result<serde_json::Value, RecordError> {
     let state = match kind.as_str() {
         VmState::KIND => record.show::<VmState>()?,
         VcpuState::KIND => record.show::<VcpuState>()?,
+        Time::KIND => record.show::<Time>()?,
         _ => table::show(record)?,
     };
     Ok(serde_json::json!({ "id": id, "kind": kind, "version": version, "state": state }))

@@ -104,7 +104,7 @@ impl SourceMachine for Fake {
         MachineSpec {
             ram: self.ram.layout().clone(),
             cpus: 1,
-            processor: Processor { cpuid: Vec::new(), tsc_khz: 1 },
+            processor: Processor { cpuid: Vec::new(), features: Vec::new(), tsc_khz: 1 },
             devices: Vec::new(),
         }
     }

@@ -12,6 +12,7 @@ use super::peer::{Peer, unexpected};
 use super::postcopy::PostCopySource;
 use super::session::Session;
 use super::{SourceError, Switchover};
+use crate::machine::MachineState;
 use crate::migration::plan::{ColdPolicy, Owed};
 use crate::migration::progress::{Phase, PostCopyReport, Report, Tracker};
 use crate::migration::wire::message::{receive_message, send_ranges};
@@ -32,9 +33,12 @@ impl Session<'_> {
         self.enter(Phase::Switchover);
         self.guest.pause()?;
         self.peer.set_deadline(Some(Instant::now() + self.options.downtime_limit + READY_LIMIT));
+        // Before the last look at what has been written: KVM writes some of the state into guest memory itself (steal time, when a thread that
+        // has loaded the vCPU loses its CPU).
+        let state = self.guest.save()?;
         self.send_rest()?;
         self.announce_outstanding()?;
-        self.send_state()?;
+        self.send_state(state)?;
         self.commit()
     }
 
@@ -67,8 +71,8 @@ impl Session<'_> {
     }
 
     /// Everything but memory, and the destination's word that it has it all.
-    fn send_state(&mut self) -> Result<(), SourceError> {
-        self.peer.send(&Message::State(self.guest.save()?))?;
+    fn send_state(&mut self, state: MachineState) -> Result<(), SourceError> {
+        self.peer.send(&Message::State(state))?;
         match self.peer.receive("ready")? {
             Message::Ready => Ok(()),
             other => Err(unexpected(&other, "ready").into()),

@@ -1,4 +1,4 @@
-//! Interrupt controllers, timer and clock that KVM has in the kernel.
+//! Interrupt controllers and timer that KVM has in the kernel.
 
 use serde::{Deserialize, Serialize};
 
@@ -92,13 +92,4 @@ pub struct PitChannel {
     pub gate: u8,
     /// When it was loaded, nanoseconds of the host's monotonic clock.
     pub count_load_time: i64,
-}
-
-/// `struct kvm_clock_data`: kvmclock.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Clock {
-    /// What it said, nanoseconds.
-    pub clock_ns: u64,
-    /// Wall-clock time at that moment, nanoseconds since 1970; `None` where the host's kernel cannot tell.
-    pub realtime_ns: Option<u64>,
 }

@@ -6,10 +6,12 @@
 mod events;
 mod irqchip;
 mod registers;
+mod time;
 
 pub use events::{Events, Exception, Interrupt, Nmi, Smi};
-pub use irqchip::{Clock, IoApic, Pic, Pit, PitChannel};
+pub use irqchip::{IoApic, Pic, Pit, PitChannel};
 pub use registers::{DebugRegisters, DescriptorTable, GeneralRegisters, MpState, Segment, SpecialRegisters, Xcr};
+pub use time::Time;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +35,6 @@ pub struct VmState {
     pub io_apic: IoApic,
     /// The programmable interval timer.
     pub pit: Pit,
-    /// kvmclock.
-    pub clock: Clock,
 }
 
 impl Saved for VmState {
@@ -64,11 +64,10 @@ pub struct VcpuState {
     pub lapic: Block<1024>,
     /// Pending exceptions and interrupts.
     pub events: Events,
-    /// Every model-specific register that KVM lists, this vCPU has and a guest can have here.
+    /// Every model-specific register that this vCPU has and a guest can have here, but for its time stamp counter, which is in [`Time`],
+    /// and for what was agreed on before.
     #[serde(deserialize_with = "at_most::<_, _, MAX_MSRS>")]
     pub msrs: Vec<Msr>,
-    /// Wall-clock time at which the registers were read, nanoseconds since 1970.
-    pub saved_at_ns: u64,
 }
 
 impl Saved for VcpuState {

@@ -83,7 +83,8 @@ pub struct DescriptorTable {
     pub limit: u16,
 }
 
-/// `struct kvm_sregs`: segment, table and control registers.
+/// `struct kvm_sregs2`: segment, table and control registers. The external interrupt that is being delivered, which `struct kvm_sregs` has
+/// too, is in [`Events`](super::Events).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named as in every processor manual")]
 pub struct SpecialRegisters {
@@ -104,9 +105,15 @@ pub struct SpecialRegisters {
     pub cr8: u64,
     pub efer: u64,
     pub apic_base: u64,
-    /// The external interrupt that is being delivered: one bit of 256 at most.
-    pub interrupt_bitmap: [u64; 4],
+    /// Page directory pointers of a guest with PAE paging, which a processor reads when CR3 is loaded and not again; `None` for others,
+    /// and where the host's kernel does not tell (Linux before 5.14).
+    pub pdptrs: Option<[u64; 4]>,
 }
+
+/// `CR4.VMXE` and `EFER.SVME`: the guest is a hypervisor itself.
+const CR4_VMXE: u64 = 1 << 13;
+/// As [`CR4_VMXE`].
+const EFER_SVME: u64 = 1 << 12;
 
 impl SpecialRegisters {
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -114,9 +121,8 @@ impl SpecialRegisters {
         if let Some(segment) = segments.iter().find(|segment| segment.type_ > 0xf || segment.dpl > 3) {
             return Err(format!("a segment has type {} and privilege level {}", segment.type_, segment.dpl));
         }
-        let pending: u32 = self.interrupt_bitmap.iter().map(|word| word.count_ones()).sum();
-        if pending > 1 {
-            return Err(format!("{pending} external interrupts are being delivered at once"));
+        if self.cr4 & CR4_VMXE != 0 || self.efer & EFER_SVME != 0 {
+            return Err("the guest is a hypervisor, which no guest can be here".into());
         }
         Ok(())
     }
