@@ -11,6 +11,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [], addresses_that_cannot_be);
     trial!(trials, [Kvm], kernels_that_cannot_be);
     trial!(trials, [Kvm], what_comes_along_with_a_kernel);
+    trial!(trials, [Kvm], processors_that_cannot_be);
     trial!(trials, [], an_api_socket_that_exists);
     trial!(trials, [], a_monitor_that_is_not_there);
     trial!(trials, [Kvm], ranges_that_are_no_ram);
@@ -45,6 +46,27 @@ fn options_that_cannot_be() -> Result<()> {
     refused(&sandbox, &["run", "--cpus", "3"], 2, &["3 vCPUs"])?;
     refused(&sandbox, &["run", "--serial", "modem"], 2, &["modem", "stdio"])?;
     refused(&sandbox, &["run", "--serial", "file=/no/such/folder/log"], 1, &["/no/such/folder/log"])
+}
+
+/// Of the levels one after another: from the first on that this host cannot be, it can be none, and says what it lacks.
+fn processors_that_cannot_be() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut lacks = Vec::new();
+    for level in ["x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"] {
+        let process = sandbox.start("level", &["run", "--cpu", level, "--dry-run"])?;
+        let ended = process.wait()?;
+        if ended.code() == Some(0) {
+            ensure!(lacks.is_empty(), "this host can be {level}, and lacks {lacks:?}");
+            let printed = process.stdout.lines();
+            ensure!(printed.contains(&format!("cpu = \"{level}\"")), "{printed:?}");
+            continue;
+        }
+        let sentence = ended.sentence(2)?;
+        ensure!(sentence.contains(&format!("cannot be {level}: it lacks ")), "{sentence:?}");
+        ensure!(ended.sentence(2)? == sandbox.start("level", &["run", "--cpu", level])?.wait()?.sentence(2)?);
+        lacks.push(sentence.to_owned());
+    }
+    refused(&sandbox, &["run", "--cpu", "x86-64-v5"], 2, &["x86-64-v5", "x86-64-v4"])
 }
 
 fn addresses_that_cannot_be() -> Result<()> {

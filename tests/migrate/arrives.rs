@@ -11,6 +11,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], over_tcp);
     trial!(trials, [Kvm], over_a_unix_socket);
     trial!(trials, [Kvm], eagerly);
+    trial!(trials, [Kvm], as_what_hosts_have_in_common);
     trial!(trials, [Kvm], with_two_vcpus);
     trial!(trials, [Kvm], with_memory_on_both_sides_of_the_gap);
     trial!(trials, [Kvm], while_it_writes_as_fast_as_it_can);
@@ -21,8 +22,13 @@ pub(crate) fn add(trials: &mut Trials) {
 
 /// One migration of one guest.
 fn migrates(workload: Workload, listen: &str, how: &How) -> Result<()> {
+    migrates_with(&[], workload, listen, how)
+}
+
+/// As [`migrates`], with more options of `run`.
+fn migrates_with(more: &[&str], workload: Workload, listen: &str, how: &How) -> Result<()> {
     let sandbox = Sandbox::new()?;
-    let source = sandbox.boot(&workload)?;
+    let source = sandbox.boot_with(more, &workload)?;
     let listen = listen.replace("PATH", &sandbox.path("migration.sock").to_string_lossy());
     let destination = sandbox.receive_on(&listen, &[], &workload)?;
     let mut there = destination.machine;
@@ -54,6 +60,10 @@ fn over_a_unix_socket() -> Result<()> {
 
 fn eagerly() -> Result<()> {
     migrates(Workload::default(), "tcp:127.0.0.1:0", &How::with(&["--cold", "eager"]))
+}
+
+fn as_what_hosts_have_in_common() -> Result<()> {
+    migrates_with(&["--cpu", "x86-64-v1"], Workload::default(), "tcp:127.0.0.1:0", &How::usual())
 }
 
 fn with_two_vcpus() -> Result<()> {

@@ -2,8 +2,40 @@
 
 use clap::ValueEnum;
 
+use crate::arch::x86_64::cpuid::{CpuModel, Level};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::source::Switchover;
+
+/// [`CpuModel`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Cpu {
+    /// All that this host has and a guest can have: it can go where there is as much.
+    Host,
+    /// What every 64-bit processor has.
+    #[value(name = Level::V1.name())]
+    V1,
+    /// Processors from 2008 on: SSE4.2, POPCNT.
+    #[value(name = Level::V2.name())]
+    V2,
+    /// From 2013 on: AVX2, BMI, FMA, AES.
+    #[value(name = Level::V3.name())]
+    V3,
+    /// From 2017 on: AVX-512.
+    #[value(name = Level::V4.name())]
+    V4,
+}
+
+impl From<Cpu> for CpuModel {
+    fn from(choice: Cpu) -> Self {
+        match choice {
+            Cpu::Host => Self::Host,
+            Cpu::V1 => Self::Level(Level::V1),
+            Cpu::V2 => Self::Level(Level::V2),
+            Cpu::V3 => Self::Level(Level::V3),
+            Cpu::V4 => Self::Level(Level::V4),
+        }
+    }
+}
 
 /// [`ColdPolicy`].
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -9,6 +9,7 @@ use clap::{ArgAction, Args};
 use command_line::End;
 use memory_agent::{AgentOptions, ByteSize};
 
+use super::choices::Cpu;
 use super::nets::NetArguments;
 use super::vsock::VsockArguments;
 use super::{AgentArguments, ConsoleArguments, DescriptionArguments, end};
@@ -21,6 +22,7 @@ use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::net::NetBackend;
 use crate::doctor;
 use crate::exit::ExitCode;
+use crate::kvm::{self, KvmError};
 use crate::machine::Builder;
 use crate::monitor::Monitor;
 use crate::record::Name;
@@ -34,6 +36,10 @@ pub(super) struct Arguments {
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CPUS)]
     cpus: u8,
+    /// What the guest is told of its processor: all that this host's has, or what a level of the x86-64 psABI has, so that the guest can go
+    /// to another host that has as much.
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t = Cpu::Host)]
+    cpu: Cpu,
     /// What to boot: `workload`, the embedded guest, with its options, such as
     /// `workload:working-set=64MiB,cold=384MiB,rate=2000`; or the path of a Linux bzImage (a distribution's vmlinuz), or of
     /// an ELF with a PVH entry point (a vmlinux, a firmware).
@@ -89,9 +95,18 @@ fn on_or_off(text: &str) -> Result<bool, &'static str> {
 /// The first thing that cannot be.
 pub(super) fn check(arguments: &Arguments) -> Result<(), End> {
     let Described { config, .. } = describe(arguments)?;
+    check_processor(&config)?;
     Bootable::open(&config.payload).context("the guest cannot boot")?;
     config.devices()?;
     arguments.consoles.check()
+}
+
+/// Whether this host can be the processor that was asked for.
+fn check_processor(config: &VmConfig) -> Result<(), End> {
+    kvm::check_model(config.cpu, config.memory).map_err(|e| match e {
+        KvmError::Model(e) => End::new(ExitCode::Usage, e),
+        e => anyhow::Error::from(e).context("no machine").into(),
+    })
 }
 
 /// What the options describe.
@@ -109,6 +124,7 @@ fn describe(arguments: &Arguments) -> Result<Described, End> {
     let config = VmConfig {
         memory: arguments.memory,
         cpus: arguments.cpus,
+        cpu: arguments.cpu.into(),
         payload: Payload {
             kernel: arguments.kernel.parse::<Kernel>().map_err(|e| usage(e.into()))?,
             initramfs: arguments.initramfs.clone(),
@@ -128,6 +144,7 @@ fn describe(arguments: &Arguments) -> Result<Described, End> {
 
 pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let Described { config, nets, agent } = describe(&arguments)?;
+    check_processor(&config)?;
     let bootable = Bootable::open(&config.payload).context("the guest cannot boot")?;
     if bootable.is_linux() && doctor::emulates_ring_0() {
         PROGRAM.say(
@@ -143,7 +160,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
         vsocks: arguments.vsock.open()?,
     };
     let builder = Builder::new(backends);
-    let machine = builder.new_machine(config.memory, config.cpus, &devices).context("no machine")?;
+    let machine = builder.new_machine(config.memory, config.cpus, config.cpu, &devices).context("no machine")?;
     machine.boot(bootable).context("the guest cannot boot")?;
     let controller = Arc::new(Controller::new(agent).context("no monitor")?);
     let machine = Arc::new(machine);

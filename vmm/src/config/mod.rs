@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use memory_agent::{ByteSize, PAGE_SIZE};
 
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::boot::{Kernel, Payload};
 use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::DiskBackend;
@@ -85,6 +86,8 @@ pub struct VmConfig {
     pub memory: ByteSize,
     /// Number of vCPUs.
     pub cpus: u8,
+    /// What the guest is told of its processor.
+    pub cpu: CpuModel,
     /// What boots.
     pub payload: Payload,
     /// Whether the host gives its randomness.
@@ -197,6 +200,7 @@ mod tests {
         VmConfig {
             memory,
             cpus: 1,
+            cpu: CpuModel::Host,
             payload: payload("workload"),
             rng: true,
             disks: Vec::new(),

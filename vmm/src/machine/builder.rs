@@ -34,7 +34,7 @@ impl Builder {
         Self { backends }
     }
 
-    /// A new machine of this host's kind with these devices. It has nothing to run yet.
+    /// A new machine with a processor of this model and these devices. It has nothing to run yet.
     ///
     /// # Errors
     /// When the host does not give what it takes.
@@ -42,10 +42,11 @@ impl Builder {
         self,
         memory: ByteSize,
         cpus: u8,
+        cpu: CpuModel,
         devices: &[DeviceDescription],
     ) -> Result<Machine, MachineError> {
         let ram = GuestRam::new(memory.bytes())?;
-        Machine::new(Arc::new(ram), cpus, Told::Model(CpuModel::Host), devices, &self.backends)
+        Machine::new(Arc::new(ram), cpus, Told::Model(cpu), devices, &self.backends)
     }
 
     /// A machine that has been somewhere already, with `most` memory: all but what it holds.
