@@ -3,6 +3,7 @@
 mod arrives;
 mod cold;
 mod devices;
+mod downtime;
 mod given_up;
 mod lazy;
 mod net;
@@ -14,6 +15,7 @@ fn main() -> std::process::ExitCode {
     arrives::add(&mut trials);
     cold::add(&mut trials);
     devices::add(&mut trials);
+    downtime::add(&mut trials);
     given_up::add(&mut trials);
     lazy::add(&mut trials);
     net::add(&mut trials);

@@ -171,6 +171,8 @@ impl Migrated {
         );
         ensure!(report.bytes_sent >= last.bytes_sent, "bytes are taken back: {report:?}");
         ensure!(report.downtime_us / 1000 <= report.total_ms, "paused for longer than all of it took: {report:?}");
+        let steps: u64 = report.downtime.steps.iter().map(|step| step.step.us).sum();
+        ensure!((report.downtime.us, steps) == (report.downtime_us, report.downtime_us), "{:?}", report.downtime);
         ensure!(report.source.resident_peak >= report.source.resident_before, "{report:?}");
         ensure!(report.rounds >= 1 && report.rounds >= last.round, "{report:?}");
         if let Some(there) = report.destination {

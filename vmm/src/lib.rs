@@ -30,3 +30,4 @@ pub mod ram;
 /// This program, by the name that stands in front of what it says.
 pub(crate) const PROGRAM: Program = Program::new("thermocline");
 pub mod record;
+pub mod stopwatch;

@@ -58,7 +58,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), End> {
             Ok(output.print_json(&serde_json::json!({ "migrated": report }))?)
         }
         Answer::Migrated(report) => {
-            Ok(output.print(&format!("{}\n", table::of_reports(&[(arguments.options.cold.into(), report, None)])))?)
+            let downtime = table::of_downtime(&report.downtime);
+            let of_report = table::of_reports(&[(arguments.options.cold.into(), report, None)]);
+            Ok(output.print(&format!("{of_report}\n{downtime}\n"))?)
         }
         Answer::Migration(status) => Ok(output.print_json(&serde_json::json!({ "migration": status }))?),
         other => Err(End::text(ExitCode::Failure, format!("the monitor answered {other:?} to a migration"))),

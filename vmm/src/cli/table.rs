@@ -4,11 +4,55 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use memory_agent::ByteSize;
 
+use crate::migration::downtime::{Downtime, Side, SideStep};
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::Report;
+use crate::stopwatch::Work;
 
 /// A migration, and the longest stall the guest saw meanwhile, in microseconds, if it can tell.
 pub(super) type Row = (ColdPolicy, Report, Option<u64>);
+
+/// Steps that took less are told together.
+const SHORT_US: u64 = 20;
+
+/// Where a downtime went, a row a step.
+pub(super) fn of_downtime(downtime: &Downtime) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_BORDERS_ONLY);
+    table.set_header(["downtime", "step", "of", ""]);
+    let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
+    let (long, short): (Vec<_>, Vec<_>) = downtime.steps.iter().partition(|step| step.step.us >= SHORT_US);
+    for SideStep { side, step } in long {
+        table.add_row([side_name(*side), work_name(step.work), step.part.as_str(), &ms(step.us)]);
+    }
+    let rest: u64 = short.iter().map(|step| step.step.us).sum();
+    table.add_row(["", &format!("{} shorter steps", short.len()), "", &ms(rest)]);
+    table.add_row(["", "all", "", &ms(downtime.us)]);
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Between => "between",
+        Side::Destination => "destination",
+    }
+}
+
+fn work_name(work: Work) -> &'static str {
+    match work {
+        Work::Stop => "stop",
+        Work::LastRound => "send the last pages",
+        Work::Save => "save",
+        Work::Transfer => "transfer",
+        Work::Land => "land the last pages",
+        Work::Restore => "restore",
+        Work::Resume => "resume",
+    }
+}
 
 /// One column a migration.
 pub(super) fn of_reports(reports: &[Row]) -> Table {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::host::{Host, Ports};
 use super::{Bus, Device, DeviceDescription, DeviceError, table};
 use crate::record::{Parts, Record, RecordError};
+use crate::stopwatch::{Stopwatch, Work};
 
 /// All devices of a machine, in the order in which they were described.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +14,7 @@ pub struct Devices {
     devices: Vec<Arc<dyn Device>>,
     bus: Bus,
     ports: Ports,
+    stopwatch: Stopwatch,
 }
 
 impl Devices {
@@ -40,12 +42,17 @@ impl Devices {
                 bus.add_memory(addresses, id, access)?;
             }
         }
-        Ok(Self { devices, bus, ports: Ports::default() })
+        Ok(Self { devices, bus, ports: Ports::default(), stopwatch: Stopwatch::default() })
     }
 
     /// Where vCPUs find them.
     pub fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// What measures how long each takes to come to rest, to be restored and to go on.
+    pub(crate) fn stopwatch(&self) -> &Stopwatch {
+        &self.stopwatch
     }
 
     /// Those that somebody outside works with.
@@ -66,7 +73,8 @@ impl Devices {
         let deadline = Instant::now() + limit;
         let mut result = Ok(());
         for device in &self.devices {
-            if device.pause(deadline).is_err() && result.is_ok() {
+            let paused = self.stopwatch.time(Work::Stop, &device.description().id, || device.pause(deadline));
+            if paused.is_err() && result.is_ok() {
                 result = Err(DeviceError::Busy { id: device.description().id.clone(), limit });
             }
         }
@@ -76,7 +84,7 @@ impl Devices {
     /// Lets all of them go on, the last one first.
     pub fn resume(&self) {
         for device in self.devices.iter().rev() {
-            device.resume();
+            self.stopwatch.time(Work::Resume, &device.description().id, || device.resume());
         }
     }
 
@@ -114,7 +122,9 @@ impl Devices {
     /// # Errors
     /// When one says what cannot be.
     pub fn restore(&self, records: &[&Record]) -> Result<(), DeviceError> {
-        self.devices.iter().zip(records).try_for_each(|(device, record)| device.restore(record))
+        self.devices.iter().zip(records).try_for_each(|(device, record)| {
+            self.stopwatch.time(Work::Restore, &device.description().id, || device.restore(record))
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! vCPUs: a thread each, which can be stopped at an instruction boundary and looked at.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ struct Shared {
     /// Held by the thread while the vCPU runs.
     fd: Mutex<VcpuFd>,
     end: Arc<StopNotice>,
+    /// How often one of all vCPUs has begun to run, or gone on.
+    entries: Arc<AtomicU64>,
 }
 
 /// Where the first vCPU that ends leaves the reason.
@@ -107,6 +110,7 @@ pub struct Vcpus {
     vcpus: Vec<(Arc<Shared>, Option<JoinHandle<()>>)>,
     processor: Processor,
     end: Arc<StopNotice>,
+    entries: Arc<AtomicU64>,
     /// What each was when it was made: what a reset makes of it.
     at_power_on: Vec<VcpuState>,
 }
@@ -138,7 +142,7 @@ impl Vcpus {
         let Processor { cpuid: told_cpuid, features, tsc_khz } = told.processor(vm)?;
         let end = Arc::new(StopNotice::new()?);
         let processor = Processor { cpuid: cpuid::for_vcpu(&told_cpuid, 0, count), features, tsc_khz };
-        let mut all = Self { vcpus: Vec::new(), processor, end, at_power_on: Vec::new() };
+        let mut all = Self { vcpus: Vec::new(), processor, end, entries: Arc::default(), at_power_on: Vec::new() };
         for index in 0..count {
             let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
             // As the host runs, which is what it does anyway. Without it, where the host's own measurement of its frequency has
@@ -166,6 +170,7 @@ impl Vcpus {
                 ordered: Condvar::new(),
                 fd: Mutex::new(fd),
                 end: Arc::clone(&all.end),
+                entries: Arc::clone(&all.entries),
             });
             let thread = Builder::new()
                 .name(format!("vcpu{index}"))
@@ -183,6 +188,11 @@ impl Vcpus {
     /// Where the guest's own end is reported.
     pub fn end(&self) -> &Arc<StopNotice> {
         &self.end
+    }
+
+    /// How often one of them has begun to run, or gone on.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::SeqCst)
     }
 
     /// Number of vCPUs.
@@ -348,6 +358,7 @@ impl Shared {
             // Tells the guest's watchdogs that it was not the guest that did nothing meanwhile. Refused for guests without kvmclock, which
             // have no place to look for it.
             let _ = fd.kvmclock_ctrl();
+            self.entries.fetch_add(1, Ordering::SeqCst);
             let ended = self.run_until_ordered(&mut fd);
             let ended_by_io = self.finish_io(&mut fd);
             // Said while the file is held: whoever finds this vCPU paused knows why it is.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Machine, MachineError, MachineSpec, MachineState};
 use crate::migration::{Belief, DestinationMachine, SourceMachine};
 use crate::ram::{GuestRam, PageSet};
+use crate::stopwatch::Step;
 
 impl SourceMachine for Machine {
     fn ram(&self) -> &Arc<GuestRam> {
@@ -32,6 +33,9 @@ impl SourceMachine for Machine {
     fn resume(&self) {
         self.resume();
     }
+    fn take_steps(&self) -> Vec<Step> {
+        self.take_steps()
+    }
     fn is_running(&self) -> bool {
         self.is_running()
     }
@@ -51,10 +55,13 @@ impl DestinationMachine for Machine {
         self.restore(state)
     }
     fn resume(&self) {
-        self.resume();
+        self.resume_measured();
     }
     fn pause(&self) -> Result<(), MachineError> {
         self.pause()
+    }
+    fn take_steps(&self) -> Vec<Step> {
+        self.take_steps()
     }
     fn is_running(&self) -> bool {
         self.is_running()

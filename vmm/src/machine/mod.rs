@@ -17,7 +17,7 @@ pub use spec::{Incompatibility, MachineSpec};
 pub use state::MachineState;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memory_agent::{AgentError, AgentOptions};
 use vm_memory::GuestAddress;
@@ -30,6 +30,7 @@ use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
 use crate::kvm::{KvmError, Told, Vcpus, Vm};
 use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
 use crate::record::{Record, RecordError, Records, Saved};
+use crate::stopwatch::{Step, Stopwatch, Work};
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,11 @@ impl MachineError {
 
 /// How long vCPUs and devices have, each, to come to rest.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the first vCPU is waited for that is to enter the guest, and how often is looked.
+const ENTRY_LIMIT: Duration = Duration::from_millis(5);
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
+/// What all vCPUs are called where steps of a machine are measured.
+const VCPUS: &str = "vcpus";
 
 /// A machine. It is paused until [`Machine::resume`].
 #[derive(Debug)]
@@ -195,6 +201,28 @@ impl Machine {
         }
     }
 
+    /// The same, and waits until the first vCPU enters the guest, or not for long: whoever measures how long the guest stood wants to
+    /// know.
+    pub fn resume_measured(&self) {
+        let entries = self.vcpus.entries();
+        self.resume();
+        self.stopwatch().time_named(Work::Resume, VCPUS, || {
+            let until = Instant::now() + ENTRY_LIMIT;
+            while self.vcpus.entries() == entries && Instant::now() < until {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+        });
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        self.devices.stopwatch()
+    }
+
+    /// How long each part has taken to come to rest, to be restored and to go on since this was asked last.
+    pub fn take_steps(&self) -> Vec<Step> {
+        self.stopwatch().take()
+    }
+
     /// Stops the guest at an instruction boundary, then its devices; nothing touches its memory any more.
     ///
     /// # Errors
@@ -203,7 +231,8 @@ impl Machine {
     pub fn pause(&self) -> Result<(), MachineError> {
         let mut running = locked(&self.running);
         *running = false;
-        self.vcpus.pause(PAUSE_LIMIT)?;
+        self.stopwatch().take();
+        self.stopwatch().time_named(Work::Stop, VCPUS, || self.vcpus.pause(PAUSE_LIMIT))?;
         self.devices.pause(PAUSE_LIMIT)?;
         // Behind the instruction that asked for a reset there is nothing to go on with, here or elsewhere.
         if self.end_reason().is_some() { Err(MachineError::Stopped) } else { Ok(()) }
@@ -305,11 +334,12 @@ impl Machine {
         let vcpus: Result<Vec<VcpuState>, _> = (0..self.vcpus.len()).map(|i| parts.read(&state::vcpu(i))).collect();
         let (vcpus, devices) = (vcpus?, self.devices.check(&mut parts)?);
         parts.finish()?;
+        let stopwatch = self.stopwatch();
         // Time before the vCPUs, whose timers wait for it; local APICs before the I/O APIC, which sends them what waits in it, and that before
         // the devices, which raise what they have.
-        self.vcpus.restore_time(&self.vm, &time)?;
-        self.vcpus.restore(&vcpus)?;
-        self.vm.restore(&vm)?;
+        stopwatch.time_named(Work::Restore, state::TIME, || self.vcpus.restore_time(&self.vm, &time))?;
+        stopwatch.time_named(Work::Restore, VCPUS, || self.vcpus.restore(&vcpus))?;
+        stopwatch.time_named(Work::Restore, state::VM, || self.vm.restore(&vm))?;
         Ok(self.devices.restore(&devices)?)
     }
 }

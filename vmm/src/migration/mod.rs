@@ -9,7 +9,7 @@
 //! | further connections of one migration | `channels.rs` |
 //! | the side that sends | `source/` |
 //! | the side that receives | `destination/` |
-//! | what people and metrics see | `progress.rs` |
+//! | what people and metrics see | `progress.rs`, `downtime.rs` |
 //!
 //! A machine is seen through [`SourceMachine`] and [`DestinationMachine`], so that all of this runs in tests without
 //! KVM.
@@ -17,6 +17,7 @@
 pub mod cancel;
 pub mod channels;
 pub mod destination;
+pub mod downtime;
 mod fault_priority;
 pub mod link;
 mod listening;
@@ -32,6 +33,7 @@ use memory_agent::Hint;
 
 use crate::machine::{MachineError, MachineSpec, MachineState};
 use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, RamPage, ReadPages};
+use crate::stopwatch::Step;
 
 /// What somebody believes of guest RAM, who has kept an eye on it.
 #[derive(Clone, Debug)]
@@ -78,6 +80,10 @@ pub trait SourceMachine: Sync {
     fn pause(&self) -> Result<(), MachineError>;
     /// Lets the guest go on.
     fn resume(&self);
+    /// How long each part took to come to rest the last time.
+    fn take_steps(&self) -> Vec<Step> {
+        Vec::new()
+    }
     /// Whether the guest runs.
     fn is_running(&self) -> bool;
     /// Reads everything but RAM.
@@ -105,6 +111,10 @@ pub trait DestinationMachine: Sync {
     }
     /// Lets the guest run, also when it has been asked to stop and is not paused yet.
     fn resume(&self);
+    /// How long each part took to be restored and to go on.
+    fn take_steps(&self) -> Vec<Step> {
+        Vec::new()
+    }
     /// Stops the guest.
     ///
     /// # Errors
@@ -132,6 +142,9 @@ impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
     }
     fn resume(&self) {
         self.as_ref().resume();
+    }
+    fn take_steps(&self) -> Vec<Step> {
+        self.as_ref().take_steps()
     }
     fn pause(&self) -> Result<(), MachineError> {
         self.as_ref().pause()

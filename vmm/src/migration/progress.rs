@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use memory_agent::Counts;
 use serde::{Deserialize, Serialize};
 
+use super::downtime::Downtime;
 use super::plan::{ColdPolicy, Owed};
 
 /// What the source is doing.
@@ -162,6 +163,9 @@ pub struct Report {
     pub total_ms: u64,
     /// From the guest's stop here to its going on there, microseconds.
     pub downtime_us: u64,
+    /// Where that time went.
+    #[serde(default)]
+    pub downtime: Downtime,
     /// Rounds of pre-copy.
     pub rounds: u32,
     /// Bytes on the wire.

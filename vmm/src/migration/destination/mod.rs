@@ -20,6 +20,7 @@ pub use reception::{Arrival, Reception, Terms};
 use super::DestinationMachine;
 use super::cancel::Cancel;
 use super::channels::Channels;
+use super::downtime::Steps;
 use super::link::Link;
 use super::listening::refuse;
 use super::plan::ColdPolicy;
@@ -27,6 +28,7 @@ use super::wire::message::{Incoming, check_ranges, receive as receive_frame, rec
 use super::wire::{Accepted, Channel, FrameReader, FrameWriter, Message, Offer, Refusal, RefusalReason, WireError};
 use crate::machine::MachineState;
 use crate::ram::why_no_faults;
+use crate::stopwatch::Work;
 
 /// How long the source may take for its second connection.
 const SECOND_CONNECTION: Duration = Duration::from_secs(10);
@@ -137,7 +139,7 @@ fn take<M: DestinationMachine>(
     Message::Accept(Accepted { can_page_out }).send(writer)?;
     let faults = channels.as_ref().map(|r| r.take(Channel::Faults, SECOND_CONNECTION).ok_or(WireError::Silent));
     let faults = faults.transpose()?;
-    let (state, (landed, later)) = std::thread::scope(|scope| {
+    let ((state, came), (landed, later)) = std::thread::scope(|scope| {
         let mut landing = Landing::new(scope, machine.ram(), window, can_page_out)?;
         let state = copy(reader, writer, &mut landing, faults.is_some())?;
         Ok::<_, DestinationError>((state, landing.finish()?))
@@ -149,6 +151,8 @@ fn take<M: DestinationMachine>(
         }
         _ => None,
     };
+    let mut steps = Steps::default();
+    steps.add_ram(Work::Land, came);
     // The kernel may touch guest memory here, and waits for what has not come.
     let restored = machine.restore(&state);
     if let Some(receiver) = &receiver {
@@ -166,17 +170,18 @@ fn take<M: DestinationMachine>(
     if state.running {
         machine.resume();
     }
-    let _ = Message::Running.send(writer);
+    steps.extend(machine.take_steps());
+    let _ = Message::Running(steps).send(writer);
     Ok((machine, landed, receiver))
 }
 
-/// Everything up to the machine's state: pages, zeros and the ends of rounds.
+/// Everything up to the machine's state, and when that came: pages, zeros and the ends of rounds.
 fn copy(
     reader: &mut FrameReader<Link>,
     writer: &mut FrameWriter<Link>,
     landing: &mut Landing<'_>,
     follows: bool,
-) -> Result<MachineState, DestinationError> {
+) -> Result<(MachineState, Instant), DestinationError> {
     loop {
         let mut payload = landing.buffer();
         match receive_frame(reader, &mut payload, landing.pages())? {
@@ -194,9 +199,10 @@ fn copy(
                 Message::RoundDone(round).send(writer)?;
             }
             Incoming::Message(Message::State(state)) => {
+                let came = Instant::now();
                 landing.drain()?;
                 landing.check_complete()?;
-                return Ok(state);
+                return Ok((state, came));
             }
             Incoming::Message(Message::Abort(why)) => return Err(DestinationError::Aborted(why)),
             Incoming::Message(other) => return Err(unexpected(&other, "pages or state")),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::machine::{MachineError, MachineState};
 use crate::migration::{Belief, SourceMachine};
 use crate::ram::{GuestRam, PageSet, ReadPages};
+use crate::stopwatch::Step;
 
 /// The guest. Unless it has been handed over it goes on as it was when this is dropped, its writes logged no more.
 pub(super) struct Guest<'m> {
@@ -60,6 +61,11 @@ impl<'m> Guest<'m> {
         let paused = self.machine.pause();
         self.paused = Some(Paused { since, was_running, is_handed_over: false });
         paused
+    }
+
+    /// How long its parts took to come to rest.
+    pub(super) fn take_steps(&self) -> Vec<Step> {
+        self.machine.take_steps()
     }
 
     /// Everything but its memory, while it is paused.

@@ -15,6 +15,7 @@ use super::{Options, SourceError, Switchover};
 use crate::migration::SourceMachine;
 use crate::migration::cancel::Cancel;
 use crate::migration::channels::JoinError;
+use crate::migration::downtime::Steps;
 use crate::migration::link::Link;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::{Observer, Phase, Tracker};
@@ -42,6 +43,8 @@ pub(super) struct Session<'m> {
     pub(super) control: Option<(Arc<PostCopyControl>, Link)>,
     /// Sends what is left to post-copy, once it is known what that is.
     pub(super) post_copy: Option<PostCopySource>,
+    /// What the guest has been stopped for so far.
+    pub(super) steps: Steps,
     /// Reused for every batch.
     pub(super) payload: Vec<u8>,
 }
@@ -74,6 +77,7 @@ impl<'m> Session<'m> {
             classed_by: memory_agent::exact_probe().name(),
             control,
             post_copy: None,
+            steps: Steps::default(),
             payload: Vec::new(),
         })
     }

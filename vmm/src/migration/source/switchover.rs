@@ -13,10 +13,12 @@ use super::postcopy::PostCopySource;
 use super::session::Session;
 use super::{SourceError, Switchover};
 use crate::machine::MachineState;
+use crate::migration::downtime::{Downtime, Steps};
 use crate::migration::plan::{ColdPolicy, Owed};
 use crate::migration::progress::{Phase, PostCopyReport, Report, Tracker};
 use crate::migration::wire::message::{receive_message, send_ranges};
 use crate::migration::wire::{Message, WireError};
+use crate::stopwatch::Work;
 
 /// How much longer than the downtime that was accepted the guest may be paused for the network and the destination, before it
 /// goes on here.
@@ -32,12 +34,17 @@ impl Session<'_> {
     pub(super) fn switch_over(&mut self) -> Result<(), SourceError> {
         self.enter(Phase::Switchover);
         self.guest.pause()?;
+        self.steps = Steps::of(self.guest.take_steps());
         self.peer.set_deadline(Some(Instant::now() + self.options.downtime_limit + READY_LIMIT));
+        let since = Instant::now();
         // Before the last look at what has been written: KVM writes some of the state into guest memory itself (steal time, when a thread that
         // has loaded the vCPU loses its CPU).
         let state = self.guest.save()?;
+        self.steps.add_state(Work::Save, since);
+        let since = Instant::now();
         self.send_rest()?;
         self.announce_outstanding()?;
+        self.steps.add_ram(Work::LastRound, since);
         self.send_state(state)?;
         self.commit()
     }
@@ -89,7 +96,7 @@ impl Session<'_> {
 
     /// Everything behind the guest's handing over: it runs at the destination whatever becomes of the connection now.
     pub(super) fn finish(mut self) -> Result<Report, SourceError> {
-        self.wait_until_it_runs()?;
+        let there = self.wait_until_it_runs()?;
         let downtime = self.guest.paused_since().map(|since| since.elapsed()).unwrap_or_default();
         let total = self.figures.elapsed();
         let swap_ins_before_switchover = self.figures.swaps().swap_ins;
@@ -113,6 +120,7 @@ impl Session<'_> {
             classed_by: self.classed_by.to_owned(),
             total_ms: total.as_millis() as u64,
             downtime_us: downtime.as_micros() as u64,
+            downtime: Downtime::new(downtime, std::mem::take(&mut self.steps), there),
             rounds: self.rounds.count(),
             bytes_sent: bytes_before + post_copy_bytes,
             pages: self.delivery.pages(),
@@ -127,15 +135,15 @@ impl Session<'_> {
         })
     }
 
-    /// Waits for the destination's word that the guest runs there.
-    fn wait_until_it_runs(&mut self) -> Result<(), SourceError> {
+    /// Waits for the destination's word that the guest runs there, and how long what it did for that took.
+    fn wait_until_it_runs(&mut self) -> Result<Steps, SourceError> {
         self.peer.set_deadline(Some(Instant::now() + RUNNING_LIMIT));
         let running = receive_message(&mut self.peer.reader, "running");
         self.peer.set_deadline(None);
         match (running, &self.post_copy) {
-            (Ok(Message::Running), post_copy) => {
+            (Ok(Message::Running(steps)), post_copy) => {
                 post_copy.as_ref().inspect(|post_copy| post_copy.confirm());
-                Ok(())
+                Ok(steps)
             }
             // It says itself that it does not run the guest.
             (Ok(Message::Refuse(refusal)), _) => {
@@ -146,7 +154,7 @@ impl Session<'_> {
             // Whether it runs there is heard on the next connection: what it may need is kept until then.
             (Err(e), Some(_)) => {
                 tracing::warn!("the destination has not said that the guest runs: {e}");
-                Ok(())
+                Ok(Steps::default())
             }
             (Err(e), None) => Err(SourceError::Unconfirmed(e)),
         }

@@ -11,6 +11,7 @@ use super::join::{Attempt, Channel, MigrationId};
 use super::pages::PageBatch;
 use super::{WireError, pages};
 use crate::machine::{MachineSpec, MachineState};
+use crate::migration::downtime::Steps;
 use crate::migration::plan::ColdPolicy;
 use crate::migration::progress::FaultFigures;
 use crate::ram::RamPage;
@@ -100,8 +101,8 @@ pub enum Message {
     Ready,
     /// Source: it is yours.
     Commit,
-    /// Destination: it runs here, or is paused here if it was at the source.
-    Running,
+    /// Destination: it runs here, or is paused here if it was at the source; and how long what it did for that took.
+    Running(Steps),
     /// Destination: what was cold has been paged out; this is what guest RAM is here now. The last message.
     PagedOut(Counts),
     /// Source: I keep it.
@@ -139,7 +140,7 @@ impl Message {
             Self::State(_) => "state",
             Self::Ready => "ready",
             Self::Commit => "commit",
-            Self::Running => "running",
+            Self::Running(_) => "running",
             Self::PagedOut(_) => "paged out",
             Self::Abort(_) => "abort",
             Self::Join(..) => "join",
