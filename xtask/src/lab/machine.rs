@@ -50,6 +50,18 @@ fn section(log: &str, trial: &str) -> String {
     lines[lines.len().saturating_sub(2 * SHOWN)..].join("\n")
 }
 
+/// How a machine's processors are emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Processors {
+    /// Two, each in a thread of its own: the quickest. Now and then the emulator goes on in a nested guest with its host's
+    /// instruction pointer, stack and interrupt table (docs/host-kernel.md): for what runs no guests.
+    Parallel,
+    /// Two, which take turns in one thread.
+    InTurn,
+    /// One, whose time stamp counter counts instructions: slower, and the same in every run.
+    Counting,
+}
+
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LabMachine<'a> {
@@ -57,8 +69,7 @@ pub(super) struct LabMachine<'a> {
     pub(super) name: &'a str,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
-    /// One processor, whose time stamp counter counts instructions: slower, and the same in every run.
-    pub(super) counts_instructions: bool,
+    pub(super) processors: Processors,
     /// All that a trial says is shown, not only what it comes to.
     pub(super) shows_everything: bool,
     /// What its kernel is told besides.
@@ -70,11 +81,13 @@ pub(super) struct LabMachine<'a> {
 impl LabMachine<'_> {
     fn qemu(&self, disk: &Path, more: &str) -> Result<Command> {
         let mut qemu = Qemu::get()?.command();
-        if self.counts_instructions {
-            qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
-        } else {
-            qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
-        }
+        match self.processors {
+            Processors::Parallel => qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+            Processors::InTurn => qemu.args(["-accel", "tcg,thread=single", "-smp", "2"]),
+            Processors::Counting => {
+                qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"])
+            }
+        };
         // Its interrupts are routed by a table; the older machine's by a program, which times out in a kernel with KASAN.
         qemu.args(["-machine", "q35"]);
         qemu.args(["-cpu", "EPYC,+svm,+npt", "-m", "3G", "-nodefaults", "-display", "none", "-no-reboot"])

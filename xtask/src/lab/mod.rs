@@ -33,8 +33,9 @@ use crate::packages;
 use initramfs::Contents;
 use kernel::{Checks, Flavour, Variant};
 pub(crate) use kernel::{Series, cache};
-use machine::{LabMachine, WithoutAWord};
+use machine::{LabMachine, Processors, WithoutAWord};
 pub(crate) use payload::static_program;
+use trials::Load;
 
 const KERNELS: &str = "Kernels: the project's own; its stock twin, which lacks only the patches (--stock); and the one that \
                        Debian ships, with modules (--debian, --debian=PACKAGE).";
@@ -164,12 +165,12 @@ impl Host {
         initramfs::make(script, contents).context("the lab's initramfs")
     }
 
-    fn machine<'a>(&'a self, name: &'a str, initramfs: &'a Path, limit: Duration) -> LabMachine<'a> {
+    fn machine<'a>(&'a self, name: &'a str, processors: Processors, initramfs: &'a Path, limit: Duration) -> LabMachine<'a> {
         LabMachine {
             name,
             kernel: &self.image,
             initramfs,
-            counts_instructions: false,
+            processors,
             shows_everything: false,
             parameters: &self.parameters,
             limit,
@@ -194,7 +195,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Run(run) => {
             let host = run.build.host()?;
             let initramfs = host.initramfs(&trials::script_of(&run.command.join(" ")))?;
-            let machine = host.machine("run", &initramfs, Duration::from_secs(run.limit * 60));
+            let machine = host.machine("run", Processors::InTurn, &initramfs, Duration::from_secs(run.limit * 60));
             let results = machine::run(&LabMachine { shows_everything: true, ..machine })?;
             match results.trials.first() {
                 Some(trial) if trial.code == 0 => Ok(()),
@@ -205,7 +206,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Shell(build) => {
             let host = build.host()?;
             let initramfs = host.initramfs("")?;
-            machine::shell(&host.machine("shell", &initramfs, Duration::MAX))
+            machine::shell(&host.machine("shell", Processors::InTurn, &initramfs, Duration::MAX))
         }
     }
 }
@@ -231,16 +232,48 @@ pub(crate) fn test_both() -> Result<()> {
     Ok(())
 }
 
-/// Boots a kernel and runs the project's tests in it.
+/// Boots a kernel and runs the project's tests in it: those that need no guests, and on another machine those that do.
 ///
 /// # Errors
-/// When one fails, or the machine does not come to an end.
+/// When one fails, or a machine does not come to an end.
 fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
-    let boot = || {
-        let initramfs = host.initramfs(&trials::script(host.variant, filter))?;
-        machine::run(&host.machine("test", &initramfs, limit))
+    let mut run = 0;
+    let mut failed: Vec<String> = Vec::new();
+    for load in Load::ALL {
+        let Some(script) = trials::script(host.variant, load, filter) else { continue };
+        let results = run_script(host, load, &script, limit)?;
+        if results.trials.is_empty() {
+            bail!("nothing was run in the lab; the machine's log is {}", results.log.display());
+        }
+        run += results.trials.len();
+        for trial in results.trials.iter().filter(|trial| trial.code != 0) {
+            Output::default().line(format_args!(
+                "\nthe end of {}, of which {} has all:\n{}",
+                trial.name,
+                results.log.display(),
+                results.end_of(&trial.name)
+            ))?;
+            failed.push(trial.name.clone());
+        }
+    }
+    Output::default().line(format_args!("lab, {}: {run} trials, {} failed", host.name, failed.len()))?;
+    if !failed.is_empty() {
+        bail!("in the lab failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs trials on a machine for them.
+fn run_script(host: &Host, load: Load, script: &str, limit: Duration) -> Result<machine::Results> {
+    let (name, processors) = match load {
+        Load::Programs => ("test", Processors::Parallel),
+        Load::Guests => ("test-guests", Processors::InTurn),
     };
-    let results = match boot() {
+    let boot = || {
+        let initramfs = host.initramfs(script)?;
+        machine::run(&host.machine(name, processors, &initramfs, limit))
+    };
+    match boot() {
         Err(e) if e.is::<WithoutAWord>() => {
             note(format_args!(
                 "{e:#}\n\nThat was the emulator, as far as can be told: all trials run again, once, on a new machine."
@@ -248,23 +281,5 @@ fn run_tests(host: &Host, filter: &[String], limit: Duration) -> Result<()> {
             boot()
         }
         booted => booted,
-    }?;
-    let failed: Vec<_> =
-        results.trials.iter().filter(|trial| trial.code != 0).map(|trial| trial.name.as_str()).collect();
-    for name in &failed {
-        Output::default().line(format_args!("\nthe end of {name}:\n{}", results.end_of(name)))?;
     }
-    Output::default().line(format_args!(
-        "lab, {}: {} trials, {} failed",
-        host.name,
-        results.trials.len(),
-        failed.len()
-    ))?;
-    if !failed.is_empty() {
-        bail!("in the lab failed: {}; the machine's log is {}", failed.join(", "), results.log.display());
-    }
-    if results.trials.is_empty() {
-        bail!("nothing was run in the lab; the machine's log is {}", results.log.display());
-    }
-    Ok(())
 }

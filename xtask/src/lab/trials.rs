@@ -6,44 +6,69 @@ use anyhow::{Result, bail};
 
 use super::kernel::{Flavour, Series, Variant};
 
-/// Name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the selftests'
-/// word for what to expect of the kernel, `{probes}` the probes that it must offer.
-const TRIALS: &[(&str, &str)] = &[
-    ("kernel selftests", "with_zram ./pm_swap_test {expected}"),
-    ("kernel soak", "with_zram ./pm_swap_test {expected} --soak 20"),
+/// What a trial runs, which decides on what machine it is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Load {
+    /// Programs of the lab's own.
+    Programs,
+    /// Guests too.
+    Guests,
+}
+
+impl Load {
+    pub(super) const ALL: [Self; 2] = [Self::Programs, Self::Guests];
+}
+
+/// What is run, name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the
+/// selftests' word for what to expect of the kernel, `{probes}` the probes that it must offer.
+const TRIALS: &[(Load, &str, &str)] = &[
+    (Load::Programs, "kernel selftests", "with_zram ./pm_swap_test {expected}"),
+    (Load::Programs, "kernel soak", "with_zram ./pm_swap_test {expected} --soak 20"),
     // A disk keeps pages in the swap cache, so that only content and write tracking can be told, and not where a page is.
-    ("kernel soak with swap on a disk", "with_disk ./pm_swap_test {expected} --only none --soak 15"),
-    ("probes against the truth", "without_readahead ./differential --show-output"),
+    (Load::Programs, "kernel soak with swap on a disk", "with_disk ./pm_swap_test {expected} --only none --soak 15"),
+    (Load::Programs, "probes against the truth", "without_readahead ./differential --show-output"),
     (
+        Load::Programs,
         "probes against the truth with huge pages",
         "without_readahead with_huge_pages ./differential agrees_with_the_kernel --show-output",
     ),
     (
+        Load::Programs,
         "pages land alone under each huge page setting",
         "under_each_huge_page_setting ./missing a_page_lands_alone --show-output",
     ),
     (
+        Load::Guests,
         "post-copy while the huge page setting changes",
         "while_huge_pages_change ./postcopy --show-output && \
          while_huge_pages_change ./migrate a_guest_that_needs_everything_gets_it --show-output",
     ),
     // With the kernel's own readahead: what it brings in besides goes again.
-    ("neighbours of what is read", "./differential what_comes_along scanning_leaves a_failing_reader --show-output"),
-    ("hints against the truth", "without_readahead ./hints --show-output"),
-    ("residency under memory pressure", "without_readahead ./pressure --show-output"),
-    ("a control group that may not swap", "without_readahead ./group_swap --show-output"),
-    ("swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
-    ("memory of another process", "without_readahead ./process --show-output"),
-    ("doctor", "with_zram ./thermocline doctor"),
-    ("a guest works and rests", "./launch two_vcpus_work --show-output"),
     (
+        Load::Programs,
+        "neighbours of what is read",
+        "./differential what_comes_along scanning_leaves a_failing_reader --show-output",
+    ),
+    (Load::Programs, "hints against the truth", "without_readahead ./hints --show-output"),
+    (Load::Programs, "residency under memory pressure", "without_readahead ./pressure --show-output"),
+    (Load::Programs, "a control group that may not swap", "without_readahead ./group_swap --show-output"),
+    (Load::Programs, "swap on a disk", "MEMORY_AGENT_TESTS_DISK=/dev/vda ./disk_swap --show-output"),
+    (Load::Programs, "memory of another process", "without_readahead ./process --show-output"),
+    (Load::Programs, "doctor", "with_zram ./thermocline doctor"),
+    (Load::Guests, "a guest works and rests", "./launch two_vcpus_work --show-output"),
+    (
+        Load::Guests,
         "cold guests move whichever probe tells",
         "THERMOCLINE_TESTS_PROBES='{probes}' ./migrate cold_stays_cold_whichever_probe_tells --show-output",
     ),
-    ("idle pages of a guest", "./agent idle_pages_are_paged_out_or_it_says_why_not --show-output"),
-    ("swap goes away while a cold guest moves", "./migrate swap_goes_away_while_cold_pages_move --show-output"),
-    ("linux 6.12 as a guest", "with_linux 6.12 ./linux --show-output"),
-    ("linux 6.1 as a guest", "with_linux 6.1 ./linux --show-output"),
+    (Load::Guests, "idle pages of a guest", "./agent idle_pages_are_paged_out_or_it_says_why_not --show-output"),
+    (
+        Load::Guests,
+        "swap goes away while a cold guest moves",
+        "./migrate swap_goes_away_while_cold_pages_move --show-output",
+    ),
+    (Load::Guests, "linux 6.12 as a guest", "with_linux 6.12 ./linux --show-output"),
+    (Load::Guests, "linux 6.1 as a guest", "with_linux 6.1 ./linux --show-output"),
 ];
 
 /// What is in the commands of trials that boot Linux guests.
@@ -132,8 +157,8 @@ pub(super) fn script_of(command: &str) -> String {
     )
 }
 
-/// The script that runs the trials whose names contain one of `filter`, or all.
-pub(super) fn script(variant: Variant, filter: &[String]) -> String {
+/// The script that runs the trials of this load whose names contain one of `filter`, or all; none where there is none of them.
+pub(super) fn script(variant: Variant, load: Load, filter: &[String]) -> Option<String> {
     let expected = match (variant.flavour, variant.series) {
         (Flavour::Patched, Series::V6_12) => "--expect-marker --expect-exact",
         (Flavour::Patched, Series::V6_1) => "--expect-marker",
@@ -146,7 +171,9 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
         (Flavour::Stock, Series::V6_1) => "page-cache",
     };
     let mut script = format!("cd /lab\nfailed=0\n{FUNCTIONS}");
-    for (name, command) in chosen(filter) {
+    let mut is_empty = true;
+    for (name, command) in chosen(load, filter) {
+        is_empty = false;
         let command = command.replace("{expected}", expected).replace("{probes}", probes);
         // Writing to a String does not fail.
         let _ = writeln!(
@@ -154,12 +181,14 @@ pub(super) fn script(variant: Variant, filter: &[String]) -> String {
             "echo 'LAB-BEGIN {name}'\n{command} 2>&1\ncode=$?\n[ $code = 0 ] || failed=1\necho \"LAB-END $code {name}\""
         );
     }
-    script + "exit $failed\n"
+    (!is_empty).then(|| script + "exit $failed\n")
 }
 
-fn chosen(filter: &[String]) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+/// Names and commands.
+fn chosen(load: Load, filter: &[String]) -> impl Iterator<Item = (&'static str, &'static str)> {
     let is_chosen = move |name: &str| filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str()));
-    TRIALS.iter().filter(move |(name, _)| is_chosen(name))
+    let of_load = TRIALS.iter().filter(move |(of, name, _)| *of == load && is_chosen(name));
+    of_load.map(|(_, name, command)| (*name, *command))
 }
 
 /// Whether a script boots Linux guests, whose files it needs then, and QEMU.
@@ -173,8 +202,8 @@ pub(super) fn needs_linux(script: &str) -> bool {
 /// # Errors
 /// When a part is in no trial's name.
 pub(super) fn check(filter: &[String]) -> Result<()> {
-    let unknown = filter.iter().find(|part| !TRIALS.iter().any(|(name, _)| name.contains(part.as_str())));
-    let names = || TRIALS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("\n  ");
+    let unknown = filter.iter().find(|part| !TRIALS.iter().any(|(_, name, _)| name.contains(part.as_str())));
+    let names = || TRIALS.iter().map(|(_, name, _)| *name).collect::<Vec<_>>().join("\n  ");
     unknown.map_or(Ok(()), |part| bail!("there is no trial with \"{part}\" in its name; there are\n  {}", names()))
 }
 
@@ -186,13 +215,19 @@ mod tests {
     #[test]
     fn a_filter_chooses() {
         let variant = |flavour| Variant { series: Series::V6_12, flavour, checks: Checks::Vm };
-        let all = script(variant(Flavour::Stock), &[]);
-        assert_eq!(all.matches("LAB-BEGIN").count(), TRIALS.len());
+        let all = Load::ALL.map(|load| script(variant(Flavour::Stock), load, &[]).unwrap_or_default());
+        assert_eq!(all.iter().map(|script| script.matches("LAB-BEGIN").count()).sum::<usize>(), TRIALS.len());
+        let [all, guests] = all;
+        for program in ["./migrate", "./agent", "./launch", "./linux"] {
+            assert!(!all.contains(program) && guests.contains(program), "{program} runs guests");
+        }
         assert!(all.contains("--expect-stock") && !all.contains("{expected}"));
-        let some = script(variant(Flavour::Patched), &["hints".into(), "soak with swap".into()]);
+        let filter = ["hints".into(), "soak with swap".into()];
+        let some = script(variant(Flavour::Patched), Load::Programs, &filter).unwrap_or_default();
+        assert_eq!(script(variant(Flavour::Patched), Load::Guests, &filter), None);
         assert_eq!(some.matches("LAB-BEGIN").count(), 2);
         assert!(some.contains("--expect-marker --expect-exact --only none"));
-        assert!(needs_linux(&all) && !needs_linux(&some));
+        assert!(needs_linux(&guests) && !needs_linux(&some));
         assert!(check(&[]).is_ok() && check(&["hints".into(), "soak".into()]).is_ok());
         let e = check(&["hints".into(), "hint s".into()]).unwrap_err().to_string();
         assert!(e.starts_with("there is no trial with \"hint s\"") && e.contains("\n  kernel soak\n"), "{e}");

@@ -21,7 +21,7 @@ use self::figures::Figures;
 use self::report::Report;
 use super::initramfs::{self, Contents};
 use super::kernel::{self, Checks, Flavour, Series, Variant};
-use super::machine::{self, LabMachine};
+use super::machine::{self, LabMachine, Processors};
 use super::payload;
 use crate::packages;
 
@@ -91,7 +91,7 @@ fn boot(name: &str, kernel: &Path) -> Result<Figures> {
         name,
         kernel,
         initramfs: &initramfs,
-        counts_instructions: true,
+        processors: Processors::Counting,
         shows_everything: false,
         parameters: "",
         limit: LIMIT,
