@@ -8,11 +8,13 @@
 //! | two hosts on one machine, and their guests' network | `network.rs` |
 //! | a tap by which a guest reaches this host | `host_tap.rs` |
 //! | taps, and frames that go through them | `tap.rs` |
+//! | who talks to a guest over them | `echo.rs` |
 //! | a control group of one's own | `group.rs` |
 //!
 //! Processes and consoles are not here: tests keep all that was said, for when one fails, and benchmarks when it was said.
 
 pub mod disturbance;
+pub mod echo;
 pub mod group;
 pub mod host;
 pub mod host_tap;

@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::echo;
 use harness::tap::{ALL, Interface, TapNetwork};
 use thermocline::migration::progress::Phase;
 use thermocline_tests::owner::{destination_only, source_only};
 use thermocline_tests::proxy::{Fault, Proxy, Way, Which, Wrong};
-use thermocline_tests::{How, Machine, Sandbox, Trials, echo, trial};
+use thermocline_tests::{How, Machine, Sandbox, Trials, trial};
 use workload_guest::device_report::{Net, NetDone};
 use workload_guest::{Line, frame};
 
@@ -21,8 +22,8 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm, Root, Network], an_interface_that_is_another_is_refused);
 }
 
-const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
-const AT_T0: &str = "tap=t0,mac=52:54:00:00:00:07";
+pub(crate) const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
+pub(crate) const AT_T0: &str = "tap=t0,mac=52:54:00:00:00:07";
 
 /// Ethertypes of what is announced: by the monitor, and by the guest.
 const REVERSE_ARP: [u8; 2] = [0x80, 0x35];
@@ -33,7 +34,7 @@ const ANNOUNCED_WITHIN: Duration = Duration::from_millis(1500);
 const ANNOUNCED_FOR: Duration = Duration::from_millis(750);
 
 /// Two taps on one bridge.
-fn two_taps() -> Result<TapNetwork> {
+pub(crate) fn two_taps() -> Result<TapNetwork> {
     let network = TapNetwork::new(&["t0", "t1"])?;
     network.bridge(&["t0", "t1"])?;
     Ok(network)

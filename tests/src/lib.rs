@@ -13,7 +13,6 @@
 //! | one migration, as its command line shows it | `migration.rs` |
 //! | which side runs the guest | `owner.rs` |
 //! | pages of a machine as the host sees them | `residency.rs`, `swap.rs` |
-//! | frames to a guest and back | `echo.rs` |
 //! | faults on the wire | `wire_frame.rs`, `proxy.rs`, `peer.rs` |
 //! | two hosts, and what may be done to this one | the crate `harness` |
 //! | a person's terminal | `terminal.rs` |
@@ -22,7 +21,6 @@ pub mod agent;
 pub mod binary;
 pub mod console;
 pub mod cutter;
-pub mod echo;
 pub mod group;
 pub mod host;
 pub mod linux;

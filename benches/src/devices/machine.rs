@@ -14,10 +14,12 @@ use super::mode::{Mode, What};
 use super::{Place, TAP};
 use crate::peer::qemu::Qemu;
 use crate::subject::thermocline::Thermocline;
-use crate::subject::{GuestSpec, Host};
+use crate::subject::{GuestSpec, Host, Migrated, Subject};
 
 /// Guest RAM: the guest, its buffers, and its record of the disk.
-const MIB: u64 = 64;
+pub(super) const MIB: u64 = 64;
+/// The address of the guest's network device.
+pub(super) const MAC: &str = "52:54:00:00:00:07";
 
 /// Who is measured.
 #[derive(Clone, Debug)]
@@ -45,34 +47,83 @@ impl Monitor {
             ..Options::default()
         };
         let spec = GuestSpec { mib: MIB, workload };
-        let (path, prefix) = (place.disk.display(), place.network.prefix());
-        let host = match self {
-            Self::Thermocline(thermocline) => {
-                let direct = if place.direct { ",direct" } else { "" };
-                let (disk, net) = (format!("path={path}{direct}"), format!("tap={TAP}"));
-                let more = ["--disk", &disk, "--net", &net];
-                thermocline.run_with(&prefix, folder, &spec, &more[..if place.has_net { 4 } else { 2 }])
-            }
-            Self::Qemu(qemu) => {
-                let direct = if place.direct { "on" } else { "off" };
-                let file = format!("driver=file,node-name=file,filename={path},aio=io_uring,cache.direct={direct}");
-                let tap = format!("tap,id=net,ifname={TAP},script=no,downscript=no,vhost=off");
-                let more = [
-                    ["-object", "iothread,id=io"],
-                    ["-blockdev", &file],
-                    ["-blockdev", "driver=raw,node-name=disk,file=file"],
-                    ["-device", "virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on"],
-                    ["-netdev", &tap],
-                    ["-device", "virtio-net-pci,netdev=net,disable-legacy=on"],
-                ];
-                let more = &more[..if place.has_net { 6 } else { 4 }];
-                qemu.run_behind(&prefix, folder, &spec, &more.concat())
-            }
-        }?;
+        let host = self.boot(place, folder, &spec, Devices { disk: true, tap: place.has_net.then_some(TAP) })?;
         host.console.ready().with_context(|| host.process.complaints())?;
         let machine = Machine { host };
         machine.fill()?;
         Ok(machine)
+    }
+}
+
+/// What devices a guest has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Devices<'a> {
+    /// The place's disk.
+    pub(super) disk: bool,
+    /// A network device, with this tap.
+    pub(super) tap: Option<&'a str>,
+}
+
+impl Monitor {
+    /// Boots a guest with these devices.
+    pub(super) fn boot(&self, place: &Place, folder: &Path, spec: &GuestSpec, devices: Devices<'_>) -> Result<Host> {
+        let (prefix, options) = (place.network.prefix(), self.options(place, devices));
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        match self {
+            Self::Thermocline(thermocline) => thermocline.run_with(&prefix, folder, spec, &options),
+            Self::Qemu(qemu) => qemu.run_behind(&prefix, folder, spec, &options),
+        }
+    }
+
+    /// Waits for such a guest.
+    pub(super) fn receive(&self, place: &Place, folder: &Path, spec: &GuestSpec, devices: Devices<'_>) -> Result<Host> {
+        let (prefix, options) = (place.network.prefix(), self.options(place, devices));
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        match self {
+            Self::Thermocline(thermocline) => {
+                thermocline.receive_with(&prefix, "tcp:127.0.0.1:0", (folder, "destination"), spec, &options)
+            }
+            Self::Qemu(qemu) => qemu.receive_behind(&prefix, folder, spec, &options),
+        }
+    }
+
+    /// Moves a guest.
+    pub(super) fn migrate(&self, source: &Host, destination: &Host) -> Result<Migrated> {
+        let subject: &dyn Subject = match self {
+            Self::Thermocline(thermocline) => thermocline,
+            Self::Qemu(qemu) => qemu,
+        };
+        subject.migrate(source, destination, &mut || Ok(()))
+    }
+
+    /// The monitor's options for these devices.
+    fn options(&self, place: &Place, Devices { disk, tap }: Devices<'_>) -> Vec<String> {
+        let path = place.disk.display();
+        let mut options: Vec<[String; 2]> = Vec::new();
+        match self {
+            Self::Thermocline(_) => {
+                let direct = if place.direct { ",direct" } else { "" };
+                options.extend(disk.then(|| ["--disk".into(), format!("path={path}{direct}")]));
+                options.extend(tap.map(|tap| ["--net".into(), format!("tap={tap},mac={MAC}")]));
+            }
+            Self::Qemu(_) => {
+                let direct = if place.direct { "on" } else { "off" };
+                let file = format!("driver=file,node-name=file,filename={path},aio=io_uring,cache.direct={direct}");
+                let of_disk = [
+                    ["-object", "iothread,id=io"],
+                    ["-blockdev", &file],
+                    ["-blockdev", "driver=raw,node-name=disk,file=file"],
+                    ["-device", "virtio-blk-pci,drive=disk,iothread=io,disable-legacy=on"],
+                ];
+                options.extend(of_disk.into_iter().filter(|_| disk).map(|option| option.map(str::to_owned)));
+                if let Some(tap) = tap {
+                    let tap = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off");
+                    options.push(["-netdev".into(), tap]);
+                    options.push(["-device".into(), format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on")]);
+                }
+            }
+        }
+        options.concat()
     }
 }
 
@@ -147,7 +198,7 @@ impl Machine {
     }
 }
 
-fn disk_done(line: Line) -> Option<DiskDone> {
+pub(super) fn disk_done(line: Line) -> Option<DiskDone> {
     if let Line::DiskDone(done) = line { Some(done) } else { None }
 }
 

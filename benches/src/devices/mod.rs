@@ -14,11 +14,14 @@
 //! | `thermocline`, `qemu` | virtio over PCI, one queue each; QEMU's disk with an iothread and io_uring, its network in its main loop, without vhost |
 //! | `host` | io_uring on the file, reads and writes of the tap's file, in one thread of this program |
 //!
+//! With `--migrate`: [`migrate`].
+//!
 //! The guest checks what it reads and what comes, and polls for it unless `--interrupts` is given. Subjects take turns.
 
 mod generator;
 mod host;
 mod machine;
+mod migrate;
 mod mode;
 
 use std::collections::BTreeMap;
@@ -83,6 +86,9 @@ pub(crate) struct Arguments {
     /// Have devices interrupt the guest instead of its polling.
     #[arg(long)]
     interrupts: bool,
+    /// How the guest moves with its devices, in place of what they do: total time, and downtime as frames see it.
+    #[arg(long)]
+    migrate: bool,
     /// Only modes whose name contains this; may be repeated.
     #[arg(long, value_name = "NAME")]
     mode: Vec<String>,
@@ -126,9 +132,15 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         bytes: arguments.disk << 20,
         direct: arguments.direct,
         has_net: modes.iter().any(|mode| !matches!(mode.what, What::Disk(_))),
-        network: Arc::new(TapNetwork::new(&[TAP]).context("a tap of its own (needs root and iproute2)")?),
+        network: Arc::new(
+            TapNetwork::new(if arguments.migrate { &migrate::TAPS } else { &[TAP] })
+                .context("a tap of its own (needs root and iproute2)")?,
+        ),
     };
     write_disk(&place)?;
+    if arguments.migrate {
+        return migrate::main(arguments, &monitors, &place, &peer);
+    }
     let rows = medians(&measure_all(arguments, &monitors, &place)?);
     let mut output = Output::default();
     output.line(table(COLUMNS, &rows, |row, other| other.subject == "qemu" && other.mode == row.mode))?;

@@ -72,6 +72,29 @@ impl Qemu {
         self.start_behind(behind, folder, machine, "devices", &more)
     }
 
+    /// Waits for the machine with more options, behind these words.
+    pub(crate) fn receive_behind(
+        &self,
+        behind: &[&str],
+        folder: &Path,
+        machine: &GuestSpec,
+        more: &[&str],
+    ) -> Result<Host> {
+        let more = [&["-incoming", "tcp:127.0.0.1:0"], more].concat();
+        let mut host = self.start_behind(behind, folder, machine, "destination", &more)?;
+        let mut qmp = control_of(&host)?;
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
+            let info = qmp.ask("query-migrate", json!({}))?;
+            if let Some(port) = info["socket-address"][0]["port"].as_str() {
+                host.address = Some(format!("tcp:127.0.0.1:{port}"));
+                return Ok(host);
+            }
+            stop::sleep(Duration::from_millis(5))?;
+        }
+        bail!("QEMU does not listen: {}", host.process.complaints())
+    }
+
     fn start_behind(
         &self,
         behind: &[&str],
@@ -114,18 +137,7 @@ impl Subject for Qemu {
     }
 
     fn receive(&self, folder: &Path, machine: &GuestSpec) -> Result<Host> {
-        let mut host = self.start(folder, machine, "destination", &["-incoming", "tcp:127.0.0.1:0"])?;
-        let mut qmp = control_of(&host)?;
-        let deadline = Instant::now() + TIMEOUT;
-        while Instant::now() < deadline {
-            let info = qmp.ask("query-migrate", json!({}))?;
-            if let Some(port) = info["socket-address"][0]["port"].as_str() {
-                host.address = Some(format!("tcp:127.0.0.1:{port}"));
-                return Ok(host);
-            }
-            stop::sleep(Duration::from_millis(5))?;
-        }
-        bail!("QEMU does not listen: {}", host.process.complaints())
+        self.receive_behind(&[], folder, machine, &[])
     }
 
     /// From the command to the later of: the source says that it is done, the destination says that the guest runs.

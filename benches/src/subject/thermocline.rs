@@ -99,9 +99,21 @@ impl Thermocline {
         (folder, name): (&Path, &str),
         machine: &GuestSpec,
     ) -> Result<Host> {
+        self.receive_with(behind, listen, (folder, name), machine, &[])
+    }
+
+    /// The same with more options.
+    pub(crate) fn receive_with(
+        &self,
+        behind: &[&str],
+        listen: &str,
+        (folder, name): (&Path, &str),
+        machine: &GuestSpec,
+        more: &[&str],
+    ) -> Result<Host> {
         let control = folder.join(format!("{name}.sock"));
         let mut command = self.command(behind, "receive", &control);
-        let mut host = Host::start(command.args(["--listen", listen]), machine, RAM, control)?;
+        let mut host = Host::start(command.args(["--listen", listen]).args(more), machine, RAM, control)?;
         host.address = Some(host.process.wait_for_notice(ANNOUNCED)?);
         Ok(host)
     }

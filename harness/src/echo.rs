@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::tap::{ETHERTYPE, Interface, TapNetwork};
 use anyhow::{Context, Result, ensure};
-use harness::tap::{ETHERTYPE, Interface, TapNetwork};
 use workload_guest::frame::{self, Frame, Sequence};
 
-/// Whoever talks: the bridge ([`harness::tap::BRIDGE`]).
+/// Whoever talks: the bridge ([`crate::tap::BRIDGE`]).
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The first frames may meet a guest that does not listen yet.
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
