@@ -106,6 +106,11 @@ fn registers_that_no_guest_has() -> Result<()> {
     refused(&sandbox, &offer, with(Msr { index: 0x38f, value: 1 })?, &["MSR 0x38f", "no part of a guest's state"])?;
     let hypervisor = altered(&|vcpu| vcpu.sregs.efer |= 1 << 12)?;
     refused(&sandbox, &offer, hypervisor, &["'vcpu0'", "hypervisor"])?;
+    let pointers = altered(&|vcpu| {
+        vcpu.sregs.efer |= 1 << 10;
+        vcpu.sregs.pdptrs = Some([1; 4]);
+    })?;
+    refused(&sandbox, &offer, pointers, &["'vcpu0'", "no PAE paging"])?;
     let segment = altered(&|vcpu| vcpu.sregs.cs.dpl = 9)?;
     refused(&sandbox, &offer, segment, &["'vcpu0'", "privilege level 9"])
 }

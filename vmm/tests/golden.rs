@@ -186,10 +186,11 @@ fn vcpu() {
             ldt: n.segment(),
             gdt: n.table(),
             idt: n.table(),
-            cr0: n.u64(),
+            // Paging of three levels, as page directory pointers go with that alone.
+            cr0: n.u64() | 1 << 31,
             cr2: n.u64(),
             cr3: n.u64(),
-            cr4: n.u64(),
+            cr4: n.u64() | 1 << 5,
             cr8: n.u64(),
             efer: n.u64(),
             apic_base: n.u64(),

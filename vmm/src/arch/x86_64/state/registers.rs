@@ -114,6 +114,12 @@ pub struct SpecialRegisters {
 const CR4_VMXE: u64 = 1 << 13;
 /// As [`CR4_VMXE`].
 const EFER_SVME: u64 = 1 << 12;
+/// `CR0.PG`, `CR4.PAE` and `EFER.LMA`: paging is on, of three levels if the last is not set.
+const CR0_PG: u64 = 1 << 31;
+/// As [`CR0_PG`].
+const CR4_PAE: u64 = 1 << 5;
+/// As [`CR0_PG`].
+const EFER_LMA: u64 = 1 << 10;
 
 impl SpecialRegisters {
     pub(super) fn validate(&self) -> Result<(), String> {
@@ -123,6 +129,10 @@ impl SpecialRegisters {
         }
         if self.cr4 & CR4_VMXE != 0 || self.efer & EFER_SVME != 0 {
             return Err("the guest is a hypervisor, which no guest can be here".into());
+        }
+        let has_pae_paging = self.cr0 & CR0_PG != 0 && self.cr4 & CR4_PAE != 0 && self.efer & EFER_LMA == 0;
+        if self.pdptrs.is_some() && !has_pae_paging {
+            return Err("there are page directory pointers, and no PAE paging".into());
         }
         Ok(())
     }
