@@ -11,6 +11,8 @@ mod builder;
 mod migrate;
 mod spec;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use builder::{BuildError, Builder};
 pub use spec::{Incompatibility, MachineSpec};
