@@ -5,11 +5,13 @@
 mod devices;
 mod ends;
 mod peer;
+mod stream;
 
 fn main() -> std::process::ExitCode {
     let mut trials = thermocline_tests::Trials::default();
     peer::add(&mut trials);
     devices::add(&mut trials);
     ends::add(&mut trials);
+    stream::add(&mut trials);
     trials.run()
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use harness::host_tap::HostTap;
-use thermocline_tests::linux::{LinuxMachine, Monitor};
+use thermocline_tests::linux::{LinuxGuest, LinuxMachine, Monitor};
 use thermocline_tests::{Sandbox, Trials, trial};
 
 pub(crate) fn add(trials: &mut Trials) {
@@ -17,8 +17,20 @@ fn the_same_files_work_on_qemu() -> Result<()> {
     Ok(())
 }
 
+/// Checks that the kernel has complained of nothing that it does not complain of on QEMU too.
+///
+/// # Errors
+/// When it has, or QEMU cannot run it.
+pub(crate) fn complains_no_more_than_on_qemu(guest: &LinuxGuest) -> Result<()> {
+    let errors = guest.errors()?;
+    let there = complaints()?;
+    let ours: Vec<_> = errors.iter().filter(|line| !there.contains(&without_numbers(line))).collect();
+    ensure!(ours.is_empty(), "the kernel complains of {ours:?}, which it does not on QEMU");
+    Ok(())
+}
+
 /// What the kernel complains of on QEMU, with every device; found out once.
-pub(crate) fn complaints() -> Result<&'static BTreeSet<String>> {
+fn complaints() -> Result<&'static BTreeSet<String>> {
     static FOUND: OnceLock<Result<BTreeSet<String>, String>> = OnceLock::new();
     FOUND.get_or_init(|| find().map_err(|e| format!("{e:#}"))).as_ref().map_err(|why| anyhow!("on QEMU: {why}"))
 }
@@ -38,6 +50,6 @@ fn find() -> Result<BTreeSet<String>> {
 }
 
 /// A message without addresses and times, which differ from boot to boot.
-pub(crate) fn without_numbers(message: &str) -> String {
+fn without_numbers(message: &str) -> String {
     message.chars().filter(|character| !character.is_ascii_digit()).collect()
 }

@@ -9,6 +9,7 @@
 //! | what the guest says and is told | `console.rs` |
 //! | a machine: process, console, API socket | `machine.rs` |
 //! | a stock Linux guest, here or on QEMU | `linux.rs` |
+//! | the other end of a Linux guest's stream of bytes | `stream_peer.rs` |
 //! | `memory-agent` beside a machine | `agent.rs` |
 //! | one migration, as its command line shows it | `migration.rs` |
 //! | which side runs the guest | `owner.rs` |
@@ -34,6 +35,7 @@ pub mod random;
 pub mod residency;
 pub mod starved;
 pub mod stop;
+pub mod stream_peer;
 pub mod swap;
 pub mod terminal;
 pub mod trials;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use linux_guest::{ADDRESS_PARAMETER, Said, TEST_PARAMETER};
 
-use crate::machine::Sandbox;
+use crate::machine::{Sandbox, listening};
 use crate::process::{Ended, Process, SLOWER, Standard};
 
 /// Names the folder with the files that `cargo xtask guest linux` makes.
@@ -98,6 +98,14 @@ impl LinuxMachine {
     /// # Errors
     /// When it cannot be started.
     pub fn boot(&self, sandbox: &Sandbox, checks: &[&str]) -> Result<LinuxGuest> {
+        self.boot_behind(&[], sandbox, checks)
+    }
+
+    /// The same behind a command that starts it, such as `ip netns exec NAME`.
+    ///
+    /// # Errors
+    /// As [`LinuxMachine::boot`].
+    pub fn boot_behind(&self, prefix: &[&str], sandbox: &Sandbox, checks: &[&str]) -> Result<LinuxGuest> {
         let image = Image::get()?;
         let control = sandbox.path("linux.sock");
         let disk = if self.disk {
@@ -111,12 +119,47 @@ impl LinuxMachine {
         if let Some((_, address)) = &self.tap {
             parameters += &format!(" {ADDRESS_PARAMETER}{address}");
         }
-        let command = match self.monitor {
+        let monitor = match self.monitor {
             Monitor::Thermocline => self.thermocline(sandbox, &image, &parameters, disk.as_deref(), &control)?,
             Monitor::Qemu => self.qemu(&image, &parameters, disk.as_deref(), &control),
         };
+        let command: Vec<_> = prefix.iter().map(Into::into).chain(monitor).collect();
         let process = Process::start(&format!("{:?}", self.monitor), &command, Standard::Pipes)?;
-        Ok(LinuxGuest { process, control })
+        Ok(LinuxGuest { process, control, disk })
+    }
+
+    /// Starts a monitor that takes over such a guest, with its disk, and a tap of the same name where the command in front
+    /// puts it; the guest that will be there, and the address for `--to`.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub fn receive_behind(
+        &self,
+        prefix: &[&str],
+        sandbox: &Sandbox,
+        listen: &str,
+        disk: Option<&Path>,
+    ) -> Result<(LinuxGuest, String)> {
+        let control = sandbox.path("linux.sock");
+        let mut command: Vec<OsString> = prefix.iter().map(Into::into).collect();
+        command.extend(sandbox.command(&["receive", "--once", "--listen", listen])?);
+        command.extend(["--api-socket".into(), control.clone().into()]);
+        command.extend(self.back_ends(disk));
+        let process = Process::start("destination", &command, Standard::Pipes)?;
+        let address = listening(&process)?;
+        Ok((LinuxGuest { process, control, disk: disk.map(Into::into) }, address))
+    }
+
+    /// What the host gives the guest's devices, as options of `thermocline`.
+    fn back_ends(&self, disk: Option<&Path>) -> Vec<OsString> {
+        let mut options: Vec<OsString> = vec![];
+        if let Some(disk) = disk {
+            options.extend(["--disk".into(), format!("path={}", disk.display()).into()]);
+        }
+        if let Some((tap, _)) = &self.tap {
+            options.extend(["--net".into(), format!("tap={tap}").into()]);
+        }
+        options
     }
 
     fn thermocline(
@@ -133,12 +176,7 @@ impl LinuxMachine {
         command.extend(["--kernel".into(), image.file("vmlinuz").into()]);
         command.extend(["--initramfs".into(), image.file("initramfs").into()]);
         command.extend(["--cmdline".into(), parameters.into()]);
-        if let Some(disk) = disk {
-            command.extend(["--disk".into(), format!("path={}", disk.display()).into()]);
-        }
-        if let Some((tap, _)) = &self.tap {
-            command.extend(["--net".into(), format!("tap={tap}").into()]);
-        }
+        command.extend(self.back_ends(disk));
         if self.balloon {
             command.extend(["--balloon".into(), "on".into()]);
         }
@@ -192,6 +230,8 @@ pub struct LinuxGuest {
     pub process: Process,
     /// Thermocline's API socket, or QEMU's monitor.
     pub control: PathBuf,
+    /// Its disk.
+    pub disk: Option<PathBuf>,
 }
 
 impl LinuxGuest {
@@ -220,6 +260,19 @@ impl LinuxGuest {
         })
     }
 
+    /// Waits until a check says something that `wanted` takes, behind all that it has said.
+    ///
+    /// # Errors
+    /// When it does not, or has failed.
+    pub fn says_next<T>(&self, check: &str, mut wanted: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let said = self.hear_from(self.process.stdout.len(), check, |said| match said {
+            Said::News { check: of, text } if of == check => wanted(&text).map(Ok),
+            Said::Failed { check: failed, why } if failed == check => Some(Err(why)),
+            _ => None,
+        })?;
+        said.map_err(|why| anyhow::anyhow!("in the guest, {check}: {why}"))
+    }
+
     /// Waits until a check says something that begins so.
     ///
     /// # Errors
@@ -231,8 +284,12 @@ impl LinuxGuest {
         })
     }
 
-    fn hear<T>(&self, check: &str, mut wanted: impl FnMut(Said) -> Option<T>) -> Result<T> {
-        let heard = self.process.stdout.wait_for(0, BOOT_TIMEOUT, |line| wanted(Said::parse(line)?));
+    fn hear<T>(&self, check: &str, wanted: impl FnMut(Said) -> Option<T>) -> Result<T> {
+        self.hear_from(0, check, wanted)
+    }
+
+    fn hear_from<T>(&self, from: usize, check: &str, mut wanted: impl FnMut(Said) -> Option<T>) -> Result<T> {
+        let heard = self.process.stdout.wait_for(from, BOOT_TIMEOUT, |line| wanted(Said::parse(line)?));
         Ok(heard.with_context(|| format!("the guest has said nothing of {check}; {}", self.last_words()))?.1)
     }
 

@@ -197,11 +197,7 @@ impl Sandbox {
         arguments.push(api.clone().into());
         arguments.extend(more.iter().map(Into::into));
         let machine = self.machine("destination", prefix, arguments, api, workload)?;
-        let announced = machine
-            .process
-            .stderr
-            .wait_for(0, TIMEOUT, |line| line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned));
-        let (_, address) = announced.with_context(|| format!("not listening: {:?}", machine.process.stderr.lines()))?;
+        let address = listening(&machine.process)?;
         Ok(Destination { machine, address })
     }
 
@@ -221,6 +217,14 @@ impl Sandbox {
         let console = GuestConsole::new(process.stdout.clone(), input);
         Ok(Machine { process, console, api, workload: *workload })
     }
+}
+
+/// Waits until a `receive` listens; its address, for `--to`.
+pub(crate) fn listening(process: &Process) -> Result<String> {
+    let announced = process
+        .stderr
+        .wait_for(0, TIMEOUT, |line| line.strip_prefix("thermocline: waiting for a guest on ").map(str::to_owned));
+    Ok(announced.with_context(|| format!("not listening: {:?}", process.stderr.lines()))?.1)
 }
 
 /// A machine with a console on standard input and output.

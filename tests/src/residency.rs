@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use memory_agent::{Counts, FileView, counts_of};
 
 use crate::machine::Machine;
+use crate::process::Process;
 
 /// The name of guest RAM's memory files.
 const NAME: &str = "thermocline-guest-ram";
@@ -25,7 +26,15 @@ impl GuestMemory {
     /// # Errors
     /// When it has none.
     pub fn of(machine: &Machine) -> Result<Self> {
-        Ok(Self(FileView::of_process(machine.process.pid(), NAME)?))
+        Self::of_process(&machine.process)
+    }
+
+    /// Of the machine that this process has.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn of_process(process: &Process) -> Result<Self> {
+        Ok(Self(FileView::of_process(process.pid(), NAME)?))
     }
 
     /// What its pages are now.
