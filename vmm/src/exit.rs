@@ -2,8 +2,6 @@
 
 use crate::config::ConfigError;
 use crate::control::{Failure, FailureKind, MigrationFailure};
-use crate::devices::DeviceError;
-use crate::machine::MachineError;
 use crate::migration::destination::DestinationError;
 use crate::migration::source::SourceError;
 
@@ -106,8 +104,8 @@ impl ExitCode {
             DestinationError::Refused(refusal) => Self::of_migration(refusal.reason.into()),
             DestinationError::Wire(e) => Self::of_migration(e.into()),
             DestinationError::Incomplete(_) => Self::Garbled,
-            DestinationError::Machine(MachineError::Device(DeviceError::Gone { .. })) => Self::RefusedDevices,
             DestinationError::Machine(e) if e.is_of_state() => Self::Garbled,
+            DestinationError::Machine(e) if e.is_of_backends() => Self::RefusedDevices,
             DestinationError::Aborted(_) => Self::ConnectionLost,
             DestinationError::Cancelled => Self::Interrupted,
             _ => Self::Failure,

@@ -154,6 +154,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), End> {
     let mut consoles = arguments.consoles.open()?;
     let devices = config.devices()?;
     let backends = Backends {
+        are_elsewhere: false,
         consoles: consoles.take_outputs(),
         disks: config.disk_backends()?,
         nets,

@@ -31,6 +31,9 @@ pub enum DiskError {
     /// Its format.
     #[error("--disk: format={0} is not possible; make a raw image with `qemu-img convert -O raw IMAGE FILE`")]
     Format(String),
+    /// It is the guest's, which knows it already.
+    #[error("--disk: a guest that arrives has been told the {0} of its disk already; leave it out")]
+    Known(&'static str),
     /// Two are one.
     #[error("--disk: two disks are {0}")]
     Twice(String),
@@ -51,8 +54,8 @@ pub struct DiskConfig {
     pub backend: DiskBackend,
     /// By which the guest knows it again; the id when left out.
     pub serial: Option<String>,
-    /// Number of queues.
-    pub queues: u16,
+    /// Number of queues; one when left out.
+    pub queues: Option<u16>,
 }
 
 impl FromStr for DiskConfig {
@@ -60,8 +63,8 @@ impl FromStr for DiskConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let list = KeyValues::parse(text, &KEYS)?;
-        let queues = list.parsed("queues")?.unwrap_or(1);
-        if !(1..=MAX_QUEUES).contains(&queues) {
+        let queues = list.parsed("queues")?;
+        if let Some(queues) = queues.filter(|queues| !(1..=MAX_QUEUES).contains(queues)) {
             return Err(DiskError::Queues(queues));
         }
         let serial = list.text("serial")?.map(str::to_owned);
@@ -102,6 +105,18 @@ impl DiskConfig {
         Ok(named)
     }
 
+    /// What the host gives for the disk of a guest that arrives.
+    ///
+    /// # Errors
+    /// When it says what only the guest's source can.
+    pub fn arriving(self) -> Result<DiskBackend, DiskError> {
+        match self {
+            Self { serial: Some(_), .. } => Err(DiskError::Known("serial")),
+            Self { queues: Some(_), .. } => Err(DiskError::Known("queues")),
+            Self { backend, .. } => Ok(backend),
+        }
+    }
+
     /// What the guest is to see of it. The image is opened for that, and closed again.
     ///
     /// # Errors
@@ -109,7 +124,11 @@ impl DiskConfig {
     pub fn describe(&self, id: &Name) -> Result<DeviceDescription, DiskError> {
         let image = self.backend.open()?;
         let serial = self.serial.clone().unwrap_or_else(|| id.as_str().chars().take(MAX_SERIAL).collect());
-        Ok(table::describe(id.as_str(), KIND)?.with_config(&BlockConfig::of(&image, serial, self.queues))?)
+        Ok(table::describe(id.as_str(), KIND)?.with_config(&BlockConfig::of(
+            &image,
+            serial,
+            self.queues.unwrap_or(1),
+        ))?)
     }
 }
 
@@ -122,7 +141,7 @@ mod tests {
         let disk: DiskConfig = "path=/a,,b.img,readonly,id=root,serial=S1,queues=2".parse().unwrap();
         let backend = DiskBackend { path: "/a,b.img".into(), readonly: true, direct: false, is_raw: false };
         let id = Some("root".try_into().unwrap());
-        assert_eq!(disk, DiskConfig { id, backend, serial: Some("S1".into()), queues: 2 });
+        assert_eq!(disk, DiskConfig { id, backend, serial: Some("S1".into()), queues: Some(2) });
         for (text, words) in [
             ("readonly", "'path' is missing"),
             ("path=x,queues=0", "0 queues"),

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::life::{Coming, ExitReason, Life, MigrationEnd};
 use super::migration::{Handles, Migration};
 use super::{AgentStatus, Answer, MigrateRequest, PostCopySourceStatus, Request, RunState, Status, memory};
+use crate::devices::Handover;
 use crate::dump;
 use crate::host;
 use crate::machine::Machine;
@@ -425,6 +426,9 @@ impl Controller {
             self.give_up_unconfirmed();
         }
         let mut state = self.lock();
+        if let Some(machine) = state.life.handed_over().filter(|_| force) {
+            machine.hand_over(Handover::Claim).map_err(VmmError::HadElsewhere)?;
+        }
         let machine = if force { state.life.is_taken_back()? } else { state.life.at_rest()? };
         machine.resume();
         Ok(())

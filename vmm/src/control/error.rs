@@ -37,6 +37,9 @@ pub enum VmmError {
         "the guest was handed over and may run at the destination; resume it by force if you know that it does not"
     )]
     HandedOver,
+    /// Something that only one host may have is had elsewhere.
+    #[error("the guest runs elsewhere, or is still held there: {0}; end it there first")]
+    HadElsewhere(MachineError),
     /// Pages are only here.
     #[error(
         "the guest runs elsewhere, and {0} pages that it may need are only here; reconnect if the connection is gone, or quit by force to give them and with them the guest up"
@@ -121,7 +124,7 @@ impl VmmError {
             Self::Migrating | Self::StillComing(_) => FailureKind::Busy,
             Self::HandedOver => FailureKind::HandedOver,
             Self::OnlyHere(_) => FailureKind::PagesOutstanding,
-            Self::HasGuest | Self::Ending | Self::Hollow => FailureKind::WrongState,
+            Self::HasGuest | Self::Ending | Self::Hollow | Self::HadElsewhere(_) => FailureKind::WrongState,
             Self::Dump(DumpError::Running) => FailureKind::WrongState,
             Self::Join(_) | Self::Dump(_) | Self::Listen(_) | Self::Host(_) => FailureKind::Host,
             Self::Ram(_) | Self::Machine(_) | Self::Metrics(_) => FailureKind::Host,

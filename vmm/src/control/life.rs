@@ -163,6 +163,14 @@ impl<M: Clone, C: Coming, S: Sent> Life<M, C, S> {
         }
     }
 
+    /// The machine, if its guest may run elsewhere and could go on here.
+    pub(super) fn handed_over(&self) -> Option<M> {
+        match self {
+            Self::HandedOver { machine, given_back: false } => Some(machine.clone()),
+            _ => None,
+        }
+    }
+
     /// Somebody knows that it does not run elsewhere: it is here again.
     pub(super) fn is_taken_back(&mut self) -> Result<M, VmmError> {
         if let Self::HandedOver { machine, given_back: false } = self {

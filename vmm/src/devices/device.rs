@@ -25,6 +25,9 @@ pub struct DeviceDescription {
     pub kind: Name,
     /// The version of what it saves.
     pub version: u16,
+    /// Virtio's feature bits that it offers its driver, which may have accepted them; 0 before it is made, and for what is no virtio
+    /// device.
+    pub features: u64,
     /// What else the guest sees of it, such as a disk's size: postcard of a type of the kind's own.
     #[serde(deserialize_with = "at_most::<_, _, MAX_CONFIG>")]
     pub config: Vec<u8>,
@@ -59,6 +62,18 @@ impl DeviceDescription {
     /// The host refuses what the device takes.
     pub fn refused(&self, cause: io::Error) -> DeviceError {
         DeviceError::Host { id: self.id.clone(), cause }
+    }
+
+    /// The same device, which can offer its driver these features: it offers those that it has where it comes from.
+    ///
+    /// # Errors
+    /// When it has some there that it has not here.
+    pub fn with_features(self, possible: u64) -> Result<Self, DeviceError> {
+        match (self.features, self.features & !possible) {
+            (0, _) => Ok(Self { features: possible, ..self }),
+            (_, 0) => Ok(self),
+            (_, missing) => Err(DeviceError::Features { id: self.id, kind: self.kind, missing }),
+        }
     }
 
     /// The same device with this to be seen of it.
@@ -129,6 +144,23 @@ pub enum DeviceError {
         /// What is wrong.
         why: String,
     },
+    /// Its driver may have accepted what there is not here.
+    #[error(
+        "the device '{id}' of kind '{kind}' has offered its driver features {missing:#x} of virtio, which it cannot have here; use the same release on both hosts"
+    )]
+    Features {
+        /// Which one.
+        id: Name,
+        /// What it is.
+        kind: Name,
+        /// A bit for each.
+        missing: u64,
+    },
+    /// Something is given for a device that is not there.
+    #[error(
+        "a disk '{0}' is given here, and the guest has none of that name; leave it out, or say with id=NAME which of the guest's it is"
+    )]
+    Superfluous(Name),
     /// The host does not give what the device takes.
     #[error("the device '{id}' cannot be made: {cause}")]
     Host {
@@ -152,6 +184,14 @@ pub enum DeviceError {
         id: Name,
         /// How long it had.
         limit: Duration,
+    },
+    /// What only one host may have does not go over, or come back.
+    #[error("the device '{id}' cannot move: {why}")]
+    Handover {
+        /// Which one.
+        id: Name,
+        /// Why.
+        why: String,
     },
     /// What was saved is not of this device.
     #[error(transparent)]
@@ -182,6 +222,15 @@ pub trait Device: Send + Sync + Debug {
     /// Goes on, whether or not it had come to rest. The vCPUs are still paused.
     fn resume(&self) {}
 
+    /// Takes a step of its guest's way to another host, or back.
+    ///
+    /// # Errors
+    /// When it cannot, or has not by `deadline`.
+    fn hand_over(&self, step: Handover, deadline: Instant) -> Result<(), DeviceError> {
+        let _ = (step, deadline);
+        Ok(())
+    }
+
     /// Back to what it was when it was made. It is at rest.
     fn reset(&self);
 
@@ -206,6 +255,23 @@ pub trait Device: Send + Sync + Debug {
     fn memory(self: Arc<Self>) -> Vec<(Range<u64>, Arc<dyn RegisterAccess>)> {
         Vec::new()
     }
+}
+
+/// What becomes of what a device works with on the host, where only one host may at a time, such as a disk's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// At the source, while the guest runs: what takes time is begun, so that less is left for when it stands.
+    Prepare,
+    /// At the source, with the device at rest: what was written lasts, and another host may take it. Until then it is still had here.
+    Offer,
+    /// At the destination, with the device at rest: it is taken from the host that offers it.
+    Take,
+    /// At the source: it was or may have been offered, and the guest goes on here. This does not fail.
+    Keep,
+    /// At the source: it was handed over, and somebody says that the guest does not run there.
+    Claim,
+    /// At the source: the guest runs there.
+    Leave,
 }
 
 /// A device had not come to rest in time.

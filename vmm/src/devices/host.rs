@@ -9,9 +9,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::pci::PciBus;
 use super::virtio::balloon::BalloonPort;
-use super::virtio::block::DiskBackend;
+use super::virtio::block::{self, DiskBackend};
 use super::virtio::net::NetBackend;
 use super::virtio::vsock::VsockSocket;
+use super::{DeviceDescription, DeviceError};
 use crate::ram::GuestRam;
 use crate::record::Name;
 
@@ -126,6 +127,8 @@ pub trait ButtonPort: Send + Sync + Debug {
 pub struct Backends {
     /// Where consoles' bytes go; nowhere for one that is not here.
     pub consoles: BTreeMap<Name, ConsoleOutput>,
+    /// Whether the guest runs elsewhere and is to come: what only one host may have is taken from there then.
+    pub are_elsewhere: bool,
     /// The images of disks. They are opened, and locked, when a machine is made.
     pub disks: BTreeMap<Name, DiskBackend>,
     /// The other ends of network interfaces.
@@ -135,6 +138,12 @@ pub struct Backends {
 }
 
 impl Backends {
+    /// Disks that a machine with these devices does not have.
+    pub fn superfluous(&self, devices: &[DeviceDescription]) -> Vec<DeviceError> {
+        let is_there = |id: &Name| devices.iter().any(|device| device.id == *id && device.kind.as_str() == block::KIND);
+        self.disks.keys().filter(|id| !is_there(id)).map(|id| DeviceError::Superfluous(id.clone())).collect()
+    }
+
     /// Where the bytes of the console `id` go.
     pub(super) fn console(&self, id: &Name) -> ConsoleOutput {
         self.consoles.get(id).cloned().unwrap_or_else(|| ConsoleOutput::new(io::sink()))

@@ -25,6 +25,6 @@ pub(crate) mod testing;
 pub mod virtio;
 
 pub use bus::Bus;
-pub use device::{Device, DeviceDescription, DeviceError, RegisterAccess, StillBusy};
+pub use device::{Device, DeviceDescription, DeviceError, Handover, RegisterAccess, StillBusy};
 pub use set::Devices;
 pub use stop_reason::StopReason;

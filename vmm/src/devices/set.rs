@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::{Host, Ports};
-use super::{Bus, Device, DeviceDescription, DeviceError, table};
+use super::{Bus, Device, DeviceDescription, DeviceError, Handover, table};
 use crate::record::{Parts, Record, RecordError};
 use crate::stopwatch::{Stopwatch, Work};
 
@@ -88,6 +88,15 @@ impl Devices {
         }
     }
 
+    /// Has all of them take a step of their guest's way to another host, or back.
+    ///
+    /// # Errors
+    /// The first that could not, or had not within `limit`. The others may have.
+    pub fn hand_over(&self, step: Handover, limit: Duration) -> Result<(), DeviceError> {
+        let deadline = Instant::now() + limit;
+        self.devices.iter().map(|device| device.hand_over(step, deadline)).fold(Ok(()), Result::and)
+    }
+
     /// Makes all of them what they were at the start. They are at rest.
     pub fn reset(&self) {
         for device in &self.devices {
@@ -152,6 +161,7 @@ mod tests {
                 id: id.try_into().unwrap(),
                 kind: "worker".try_into().unwrap(),
                 version: 1,
+                features: 0,
                 config: Vec::new(),
             };
             let (requests, done) = (Mutex::new(0), Condvar::new());

@@ -127,7 +127,7 @@ pub(crate) fn make_virtio(device: &DeviceDescription, host: &mut Host) -> Result
 /// When nothing can have that name.
 pub fn describe(id: &str, kind: &str) -> Result<DeviceDescription, RecordError> {
     let version = KINDS.iter().find(|known| known.name == kind).map_or(0, |known| known.version);
-    Ok(DeviceDescription { id: id.try_into()?, kind: kind.try_into()?, version, config: Vec::new() })
+    Ok(DeviceDescription { id: id.try_into()?, kind: kind.try_into()?, version, features: 0, config: Vec::new() })
 }
 
 /// The devices of every machine.

@@ -54,7 +54,8 @@ impl Builder {
     /// # Errors
     /// When this host cannot be it.
     pub fn described(self, spec: &MachineSpec, most: ByteSize) -> Result<Machine, BuildError> {
-        let reasons = spec.incompatibilities(most).map_err(MachineError::from)?;
+        let mut reasons = spec.incompatibilities(most).map_err(MachineError::from)?;
+        reasons.extend(self.backends.superfluous(&spec.devices).into_iter().map(Incompatibility::Device));
         if !reasons.is_empty() {
             return Err(BuildError::Incompatible(reasons));
         }

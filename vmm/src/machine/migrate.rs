@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Machine, MachineError, MachineSpec, MachineState};
+use crate::devices::Handover;
 use crate::migration::{Belief, DestinationMachine, SourceMachine};
 use crate::ram::{GuestRam, PageSet};
 use crate::stopwatch::Step;
@@ -42,6 +43,9 @@ impl SourceMachine for Machine {
     fn save(&self) -> Result<MachineState, MachineError> {
         self.save()
     }
+    fn hand_over(&self, step: Handover) -> Result<(), MachineError> {
+        self.hand_over(step)
+    }
 }
 
 impl DestinationMachine for Machine {
@@ -53,6 +57,9 @@ impl DestinationMachine for Machine {
     }
     fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         self.restore(state)
+    }
+    fn take_over(&self) -> Result<(), MachineError> {
+        self.hand_over(Handover::Take)
     }
     fn resume(&self) {
         self.resume_measured();

@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::x86_64::state::{Time, VcpuState, VmState};
 use crate::boot::{BootError, Bootable};
 use crate::devices::host::{Backends, Host, Ports};
-use crate::devices::{DeviceDescription, DeviceError, Devices, StopReason};
+use crate::devices::{DeviceDescription, DeviceError, Devices, Handover, StopReason};
 use crate::kvm::{KvmError, Told, Vcpus, Vm};
 use crate::ram::{GuestRam, PageSet, RamError, RamWatch};
 use crate::record::{Record, RecordError, Records, Saved};
@@ -69,6 +69,11 @@ impl MachineError {
             _ => false,
         }
     }
+
+    /// Whether what the host gives for a device has gone, or cannot be taken from another host.
+    pub fn is_of_backends(&self) -> bool {
+        matches!(self, Self::Device(DeviceError::Handover { .. } | DeviceError::Gone { .. }))
+    }
 }
 
 /// How long vCPUs and devices have, each, to come to rest.
@@ -78,6 +83,9 @@ const ENTRY_LIMIT: Duration = Duration::from_millis(5);
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// What all vCPUs are called where steps of a machine are measured.
 const VCPUS: &str = "vcpus";
+
+/// How long they have to get ready for a move, while the guest runs: to write what a host has cached.
+const PREPARE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine. It is paused until [`Machine::resume`].
 #[derive(Debug)]
@@ -238,6 +246,15 @@ impl Machine {
         self.devices.pause(PAUSE_LIMIT)?;
         // Behind the instruction that asked for a reset there is nothing to go on with, here or elsewhere.
         if self.end_reason().is_some() { Err(MachineError::Stopped) } else { Ok(()) }
+    }
+
+    /// Has the devices take a step of the guest's way to another host, or back.
+    ///
+    /// # Errors
+    /// When one cannot, or has not in time.
+    pub fn hand_over(&self, step: Handover) -> Result<(), MachineError> {
+        let limit = if step == Handover::Prepare { PREPARE_LIMIT } else { PAUSE_LIMIT };
+        Ok(self.devices.hand_over(step, limit)?)
     }
 
     /// Asks the guest to stop, and waits for nothing; whether it is paused. To be called until it is.

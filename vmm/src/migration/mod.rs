@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use memory_agent::Hint;
 
+use crate::devices::Handover;
 use crate::machine::{MachineError, MachineSpec, MachineState};
 use crate::ram::{GuestRam, MissingPages, MissingRam, PageSet, RamError, RamPage, ReadPages};
 use crate::stopwatch::Step;
@@ -91,6 +92,14 @@ pub trait SourceMachine: Sync {
     /// # Errors
     /// When the host refuses.
     fn save(&self) -> Result<MachineState, MachineError>;
+    /// Has what only one host may have take a step of the guest's way to another host, or back.
+    ///
+    /// # Errors
+    /// When it cannot, or has not in time.
+    fn hand_over(&self, step: Handover) -> Result<(), MachineError> {
+        let _ = step;
+        Ok(())
+    }
 }
 
 /// What migration needs of the machine that arrives.
@@ -102,6 +111,13 @@ pub trait DestinationMachine: Sync {
     /// # Errors
     /// When the host refuses.
     fn restore(&self, state: &MachineState) -> Result<(), MachineError>;
+    /// Takes what only one host may have from the source, which offers it from its `State` on.
+    ///
+    /// # Errors
+    /// When somebody else has it.
+    fn take_over(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
     /// Handles faults on what guest RAM does not have, from now on.
     ///
     /// # Errors
@@ -133,6 +149,9 @@ impl<M: DestinationMachine + Send> DestinationMachine for Arc<M> {
     }
     fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         self.as_ref().restore(state)
+    }
+    fn take_over(&self) -> Result<(), MachineError> {
+        self.as_ref().take_over()
     }
     fn missing_pages(&self) -> Result<Arc<dyn MissingPages>, RamError> {
         self.as_ref().missing_pages()

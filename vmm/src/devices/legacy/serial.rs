@@ -256,6 +256,7 @@ mod tests {
             id: "serial0".try_into().unwrap(),
             kind,
             version: SavedSerial::VERSION,
+            features: 0,
             config: Vec::new(),
         };
         let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Virtqueue, Workers};
-use crate::devices::{DeviceError, StillBusy};
+use crate::devices::{DeviceError, Handover, StillBusy};
 use crate::ram::GuestRam;
 
 /// Why a device needs to be reset before it goes on (VIRTIO 1.2, 2.1.1, `DEVICE_NEEDS_RESET`).
@@ -113,6 +113,15 @@ pub trait VirtioDevice: Send + Sync + Debug {
     /// Goes on, if it has been activated.
     fn resume(&self) {
         self.workers().resume();
+    }
+
+    /// Takes a step of its guest's way to another host, or back, as [`Device::hand_over`](crate::devices::Device::hand_over).
+    ///
+    /// # Errors
+    /// As there.
+    fn hand_over(&self, step: Handover, deadline: Instant) -> Result<(), DeviceError> {
+        let _ = (step, deadline);
+        Ok(())
     }
 
     /// What it holds besides its queues and what was negotiated, as bytes of its own. It is at rest.

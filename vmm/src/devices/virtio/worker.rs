@@ -95,8 +95,11 @@ pub trait Handler: Send {
         Ok(())
     }
 
-    /// Finishes what has begun, so that nothing touches guest memory when it returns.
-    fn quiesce(&mut self) {}
+    /// Goes on with what has begun, and begins nothing; whether all of it is finished, so that nothing touches guest memory. Until then
+    /// it is called again whenever something has events, unless the worker is told to go on.
+    fn quiesce(&mut self) -> bool {
+        true
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,15 +281,31 @@ impl<H: Handler> Serving<H> {
             if let Err(fault) = &result {
                 self.notify.needs_reset(fault);
             }
-            self.handler.quiesce();
             // One that has failed leaves its queues alone until it is told to end.
-            if self.shared.rest(if result.is_err() { Order::End } else { Order::Run }) == Order::End {
+            let least = if result.is_err() { Order::End } else { Order::Run };
+            if self.finish(least) && self.shared.rest(least) == Order::End {
                 break;
             }
             result = self.serve();
         }
         drop(self);
         drop(ended);
+    }
+
+    /// Has the handler finish what has begun; gives up when the order to run comes and is `least`: one request may hang for ever.
+    fn finish(&mut self, least: Order) -> bool {
+        while !self.handler.quiesce() {
+            let mut events = [EpollEvent::default(); EVENTS];
+            let count = self.wait(-1, &mut events).unwrap_or_default();
+            // All queues are looked at when it goes on.
+            for token in events[..count].iter().map(EpollEvent::data).filter(|token| token & QUEUE != 0) {
+                let _ = self.queues.get((token & !QUEUE) as usize).map_or(&self.shared.control, |q| q.kick()).read();
+            }
+            if least == Order::Run && self.shared.lock().order == Order::Run {
+                return false;
+            }
+        }
+        true
     }
 
     /// Works until another order comes.
@@ -384,7 +403,9 @@ impl<H: Handler> super::inline::Step for Inline<H> {
             self.told(&result);
             self.result = Some(result);
         }
-        self.serving.handler.quiesce();
+        while !self.serving.handler.quiesce() {
+            std::thread::yield_now();
+        }
         true
     }
 }

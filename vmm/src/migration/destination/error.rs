@@ -1,6 +1,5 @@
 //! Why a machine did not arrive.
 
-use crate::devices::DeviceError;
 use crate::machine::MachineError;
 use crate::migration::link::LinkError;
 use crate::migration::wire::{Refusal, RefusalReason, WireError};
@@ -45,11 +44,11 @@ impl DestinationError {
             Self::Aborted(_) | Self::Cancelled => None,
             Self::Refused(refusal) => Some(refusal.clone()),
             Self::Wire(e) => Some(Refusal::of_wire(e)),
-            Self::Machine(MachineError::Device(DeviceError::Gone { .. })) => {
-                Some(Refusal { reason: RefusalReason::Devices, text: self.to_string() })
-            }
             Self::Machine(e) if e.is_of_state() => {
                 Some(Refusal { reason: RefusalReason::Stream, text: self.to_string() })
+            }
+            Self::Machine(e) if e.is_of_backends() => {
+                Some(Refusal { reason: RefusalReason::Devices, text: self.to_string() })
             }
             _ => Some(Refusal { reason: RefusalReason::Host, text: self.to_string() }),
         }

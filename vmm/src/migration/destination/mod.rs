@@ -159,6 +159,7 @@ fn take<M: DestinationMachine>(
         receiver.restored()?;
     }
     restored?;
+    machine.take_over()?;
     Message::Ready.send(writer)?;
     match receive_message(reader, "commit")? {
         Message::Commit => {}

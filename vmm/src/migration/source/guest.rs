@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::devices::Handover;
 use crate::machine::{MachineError, MachineState};
 use crate::migration::{Belief, SourceMachine};
 use crate::ram::{GuestRam, PageSet, ReadPages};
@@ -19,6 +20,8 @@ pub(super) struct Guest<'m> {
 struct Paused {
     since: Instant,
     was_running: bool,
+    /// The destination may take what only one host may have.
+    is_offered: bool,
     /// It may run at the destination.
     is_handed_over: bool,
 }
@@ -54,12 +57,17 @@ impl<'m> Guest<'m> {
         self.machine.take_dirty_log()
     }
 
+    /// Less of what its devices have to do is left for when it stands.
+    pub(super) fn prepare(&self) -> Result<(), MachineError> {
+        self.machine.hand_over(Handover::Prepare)
+    }
+
     /// Stops it, as far as that is possible: it goes on when that failed, too.
     pub(super) fn pause(&mut self) -> Result<(), MachineError> {
         let was_running = self.machine.is_running();
         let since = Instant::now();
         let paused = self.machine.pause();
-        self.paused = Some(Paused { since, was_running, is_handed_over: false });
+        self.paused = Some(Paused { since, was_running, is_offered: false, is_handed_over: false });
         paused
     }
 
@@ -74,11 +82,31 @@ impl<'m> Guest<'m> {
         Ok(MachineState { running, ..self.machine.save()? })
     }
 
+    /// Lets the destination take what only one host may have, once all is saved.
+    pub(super) fn offer(&mut self) -> Result<(), MachineError> {
+        if let Some(paused) = &mut self.paused {
+            paused.is_offered = true;
+        }
+        self.machine.hand_over(Handover::Offer)
+    }
+
+    /// It runs at the destination, which has all of that.
+    pub(super) fn leave(&self) {
+        if let Err(e) = self.machine.hand_over(Handover::Leave) {
+            tracing::warn!("{e}");
+        }
+    }
+
     /// Goes on, if it was paused for a switchover that does not happen and ran before that.
     pub(super) fn go_on(&mut self) {
-        if let Some(paused) = self.paused.take_if(|paused| !paused.is_handed_over)
-            && paused.was_running
+        let Some(paused) = self.paused.take_if(|paused| !paused.is_handed_over) else { return };
+        // The destination does not run it, and so does not write: that it may not have let go yet keeps nobody waiting.
+        if paused.is_offered
+            && let Err(e) = self.machine.hand_over(Handover::Keep)
         {
+            tracing::warn!("{e}");
+        }
+        if paused.was_running {
             self.machine.resume();
         }
     }

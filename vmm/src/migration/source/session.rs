@@ -129,6 +129,7 @@ impl<'m> Session<'m> {
 
     /// Sends what the guest wrote meanwhile, until so little is left that the guest can be stopped for it.
     fn converge(&mut self) -> Result<(), SourceError> {
+        self.guest.prepare()?;
         if self.options.switchover == Switchover::Now {
             return Ok(());
         }

@@ -79,6 +79,7 @@ impl Session<'_> {
 
     /// Everything but memory, and the destination's word that it has it all.
     fn send_state(&mut self, state: MachineState) -> Result<(), SourceError> {
+        self.guest.offer()?;
         self.peer.send(&Message::State(state))?;
         match self.peer.receive("ready")? {
             Message::Ready => Ok(()),
@@ -107,7 +108,9 @@ impl Session<'_> {
                 self.delivery.count_outstanding();
                 self.show();
                 let owed = self.delivery.plan.owed();
-                follow(post_copy, self.peer, self.options.cold_rate, owed, &mut self.tracker)?
+                let followed = follow(post_copy, self.peer, self.options.cold_rate, owed, &mut self.tracker)?;
+                self.guest.leave();
+                followed
             }
             None => {
                 self.enter(Phase::PagingOut);
@@ -142,6 +145,7 @@ impl Session<'_> {
         self.peer.set_deadline(None);
         match (running, &self.post_copy) {
             (Ok(Message::Running(steps)), post_copy) => {
+                self.guest.leave();
                 post_copy.as_ref().inspect(|post_copy| post_copy.confirm());
                 Ok(steps)
             }

@@ -28,6 +28,7 @@ fn balloon(config: BalloonConfig) -> Balloon {
         id: "balloon0".try_into().unwrap(),
         kind: "virtio-balloon".try_into().unwrap(),
         version: 1,
+        features: 0,
         config: Vec::new(),
     };
     Balloon::new(&description.with_config(&config).unwrap()).unwrap()

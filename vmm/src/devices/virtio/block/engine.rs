@@ -58,12 +58,6 @@ pub(super) trait Engine: Send {
     /// How many have begun and not been given back.
     fn flying(&self) -> usize;
 
-    /// Waits until one has ended.
-    ///
-    /// # Errors
-    /// When the kernel does not let wait.
-    fn wait(&mut self) -> io::Result<()>;
-
     /// Readable as long as there is one that has ended, if that can be later than [`Engine::submit`].
     fn event(&self) -> Option<RawFd>;
 }
@@ -104,10 +98,6 @@ impl Engine for Plain {
 
     fn flying(&self) -> usize {
         self.ended.len()
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        Ok(())
     }
 
     fn event(&self) -> Option<RawFd> {

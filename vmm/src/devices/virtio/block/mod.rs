@@ -2,13 +2,15 @@
 //!
 //! | to read about | open |
 //! |---|---|
-//! | the image, its lock, and why it cannot be a disk | `image.rs` |
+//! | the image, and why it cannot be a disk | `image.rs` |
+//! | the lock on it, and who has it while a guest moves | `lock.rs` |
 //! | a request, and what is refused | `request.rs` |
 //! | what a queue's worker does | `serve.rs` |
 //! | what is done to an image, with io_uring or without | `engine.rs`, `sys.rs` |
 
 mod engine;
 mod image;
+mod lock;
 mod request;
 mod serve;
 mod sys;
@@ -17,6 +19,7 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -24,11 +27,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-pub use image::{DiskBackend, Image, ImageError};
+pub use image::{DiskBackend, Image, ImageError, Opening};
 
 use super::{Activation, DeviceFault, VirtioDevice, Worker, Workers};
 use crate::devices::host::Host;
-use crate::devices::{DeviceDescription, DeviceError};
+use crate::devices::{DeviceDescription, DeviceError, Handover};
 use engine::{Engine, Plain};
 use serve::Serving;
 use sys::Ring;
@@ -106,9 +109,24 @@ pub(in crate::devices) fn make(
     let refused = |cause| DeviceError::Host { id: description.id.clone(), cause };
     let why = || format!("no image is given for it here; give it with --disk path=FILE,id={}", description.id);
     let missing = || refused(io::Error::new(io::ErrorKind::NotFound, why()));
-    let backend = host.backends.disks.get(&description.id).ok_or_else(missing)?;
-    let image = backend.open().map_err(|e| refused(io::Error::other(e.to_string())))?;
-    Ok(Arc::new(Block::new(description, image)?))
+    let config: BlockConfig = description.config()?;
+    let mut backend = host.backends.disks.get(&description.id).cloned().ok_or_else(missing)?;
+    if backend.readonly && !config.readonly {
+        let path = backend.path.display();
+        let why = format!(
+            "the guest may write to its disk, and {path} is to be opened for reading alone; leave out readonly"
+        );
+        return Err(refused(io::Error::other(why)));
+    }
+    // A guest that cannot write its disk needs no more, and the image is left to others that read it.
+    backend.readonly |= config.readonly;
+    let opening = if host.backends.are_elsewhere { Opening::Arriving } else { Opening::Ours };
+    let image = backend.open_for(opening).map_err(|e| refused(io::Error::other(e.to_string())))?;
+    let block = Block::new(description, image)?;
+    if opening == Opening::Arriving {
+        block.image.look_for_source();
+    }
+    Ok(Arc::new(block))
 }
 
 impl BlockConfig {
@@ -132,13 +150,11 @@ impl Block {
     /// When the description cannot be, or the image is another one.
     pub fn new(description: &DeviceDescription, image: Image) -> Result<Self, DeviceError> {
         let config: BlockConfig = description.config()?;
-        let wrong = |why: String| {
-            let (id, kind) = (description.id.clone(), description.kind.clone());
-            DeviceError::Config { id, kind, why }
-        };
         if let Some(why) = config.wrong() {
-            return Err(wrong(why.into()));
+            let (id, kind) = (description.id.clone(), description.kind.clone());
+            return Err(DeviceError::Config { id, kind, why: why.into() });
         }
+        let wrong = |why: String| description.refused(io::Error::other(why));
         if image.bytes / SECTOR != config.sectors {
             let (path, here) = (image.backend.path.display(), image.bytes / SECTOR);
             return Err(wrong(format!("the guest's disk has {} sectors, {path} has {here}", config.sectors)));
@@ -237,5 +253,26 @@ impl VirtioDevice for Block {
 
     fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    fn hand_over(&self, step: Handover, deadline: Instant) -> Result<(), DeviceError> {
+        let image = &self.image;
+        let done = match step {
+            Handover::Prepare if image.backend.readonly => Ok(()),
+            Handover::Prepare => image.sync(deadline),
+            Handover::Offer => image.offer(deadline),
+            Handover::Take => image.take(),
+            Handover::Claim => image.claim(),
+            Handover::Keep => {
+                image.keep();
+                Ok(())
+            }
+            Handover::Leave => {
+                image.let_go();
+                Ok(())
+            }
+        };
+        let id = || self.description.id.clone();
+        done.map_err(|e| DeviceError::Handover { id: id(), why: e.to_string() })
     }
 }

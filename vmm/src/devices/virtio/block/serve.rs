@@ -269,7 +269,11 @@ impl Serving {
                 self.complain(&std::io::Error::from_raw_os_error(-error));
                 self.finish(&begun, FAILED, queue).map(|()| false)
             }
-            (Operation::Sync, _) => self.finish(&begun, OK, queue).map(|()| false),
+            (Operation::Sync, _) => {
+                // The kernel tells of what could not be written once, and may have told the migration.
+                let status = if self.image.take_spoilt() { FAILED } else { OK };
+                self.finish(&begun, status, queue).map(|()| false)
+            }
             (Operation::Allocate(..), _) => self.next_range(begun, HOLE, queue),
             (Operation::Read(offset, data), bytes) => {
                 let bytes = bytes as u64;
@@ -399,15 +403,11 @@ impl Handler for Serving {
         self.serve()
     }
 
-    fn quiesce(&mut self) {
+    fn quiesce(&mut self) -> bool {
         let (queue, activation) = (Arc::clone(&self.queue), self.activation.clone());
         let mut queue = queue.lock(&activation.ram, activation.notify.as_ref());
         let mut result = Ok(());
-        while self.engine.flying() > 0 {
-            if let Err(e) = self.engine.wait() {
-                tracing::error!("disk {}: io_uring_enter: {e}", self.image.backend.path.display());
-                break;
-            }
+        while self.engine.has_ended() {
             match result {
                 Ok(()) => result = self.answer(&mut queue),
                 // What cannot be answered is waited for all the same.
@@ -417,5 +417,6 @@ impl Handler for Serving {
         if let Err(e) = result.and_then(|()| self.tell(&mut queue)) {
             tracing::warn!("disk {}: {e}", self.image.backend.path.display());
         }
+        self.engine.flying() == 0
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -18,26 +19,38 @@ use super::image::Image;
 use crate::devices::virtio::Buffers;
 use crate::ram::GuestRam;
 
-/// How an image is locked against other processes.
+/// What is to become of a range of bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lock {
-    /// With others that read.
+pub(super) enum RangeLock {
+    /// Locked with others that lock it so (`F_RDLCK`).
     Shared,
-    /// Alone.
-    Exclusive,
+    /// Locked alone (`F_WRLCK`).
+    Alone,
+    /// Not locked.
+    Free,
 }
 
-/// Locks the whole file for this open file (`F_OFD_SETLK`, fcntl(2)); whether nobody else has a lock that forbids it. The lock
-/// ends when the file is closed.
+fn region(lock: RangeLock, bytes: &Range<u64>) -> libc::flock {
+    // SAFETY: a flock of zeros is one; what counts is set below.
+    let mut region: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = match lock {
+        RangeLock::Shared => libc::F_RDLCK,
+        RangeLock::Alone => libc::F_WRLCK,
+        RangeLock::Free => libc::F_UNLCK,
+    };
+    region.l_type = kind as libc::c_short;
+    region.l_whence = libc::SEEK_SET as libc::c_short;
+    (region.l_start, region.l_len) = (bytes.start as i64, (bytes.end - bytes.start) as i64);
+    region
+}
+
+/// Locks these bytes for this open file, or lets go of them (`F_OFD_SETLK`, fcntl(2)); whether nobody else has a lock that forbids it.
+/// What was locked before stays then. Locks end when the file is closed.
 ///
 /// # Errors
 /// When the file can have no locks.
-pub(super) fn lock(file: &File, lock: Lock) -> io::Result<bool> {
-    let kind = if lock == Lock::Shared { libc::F_RDLCK } else { libc::F_WRLCK };
-    // SAFETY: a flock of zeros is one; what counts is set below.
-    let mut region: libc::flock = unsafe { std::mem::zeroed() };
-    region.l_type = kind as libc::c_short;
-    region.l_whence = libc::SEEK_SET as libc::c_short;
+pub(super) fn lock(file: &File, lock: RangeLock, bytes: &Range<u64>) -> io::Result<bool> {
+    let region = region(lock, bytes);
     // SAFETY: the descriptor is open, and the structure is one that the call takes and lives until it returns.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &region) } {
         0 => Ok(true),
@@ -45,6 +58,19 @@ pub(super) fn lock(file: &File, lock: Lock) -> io::Result<bool> {
             e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
             e => Err(e),
         },
+    }
+}
+
+/// Whether another open file has a lock on one of these bytes (`F_OFD_GETLK`).
+///
+/// # Errors
+/// When the file can have no locks.
+pub(super) fn is_locked(file: &File, bytes: &Range<u64>) -> io::Result<bool> {
+    let mut region = region(RangeLock::Alone, bytes);
+    // SAFETY: as above, and the call writes into the structure.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut region) } {
+        0 => Ok(region.l_type != libc::F_UNLCK as libc::c_short),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -161,6 +187,14 @@ impl Ring {
         let ring = IoUring::builder().setup_clamp().build(operations.into())?;
         Ok(Self { ring, image: Arc::clone(image), ram: Arc::clone(ram), flights: HashMap::new() })
     }
+
+    /// Waits until one has ended.
+    fn wait(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            waited => waited.map(drop),
+        }
+    }
 }
 
 impl Engine for Ring {
@@ -212,13 +246,6 @@ impl Engine for Ring {
 
     fn flying(&self) -> usize {
         self.flights.len()
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        match self.ring.submit_and_wait(1) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-            waited => waited.map(drop),
-        }
     }
 
     fn event(&self) -> Option<RawFd> {

@@ -4,7 +4,7 @@ mod engines;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ fn config(readonly: bool) -> BlockConfig {
 
 fn describe(config: &BlockConfig) -> DeviceDescription {
     let (id, kind) = ("disk0".try_into().unwrap(), "virtio-blk".try_into().unwrap());
-    DeviceDescription { id, kind, version: 1, config: Vec::new() }.with_config(config).unwrap()
+    DeviceDescription { id, kind, version: 1, features: 0, config: Vec::new() }.with_config(config).unwrap()
 }
 
 #[derive(Clone, Copy, Default)]

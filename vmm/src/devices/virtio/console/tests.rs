@@ -29,7 +29,7 @@ impl Write for Sink {
 
 fn console(sink: &Sink) -> VirtioConsole {
     let (id, kind) = ("console0".try_into().unwrap(), "virtio-console".try_into().unwrap());
-    let description = DeviceDescription { id, kind, version: 1, config: Vec::new() };
+    let description = DeviceDescription { id, kind, version: 1, features: 0, config: Vec::new() };
     VirtioConsole::new(&description, ConsoleOutput::new(sink.clone())).unwrap()
 }
 

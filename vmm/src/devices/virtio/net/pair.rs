@@ -219,8 +219,9 @@ impl Handler for Pair {
         if set.contains(EventSet::IN) { self.receive(events) } else { Ok(()) }
     }
 
-    fn quiesce(&mut self) {
+    fn quiesce(&mut self) -> bool {
         let mut queue = lock(&self.activation, 2 * self.number);
         self.receiver.put_back(&mut queue);
+        true
     }
 }

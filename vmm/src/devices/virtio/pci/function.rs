@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::common;
 use super::layout::{
     BAR, BAR_SIZE, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STRIDE, Offsets, config_space,
 };
@@ -12,7 +13,7 @@ use super::transport::{SavedVirtio, Transport};
 use crate::devices::host::Host;
 use crate::devices::pci::{ConfigSpace, Msix, PciFunction, msix};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::{Device, DeviceDescription, DeviceError, StillBusy};
+use crate::devices::{Device, DeviceDescription, DeviceError, Handover, StillBusy};
 use crate::record::{Record, RecordError};
 
 /// Where the BAR is while nobody decodes it: nowhere.
@@ -44,6 +45,7 @@ pub(in crate::devices) fn make(
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let no = |what: &str| description.refused(std::io::Error::other(what.to_owned()));
     let bus = host.pci.as_ref().ok_or_else(|| no("no PCI host bridge is described before it"))?;
+    let description = description.clone().with_features(common::offered(device.as_ref()))?;
     let queues = device.queue_sizes().len();
     // One for the configuration.
     let vectors = (queues + 1).min(msix::MAX_VECTORS) as u16;
@@ -51,10 +53,11 @@ pub(in crate::devices) fn make(
     let (config, offsets) = config_space(device.device_type(), vectors, address);
     let interrupts = host.interrupts.messages(vectors).map_err(|e| description.refused(e))?;
     let shared = Arc::new(Shared::new(&description.id, Msix::new(&description.id, vectors, interrupts), queues));
-    let transport = Transport::new(device, Arc::clone(&host.ram), Arc::clone(&host.io_events), shared);
+    let transport =
+        Transport::new(device, description.features, Arc::clone(&host.ram), Arc::clone(&host.io_events), shared);
     let function = Arc::new(VirtioFunction {
-        description: description.clone(),
         transport: transport.map_err(|e| description.refused(e))?,
+        description,
         initial: config.clone(),
         config: Mutex::new(config),
         offsets,
@@ -179,6 +182,10 @@ impl Device for VirtioFunction {
         let mut config = self.lock();
         *config = self.initial.clone();
         self.apply(&config);
+    }
+
+    fn hand_over(&self, step: Handover, deadline: Instant) -> Result<(), DeviceError> {
+        self.transport.device().hand_over(step, deadline)
     }
 
     fn save(&self) -> Result<Record, RecordError> {

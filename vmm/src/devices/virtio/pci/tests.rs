@@ -57,10 +57,11 @@ impl Handler for Serving {
         queue.notify()
     }
 
-    fn quiesce(&mut self) {
+    fn quiesce(&mut self) -> bool {
         while self.is_slow.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
+        true
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, CommonConfig, DRIVER_OK, F_EVENT_IDX, FEATURES_OK, NEEDS_RESET, STATUS};
+use super::common::{CommonConfig, DRIVER_OK, F_EVENT_IDX, FEATURES_OK, NEEDS_RESET, STATUS};
 use super::layout::{NOTIFY, NOTIFY_STRIDE};
 use super::shared::Shared;
 use crate::bounded::{Block, at_most};
@@ -78,6 +78,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Transport {
     device: Arc<dyn VirtioDevice>,
+    /// All that is offered to its driver.
+    offered: u64,
     ram: Arc<GuestRam>,
     io_events: Arc<dyn IoEvents>,
     pub(super) shared: Arc<Shared>,
@@ -88,6 +90,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(
         device: Arc<dyn VirtioDevice>,
+        offered: u64,
         ram: Arc<GuestRam>,
         io_events: Arc<dyn IoEvents>,
         shared: Arc<Shared>,
@@ -96,7 +99,7 @@ impl Transport {
         let queues = (0..).zip(sizes).map(|(index, size)| Ok(Arc::new(Virtqueue::new(index, *size)?)));
         let queues = queues.collect::<std::io::Result<_>>()?;
         let state = State { common: CommonConfig::new(sizes), phase: Phase::Idle, events_at: None };
-        Ok(Self { device, ram, io_events, shared, queues, state: Mutex::new(state) })
+        Ok(Self { device, offered, ram, io_events, shared, queues, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -110,7 +113,7 @@ impl Transport {
     pub(super) fn read_common(&self, offset: u64, data: &mut [u8]) {
         let mut state = self.lock();
         self.end_reset(&mut state);
-        state.common.read(offset, data, common::offered(self.device()), &self.shared);
+        state.common.read(offset, data, self.offered, &self.shared);
     }
 
     /// Takes a register's new value. `bar` is where the BAR is, if it is decoded.
@@ -138,7 +141,7 @@ impl Transport {
     fn add_status(&self, state: &mut State, bits: u8, bar: Option<u64>) {
         let before = self.shared.status();
         let mut bits = bits & !NEEDS_RESET & !before;
-        if bits & FEATURES_OK != 0 && !state.common.has_possible_features(common::offered(self.device())) {
+        if bits & FEATURES_OK != 0 && !state.common.has_possible_features(self.offered) {
             bits &= !FEATURES_OK;
         }
         if (before | bits) & FEATURES_OK == 0 {
@@ -289,7 +292,7 @@ impl Transport {
         if !common.queues.iter().zip(sizes).all(possible) {
             return Err("a queue has a size that it cannot have here".into());
         }
-        let offered = common::offered(self.device());
+        let offered = self.offered;
         if saved.status & FEATURES_OK != 0 && !common.has_possible_features(offered) {
             return Err(format!(
                 "the features {:#x} are in use, here {offered:#x} are offered",

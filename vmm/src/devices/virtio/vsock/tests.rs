@@ -22,7 +22,9 @@ const SIZE: u32 = 4096;
 
 fn description(cid: u32) -> DeviceDescription {
     let (id, kind) = ("vsock0".try_into().unwrap(), KIND.try_into().unwrap());
-    DeviceDescription { id, kind, version: 1, config: Vec::new() }.with_config(&VsockConfig { cid }).unwrap()
+    DeviceDescription { id, kind, version: 1, features: 0, config: Vec::new() }
+        .with_config(&VsockConfig { cid })
+        .unwrap()
 }
 
 /// A device at work, its driver, and where the host's programs are.

@@ -25,7 +25,7 @@ fn config(pairs: u16) -> NetConfig {
 
 fn description(config: &NetConfig) -> DeviceDescription {
     let (id, kind) = ("net0".try_into().unwrap(), KIND.try_into().unwrap());
-    DeviceDescription { id, kind, version: 1, config: Vec::new() }.with_config(config).unwrap()
+    DeviceDescription { id, kind, version: 1, features: 0, config: Vec::new() }.with_config(config).unwrap()
 }
 
 /// An interface at work, and the driver's side of its queues.
