@@ -9,6 +9,7 @@
 //! | a tap by which a guest reaches this host | `host_tap.rs` |
 //! | taps, and frames that go through them | `tap.rs` |
 //! | who talks to a guest over them | `echo.rs` |
+//! | a file system of one's own | `mount.rs` |
 //! | a control group of one's own | `group.rs` |
 //!
 //! Processes and consoles are not here: tests keep all that was said, for when one fails, and benchmarks when it was said.
@@ -18,6 +19,7 @@ pub mod echo;
 pub mod group;
 pub mod host;
 pub mod host_tap;
+pub mod mount;
 pub mod network;
 mod sys;
 pub mod tap;

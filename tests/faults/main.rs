@@ -2,6 +2,7 @@
 //! sides say what happened in one line with a code of its own, and nothing of the guest is lost.
 
 mod crashes;
+mod disks;
 mod garbage;
 mod hostile_state;
 mod refusals;
@@ -16,6 +17,7 @@ fn main() -> std::process::ExitCode {
     stream::add(&mut trials);
     switchover::add(&mut trials);
     crashes::add(&mut trials);
+    disks::add(&mut trials);
     garbage::add(&mut trials);
     hostile_state::add(&mut trials);
     silence::add(&mut trials);

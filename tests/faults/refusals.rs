@@ -22,6 +22,7 @@ pub(crate) fn add(trials: &mut Trials) {
     trial!(trials, [Kvm], too_little_memory_there);
     trial!(trials, [Kvm], another_processor_there);
     trial!(trials, [Kvm], an_unknown_device);
+    trial!(trials, [Kvm], a_feature_that_a_driver_may_have_accepted);
     trial!(trials, [Kvm], every_refusal_has_its_code_at_the_source);
     trial!(trials, [Kvm], a_machine_that_cannot_be_is_refused);
 }
@@ -214,6 +215,28 @@ fn an_unknown_device() -> Result<()> {
     let mut newer = offer;
     newer.machine.devices[0].version += 100;
     refused(&sandbox, newer, RefusalReason::Devices, 13, &["serial0", "serial-16550a", "version 101"])
+}
+
+fn a_feature_that_a_driver_may_have_accepted() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let offer = real_offer(&sandbox)?;
+    let of_rng = |offer: &mut Offer, change: fn(u64) -> u64| -> Result<()> {
+        let rng = offer.machine.devices.iter_mut().find(|device| device.id.as_str() == "rng0");
+        let rng = rng.context("no rng0")?;
+        ensure!(rng.features != 0, "it offers nothing");
+        rng.features = change(rng.features);
+        Ok(())
+    };
+    let mut more = offer.clone();
+    of_rng(&mut more, |features| features | 1 << 40)?;
+    refused(&sandbox, more, RefusalReason::Devices, 13, &["'rng0'", "virtio-rng", "features 0x10000000000"])?;
+    // What it does not offer there it need not have here.
+    let mut fewer = offer;
+    of_rng(&mut fewer, |features| features & !(1 << 29))?;
+    let destination = sandbox.receive(&Workload::default())?;
+    let answer = answer_to(&destination.address, fewer)?;
+    ensure!(matches!(answer, Message::Accept(_)), "{} instead of accept", answer.name());
+    Ok(())
 }
 
 fn every_refusal_has_its_code_at_the_source() -> Result<()> {

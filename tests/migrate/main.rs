@@ -3,6 +3,7 @@
 mod arrives;
 mod cold;
 mod devices;
+mod disks;
 mod downtime;
 mod given_up;
 mod lazy;
@@ -15,6 +16,7 @@ fn main() -> std::process::ExitCode {
     arrives::add(&mut trials);
     cold::add(&mut trials);
     devices::add(&mut trials);
+    disks::add(&mut trials);
     downtime::add(&mut trials);
     given_up::add(&mut trials);
     lazy::add(&mut trials);

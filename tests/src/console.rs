@@ -103,6 +103,14 @@ impl GuestConsole {
             .context("no report")
     }
 
+    /// The next line, from now on, that `wanted` takes.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn next<T>(&self, wanted: impl Fn(Line) -> Option<T>) -> Result<T> {
+        self.find(self.output.len(), wanted)
+    }
+
     /// Has the guest compare every page it has written, and checks that none has lost its contents, now or before.
     ///
     /// # Errors

@@ -20,6 +20,8 @@ pub enum Need {
     Network,
     /// A tap interface, and `ip` to make it.
     Tap,
+    /// A file system of one's own.
+    Mount,
     /// A KVM whose guests run ring 0 natively, and the files of a Linux guest.
     LinuxGuest,
     /// QEMU, as a peer.
@@ -52,6 +54,7 @@ pub(crate) fn missing(need: Need) -> Option<String> {
             let tun = Path::new("/dev/net/tun");
             (!tun.exists()).then(|| "no /dev/net/tun: `modprobe tun`".into())
         }),
+        Need::Mount => may_be_used().err().or_else(|| harness::mount::PROGRAMS.into_iter().find_map(no_program)),
         Need::LinuxGuest if emulates_ring_0() => {
             Some("only in the lab: KVM here emulates ring 0, too slowly for Linux".into())
         }
@@ -62,6 +65,11 @@ pub(crate) fn missing(need: Need) -> Option<String> {
             found.err().map(|e| format!("no QEMU (package qemu-system-x86): {e}"))
         }
     }
+}
+
+fn no_program(program: &str) -> Option<String> {
+    let found = Command::new(program).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.err().map(|e| format!("no `{program}` (packages e2fsprogs, util-linux): {e}"))
 }
 
 fn no_iproute(program: &str) -> Option<String> {

@@ -10,6 +10,7 @@
 //! | a machine: process, console, API socket | `machine.rs` |
 //! | a stock Linux guest, here or on QEMU | `linux.rs` |
 //! | the other end of a Linux guest's stream of bytes | `stream_peer.rs` |
+//! | a disk of its, and whether all on it is right | `disk.rs` |
 //! | `memory-agent` beside a machine | `agent.rs` |
 //! | one migration, as its command line shows it | `migration.rs` |
 //! | which side runs the guest | `owner.rs` |
@@ -22,6 +23,7 @@ pub mod agent;
 pub mod binary;
 pub mod console;
 pub mod cutter;
+pub mod disk;
 pub mod group;
 pub mod host;
 pub mod linux;

@@ -20,7 +20,7 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30 * SLOWER);
 const PARAMETERS: &str = "console=ttyS0 panic=-1";
 
 /// The program of QEMU.
-pub(crate) fn qemu() -> OsString {
+pub fn qemu() -> OsString {
     std::env::var_os(QEMU).unwrap_or_else(|| "qemu-system-x86_64".into())
 }
 
