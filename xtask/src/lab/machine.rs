@@ -54,9 +54,9 @@ fn section(log: &str, trial: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Processors {
     /// Two, each in a thread of its own: the quickest. Now and then the emulator goes on in a nested guest with its host's
-    /// instruction pointer, stack and interrupt table (docs/host-kernel.md): for what runs no guests.
+    /// instruction pointer, stack and interrupt table (docs/host-kernel.md).
     Parallel,
-    /// Two, which take turns in one thread.
+    /// Two, which take turns in one thread. Linux guests with two vCPUs stand still there.
     InTurn,
     /// One, whose time stamp counter counts instructions: slower, and the same in every run.
     Counting,

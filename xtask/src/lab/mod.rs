@@ -107,6 +107,9 @@ struct Run {
     /// How long the machine may take, minutes.
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: u64,
+    /// The emulated processors take turns: slower, and the embedded guest is not lost when it migrates.
+    #[arg(long)]
+    in_turn: bool,
     /// The command, such as `./thermocline doctor`.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -165,7 +168,13 @@ impl Host {
         initramfs::make(script, contents).context("the lab's initramfs")
     }
 
-    fn machine<'a>(&'a self, name: &'a str, processors: Processors, initramfs: &'a Path, limit: Duration) -> LabMachine<'a> {
+    fn machine<'a>(
+        &'a self,
+        name: &'a str,
+        processors: Processors,
+        initramfs: &'a Path,
+        limit: Duration,
+    ) -> LabMachine<'a> {
         LabMachine {
             name,
             kernel: &self.image,
@@ -195,7 +204,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Run(run) => {
             let host = run.build.host()?;
             let initramfs = host.initramfs(&trials::script_of(&run.command.join(" ")))?;
-            let machine = host.machine("run", Processors::InTurn, &initramfs, Duration::from_secs(run.limit * 60));
+            let processors = if run.in_turn { Processors::InTurn } else { Processors::Parallel };
+            let machine = host.machine("run", processors, &initramfs, Duration::from_secs(run.limit * 60));
             let results = machine::run(&LabMachine { shows_everything: true, ..machine })?;
             match results.trials.first() {
                 Some(trial) if trial.code == 0 => Ok(()),
@@ -206,7 +216,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Command::Shell(build) => {
             let host = build.host()?;
             let initramfs = host.initramfs("")?;
-            machine::shell(&host.machine("shell", Processors::InTurn, &initramfs, Duration::MAX))
+            machine::shell(&host.machine("shell", Processors::Parallel, &initramfs, Duration::MAX))
         }
     }
 }
@@ -268,6 +278,7 @@ fn run_script(host: &Host, load: Load, script: &str, limit: Duration) -> Result<
     let (name, processors) = match load {
         Load::Programs => ("test", Processors::Parallel),
         Load::Guests => ("test-guests", Processors::InTurn),
+        Load::LinuxGuests => ("test-linux", Processors::Parallel),
     };
     let boot = || {
         let initramfs = host.initramfs(script)?;

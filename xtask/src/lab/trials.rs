@@ -11,12 +11,14 @@ use super::kernel::{Flavour, Series, Variant};
 pub(super) enum Load {
     /// Programs of the lab's own.
     Programs,
-    /// Guests too.
+    /// The embedded guest.
     Guests,
+    /// Stock Linux guests.
+    LinuxGuests,
 }
 
 impl Load {
-    pub(super) const ALL: [Self; 2] = [Self::Programs, Self::Guests];
+    pub(super) const ALL: [Self; 3] = [Self::Programs, Self::Guests, Self::LinuxGuests];
 }
 
 /// What is run, name, and the command as the lab's shell runs it, in the folder that has the programs; `{expected}` is the
@@ -67,8 +69,8 @@ const TRIALS: &[(Load, &str, &str)] = &[
         "swap goes away while a cold guest moves",
         "./migrate swap_goes_away_while_cold_pages_move --show-output",
     ),
-    (Load::Guests, "linux 6.12 as a guest", "with_linux 6.12 ./linux --show-output"),
-    (Load::Guests, "linux 6.1 as a guest", "with_linux 6.1 ./linux --show-output"),
+    (Load::LinuxGuests, "linux 6.12 as a guest", "with_linux 6.12 ./linux --show-output"),
+    (Load::LinuxGuests, "linux 6.1 as a guest", "with_linux 6.1 ./linux --show-output"),
 ];
 
 /// What is in the commands of trials that boot Linux guests.
@@ -217,8 +219,8 @@ mod tests {
         let variant = |flavour| Variant { series: Series::V6_12, flavour, checks: Checks::Vm };
         let all = Load::ALL.map(|load| script(variant(Flavour::Stock), load, &[]).unwrap_or_default());
         assert_eq!(all.iter().map(|script| script.matches("LAB-BEGIN").count()).sum::<usize>(), TRIALS.len());
-        let [all, guests] = all;
-        for program in ["./migrate", "./agent", "./launch", "./linux"] {
+        let [all, guests, linux] = all;
+        for program in ["./migrate", "./agent", "./launch"] {
             assert!(!all.contains(program) && guests.contains(program), "{program} runs guests");
         }
         assert!(all.contains("--expect-stock") && !all.contains("{expected}"));
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!(script(variant(Flavour::Patched), Load::Guests, &filter), None);
         assert_eq!(some.matches("LAB-BEGIN").count(), 2);
         assert!(some.contains("--expect-marker --expect-exact --only none"));
-        assert!(needs_linux(&guests) && !needs_linux(&some));
+        assert!(needs_linux(&linux) && !needs_linux(&guests) && !needs_linux(&some));
         assert!(check(&[]).is_ok() && check(&["hints".into(), "soak".into()]).is_ok());
         let e = check(&["hints".into(), "hint s".into()]).unwrap_err().to_string();
         assert!(e.starts_with("there is no trial with \"hint s\"") && e.contains("\n  kernel soak\n"), "{e}");
