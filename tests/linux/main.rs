@@ -4,6 +4,7 @@
 
 mod devices;
 mod ends;
+mod migrate;
 mod peer;
 mod stream;
 
@@ -13,5 +14,6 @@ fn main() -> std::process::ExitCode {
     devices::add(&mut trials);
     ends::add(&mut trials);
     stream::add(&mut trials);
+    migrate::add(&mut trials);
     trials.run()
 }

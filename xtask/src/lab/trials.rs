@@ -69,8 +69,10 @@ const TRIALS: &[(Load, &str, &str)] = &[
         "swap goes away while a cold guest moves",
         "./migrate swap_goes_away_while_cold_pages_move --show-output",
     ),
-    (Load::LinuxGuests, "linux 6.12 as a guest", "with_linux 6.12 ./linux --show-output"),
-    (Load::LinuxGuests, "linux 6.1 as a guest", "with_linux 6.1 ./linux --show-output"),
+    (Load::LinuxGuests, "linux 6.12 as a guest", "with_linux 6.12 ./linux --skip migrates --show-output"),
+    (Load::LinuxGuests, "linux 6.1 as a guest", "with_linux 6.1 ./linux --skip migrates --show-output"),
+    (Load::LinuxGuests, "linux-migrate 6.12", "with_linux 6.12 ./linux migrates --show-output"),
+    (Load::LinuxGuests, "linux-migrate 6.1", "with_linux 6.1 ./linux migrates --show-output"),
 ];
 
 /// What is in the commands of trials that boot Linux guests.

@@ -12,8 +12,8 @@ use crate::Outcome;
 
 const PAGE_BYTES: usize = 4096;
 /// Of each processor's thread: pages that it works with, and pages that it writes once.
-const WORKING_SET: usize = 4 << 20 >> 12;
-const COLD: usize = 48 << 20 >> 12;
+const WORKING_SET: usize = 2 << 20 >> 12;
+const COLD: usize = 16 << 20 >> 12;
 /// Pages between two pauses.
 const BURST: usize = 8;
 const PAUSE: Duration = Duration::from_millis(20);
