@@ -48,10 +48,17 @@ const GOES_ON: [(&str, u64); 6] =
 fn migrates_paced() -> Result<()> {
     there_and_back(&["--cold", "paced", "--window", "4MiB"], |Moved { before, report, after }| {
         let source = report.source;
-        must_be_near("source resident afterwards", source.resident_after, before.resident, NEAR)?;
-        must_be_near("source swapped afterwards", source.swapped_after, before.swapped, NEAR)?;
-        must_be_near("destination resident", after.resident, before.resident, NEAR)?;
-        must_be_near("destination swapped", after.swapped, before.swapped, NEAR)
+        // Of all that it has: the guest goes on working, and wakes some of it meanwhile.
+        let room = (before.resident + before.swapped) * NEAR / 100;
+        let near = |what: &str, found: u64, expected: u64| {
+            ensure!(found.abs_diff(expected) <= room, "{what}: {found} pages, not {expected} within {room}");
+            Ok(())
+        };
+        near("source resident afterwards", source.resident_after, before.resident)?;
+        near("source swapped afterwards", source.swapped_after, before.swapped)?;
+        near("destination resident", after.resident, before.resident)?;
+        // Pages of zeros become holes.
+        near("destination swapped", after.swapped + report.pages.zero, before.swapped)
     })
 }
 
