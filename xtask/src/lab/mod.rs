@@ -92,7 +92,7 @@ struct Build {
 struct Test {
     #[command(flatten)]
     build: Build,
-    /// Only trials whose names contain one of these.
+    /// Only trials whose names contain one of these [default: all but those of Linux guests, which take minutes each].
     #[arg(value_name = "NAME")]
     filter: Vec<String>,
     /// How long the machine may take, minutes.
