@@ -133,7 +133,7 @@ impl DiskBackend {
     }
 
     /// Opens the image, locks it, and looks at what it is. One whose guest is still elsewhere, and may write it, is locked by
-    /// [`Image::take`].
+    /// `Image::take`.
     ///
     /// # Errors
     /// Why it cannot be a disk.
