@@ -9,6 +9,7 @@ mod given_up;
 mod lazy;
 mod net;
 mod resource;
+mod soak;
 mod two_hosts;
 
 fn main() -> std::process::ExitCode {
@@ -22,6 +23,7 @@ fn main() -> std::process::ExitCode {
     lazy::add(&mut trials);
     net::add(&mut trials);
     resource::add(&mut trials);
+    soak::add(&mut trials);
     two_hosts::add(&mut trials);
     trials.run()
 }

@@ -124,12 +124,20 @@ impl Sandbox {
     /// When it does not come so far.
     pub fn boot_devices(&self, prefix: &[&str], guest: &str, more: &[&str]) -> Result<Machine> {
         let workload = Workload { memory: 64, working_set: 2, cold: 0, rate: 100, writes: 50, cpus: 1 };
+        self.boot_driving(prefix, &workload, guest, more)
+    }
+
+    /// The same with another workload beside.
+    ///
+    /// # Errors
+    /// As [`Sandbox::boot_devices`].
+    pub fn boot_driving(&self, prefix: &[&str], workload: &Workload, guest: &str, more: &[&str]) -> Result<Machine> {
         let mut arguments = workload.arguments();
         if let Some(kernel) = arguments.last_mut() {
             kernel.push(',');
             kernel.push_str(guest);
         }
-        self.boot_arguments(prefix, arguments, more, &workload)
+        self.boot_arguments(prefix, arguments, more, workload)
     }
 
     fn boot_as(&self, prefix: &[&str], more: &[&str], workload: &Workload) -> Result<Machine> {
